@@ -1,0 +1,22 @@
+# Both commands work from a bare clone with Python 3.11 or newer: they make a virtual environment in .venv first.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/ready
+	$(BIN)/python infer.py
+
+test: .venv/ready
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# The pins first, without what they pull in; then the project itself, which checks that they satisfy its ranges.
+.venv/ready: requirements.txt setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lida needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf .venv outputs build *.egg-info

@@ -1,0 +1,92 @@
+"""The forward process q(x_t | x_0) of DDPM and the loss that trains a noise predictor (Ho et al. 2020)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+
+def randn_like(x: Tensor, generator: Generator | None = None) -> Tensor:
+    """Standard normal noise of x's shape, drawn where the generator lives: a CPU seed means the same on every device."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+
+
+@dataclass(frozen=True)
+class NoiseScheduleConfig:
+    """The fields of diffusers' scheduler_config.json that Stable Diffusion 1.5 uses, with DDIMScheduler's defaults."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+
+    fixed: ClassVar[dict] = {
+        "trained_betas": None, "prediction_type": "epsilon", "clip_sample": False, "thresholding": False,
+        "timestep_spacing": "leading", "rescale_betas_zero_snr": False, "skip_prk_steps": True,
+    }  # fmt: skip
+    advisory: ClassVar[tuple] = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")  # of what is off
+
+
+class NoiseSchedule:
+    """alpha-bar of DDPM's T steps, and the steps that a sampler of N of them visits."""
+
+    def __init__(self, config: NoiseScheduleConfig):
+        self.config = config
+        T, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+        if config.beta_schedule == "scaled_linear":  # linear in sqrt(beta): latent diffusion's
+            betas = torch.linspace(start**0.5, end**0.5, T, dtype=torch.float32) ** 2
+        elif config.beta_schedule == "linear":
+            betas = torch.linspace(start, end, T, dtype=torch.float32)
+        else:
+            raise ValueError(f"beta_schedule {config.beta_schedule!r} is not one of linear, scaled_linear")
+        self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)  # (T,)
+        # What stands for alpha-bar past the last step: SD1.5 never quite reaches the clean image.
+        self.final_alpha_cumprod = torch.tensor(1.0) if config.set_alpha_to_one else self.alphas_cumprod[0]
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, equation 4), for (B,) or () timesteps."""
+        abar = self.alphas_cumprod.to(latents.device, latents.dtype)[timesteps]
+        abar = abar.reshape(-1, *[1] * (latents.ndim - 1))
+        return abar.sqrt() * latents + (1 - abar).sqrt() * noise
+
+    def alpha_cumprod(self, t: int) -> Tensor:
+        """abar_t, and the last one's value for t < 0."""
+        return self.alphas_cumprod[t] if t >= 0 else self.final_alpha_cumprod
+
+    def timesteps(self, num_inference_steps: int, strength: float = 1.0) -> list[tuple[int, int]]:
+        """The pairs (t, t_prev) to walk, from noisy to clean, spaced as diffusers' "leading"; the last t_prev is -1.
+
+        A strength below 1 leaves out the first steps (SDEdit, Meng et al. 2022): int(N * strength) of N are walked.
+        Raises ValueError where N steps do not fit into the schedule.
+        """
+        T, N = self.config.num_train_timesteps, num_inference_steps
+        ratio = T // N if 0 < N <= T else 0
+        if not ratio or (N - 1) * ratio + self.config.steps_offset >= T:
+            raise ValueError(f"num_inference_steps must be between 1 and {T - 1}, not {N}")
+        steps = [k * ratio + self.config.steps_offset for k in reversed(range(N))]
+        return list(zip(steps, [*steps[1:], -1]))[N - min(int(N * strength), N) :]
+
+
+def noise_prediction_loss(
+    unet: Callable[[Tensor, Tensor, Tensor], Tensor],
+    schedule: NoiseSchedule,
+    latents: Tensor,
+    encoder_hidden_states: Tensor,
+    noise: Tensor | None = None,
+    timesteps: Tensor | None = None,
+) -> Tensor:
+    """|| eps - eps_theta(x_t, t, c) ||^2, averaged (Ho et al. 2020, equation 14).
+
+    latents (B, 4, h, w), encoder_hidden_states (B, M, C); noise like latents and timesteps (B,) are drawn unless given.
+    """
+    noise = torch.randn_like(latents) if noise is None else noise
+    if timesteps is None:
+        timesteps = torch.randint(schedule.config.num_train_timesteps, latents.shape[:1], device=latents.device)
+    noise_pred = unet(schedule.add_noise(latents, noise, timesteps), timesteps, encoder_hidden_states)
+    return F.mse_loss(noise_pred.float(), noise.float())

@@ -1,0 +1,51 @@
+"""Prompts -> encoder_hidden_states, by CLIP's text encoder and tokenizer (Radford et al. 2021) through transformers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+class TextEncoder(nn.Module):
+    """A CLIPTextModel with its tokenizer; the encoder of Stable Diffusion 1.5 is CLIP ViT-L/14's."""
+
+    def __init__(self, model: CLIPTextModel, tokenizer: CLIPTokenizer):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @property
+    def width(self) -> int:
+        """Channels of what it returns: the UNet's cross_attention_dim."""
+        return self.model.config.hidden_size
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, 77): cut to fit, and filled up with the tokenizer's pad token, which SD1.5's encoder does read."""
+        length = self.model.config.max_position_embeddings
+        ids = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
+        return ids.to(next(self.parameters()).device)
+
+    def forward(self, prompts: str | Sequence[str], clip_skip: int = 0) -> Tensor:
+        """The last hidden state (B, 77, C) after the final norm, or the one `clip_skip` layers earlier, normed alike.
+
+        clip_skip counts from 0 as diffusers does; A1111 and kohya count from 1. Raises ValueError beyond the layers.
+        """
+        layers = self.model.config.num_hidden_layers
+        if not 0 <= clip_skip < layers:
+            raise ValueError(f"clip_skip must be between 0 and {layers - 1}, not {clip_skip}")
+        ids = self.tokenize([prompts] if isinstance(prompts, str) else prompts)
+        if not clip_skip:
+            return self.model(ids).last_hidden_state
+        hidden = self.model(ids, output_hidden_states=True).hidden_states[-1 - clip_skip]
+        inner = getattr(self.model, "text_model", self.model)  # transformers 5.6 flattened the model
+        return inner.final_layer_norm(hidden)
+
+
+def encode_prompts(text_encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
+    """What text_encoder(prompts) gives, computing each different prompt once: captions of faces repeat themselves."""
+    different = sorted(set(prompts))
+    rows = torch.tensor([different.index(prompt) for prompt in prompts], device=next(text_encoder.parameters()).device)
+    return text_encoder(different)[rows]

@@ -1,0 +1,111 @@
+"""A small Stable Diffusion with random weights, written by diffusers and transformers, and pictures made of noise."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import lida
+
+ROOT = Path(__file__).parent.parent
+
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64, 64),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "norm_num_groups": 16,
+    "cross_attention_dim": 48,
+    "attention_head_dim": 4,
+}
+VAE = {
+    "block_out_channels": (16, 32, 32, 32),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "norm_num_groups": 8,
+    "sample_size": 64,
+}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return CLIPTokenizer.from_pretrained(ROOT / "weights" / "lida-tiny" / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A model folder in diffusers' layout, as its own classes write it."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    pipe = diffusers.StableDiffusionPipeline(
+        diffusers.AutoencoderKL(**VAE), CLIPTextModel(text), tokenizer, diffusers.UNet2DConditionModel(**UNET),
+        diffusers.DDIMScheduler(**SCHEDULE), None, None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sd(folder) -> lida.StableDiffusion:
+    return lida.StableDiffusion.load(folder)
+
+
+@pytest.fixture
+def pipe(folder) -> diffusers.StableDiffusionPipeline:
+    """The same folder in diffusers."""
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth coloured noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def box_mask(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
+    """White in the box."""
+    mask = Image.new("L", (width, height), 0)
+    mask.paste(255, box)
+    return mask
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """An imagefolder of six pictures with three captions."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    lines = []
+    for i in range(6):
+        noise_image(70, 80, i).save(folder / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": f"a portrait photo of a man, age {i % 3}0s"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """max |a - b| / max |b|."""
+    return float(((a - b).abs().max() / b.abs().max()).detach())

@@ -1,0 +1,76 @@
+"""Low-rank adaptation (Hu et al. 2022): the layer that trains, and putting it into a model."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CROSS_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+SELF_ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
+
+
+class LoRALinear(nn.Linear):
+    """y = W x + b + (alpha / rank) B A x, with W and b frozen (Hu et al. 2022, equation 3).
+
+    It adopts the weight of the layer it replaces, so that the base model's keys stay as they are, and adds `lora_down`
+    (A: rank, in_features) and `lora_up` (B: out_features, rank) in float32. A begins normal with deviation 1 / rank, B at
+    zero: at first the layer computes what the base did. Raises ValueError for a rank below 1.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float | None = None):
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, not {rank}")
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.weight.requires_grad_(False)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        device = base.weight.device
+        self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
+        self.lora_down = nn.Parameter(torch.randn(rank, base.in_features, device=device) / rank)
+        self.lora_up = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = super().forward(x)
+        h = x.to(self.lora_down.dtype)  # the adapter stays in float32 over a base in half precision
+        return base + (self.scale * F.linear(F.linear(h, self.lora_down), self.lora_up)).to(base.dtype)
+
+
+def inject_lora(
+    model: nn.Module, rank: int, alpha: float | None = None, targets: Sequence[str] = CROSS_ATTENTION
+) -> dict[str, LoRALinear]:
+    """Freeze the model and replace each linear layer whose path ends in one of `targets` by a LoRALinear, in place.
+
+    alpha defaults to rank, a scale of 1. Returns the new layers by module path, in the model's order. Raises ValueError
+    where a target matches no linear layer, or one that has its LoRA already.
+    """
+    model.requires_grad_(False)
+    found = [(path, target) for path in module_paths(model) for target in targets if f".{path}".endswith(f".{target}")]
+    for target in targets:
+        if target not in (t for _, t in found):
+            raise ValueError(f"target {target!r} matches no linear layer; targets are ends of paths such as attn2.to_q")
+    layers = {}
+    for path in dict.fromkeys(path for path, _ in found):
+        base = model.get_submodule(path)
+        if isinstance(base, LoRALinear):
+            raise ValueError(f"{path} has a LoRA already")
+        parent, _, name = path.rpartition(".")
+        layers[path] = LoRALinear(base, rank, alpha)
+        setattr(model.get_submodule(parent), name, layers[path])
+    return layers
+
+
+def module_paths(model: nn.Module) -> list[str]:
+    """The paths of a model's linear layers."""
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def lora_parameters(layers: Iterable[LoRALinear]) -> list[nn.Parameter]:
+    """What trains."""
+    return [parameter for layer in layers for parameter in (layer.lora_down, layer.lora_up)]

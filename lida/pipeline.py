@@ -1,0 +1,179 @@
+"""The loaded parts of Stable Diffusion, and the two things people do with them: paint from a prompt, and age a face."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from .adapters import Adapter, check_fits, combine, load_adapter
+from .checkpoint import load_schedule, load_text_encoder, load_unet, load_vae
+from .diffusion import NoiseSchedule, randn_like
+from .errors import InputError
+from .images import cut, mask_to_tensor, paste, square_about, to_images, to_tensor
+from .sampling import Blend, guided, mask_to_latents, sample
+from .text import TextEncoder, encode_prompts
+from .unet import UNet
+from .vae import VAE
+
+Progress = Callable[[list], Iterable]  # wraps the list of steps, as tqdm does
+
+
+@dataclass
+class StableDiffusion:
+    """A UNet, a VAE, a text encoder and a noise schedule that belong together, and adapters by name."""
+
+    unet: UNet
+    vae: VAE
+    text_encoder: TextEncoder
+    schedule: NoiseSchedule
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the modules that adapters changed, untouched
+
+    @classmethod
+    def load(
+        cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> "StableDiffusion":
+        """Load a folder in diffusers' layout. Raises InputError that names the file and what is amiss with it."""
+        if not Path(source).is_dir():
+            raise InputError(f"{source}: no such folder; give a model in diffusers' layout (unet/ vae/ text_encoder/ ...)")
+        unet, vae, text_encoder = (load(source, dtype) for load in (load_unet, load_vae, load_text_encoder))
+        widths = {"latent channels": (unet.config.out_channels, vae.config.latent_channels)}
+        widths["text width"] = (unet.config.cross_attention_dim, text_encoder.width)
+        widths["input channels"] = (unet.config.in_channels, unet.config.out_channels)
+        for what, (a, b) in widths.items():
+            if a != b:
+                raise InputError(f"{source}: the UNet's {what}, {a}, should be {b}; the parts are not of one model")
+        return cls(unet.to(device), vae.to(device), text_encoder.to(device), load_schedule(source))
+
+    @property
+    def resolution(self) -> int:
+        """The side in pixels of the squares that the UNet was trained on."""
+        return (self.unet.config.sample_size or 64) * self.vae.factor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lies."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The UNet's floating-point type."""
+        return self.unet.conv_in.weight.dtype
+
+    def load_adapter(self, name: str, source: str | Path | Adapter) -> Adapter:
+        """Read an adapter under a name, changing no weights; raises InputError where it does not fit the UNet."""
+        adapter = source if isinstance(source, Adapter) else load_adapter(source)
+        check_fits(adapter, self.unet, str(name if isinstance(source, Adapter) else source))
+        self.adapters[name] = adapter
+        return adapter
+
+    @torch.no_grad()
+    def set_adapters(self, names: Sequence[str], weights: Sequence[float]) -> None:
+        """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, from the base and never from the last merge.
+
+        Sampling then costs what the bare model costs. set_adapters([], []) is the base, bit for bit. Raises ValueError
+        for a name that was not loaded, and for another number of weights than names.
+        """
+        unknown = [name for name in names if name not in self.adapters]
+        if unknown:
+            raise ValueError(f"adapter {unknown[0]!r} is not loaded; loaded are {sorted(self.adapters)}")
+        if len(names) != len(weights) or len(set(names)) != len(names):
+            raise ValueError(f"one weight for each name, each name once: {list(names)}, {list(weights)}")
+        for path, weight in self.base_weights.items():
+            self.unet.get_submodule(path).weight.copy_(weight)
+        for path, delta in combine([self.adapters[name] for name in names], weights).items():
+            weight = self.unet.get_submodule(path).weight
+            base = self.base_weights.setdefault(path, weight.detach().clone())
+            weight.copy_(base.float() + delta.to(base.device))
+
+    def predictor(self, prompts: Sequence[str], negative_prompt: str, guidance_scale: float):
+        """The guided noise prediction for these prompts, as a function of latents and timesteps."""
+        cond = encode_prompts(self.text_encoder, prompts)  # (B, M, C)
+        return guided(self.unet, cond, self.text_encoder(negative_prompt).expand_as(cond), guidance_scale)
+
+
+@torch.no_grad()
+def generate(
+    sd: StableDiffusion,
+    prompt: str | Sequence[str],
+    *,
+    negative_prompt: str = "",
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    num_images_per_prompt: int = 1,
+    height: int | None = None,
+    width: int | None = None,
+    eta: float = 0.0,
+    generator: Generator | None = None,
+    output_type: str = "pil",
+    progress: Progress = list,
+) -> list[Image.Image] | Tensor:
+    """Paint from prompts by DDIM; `height` and `width` in pixels default to the model's own.
+
+    Returns pictures, or latents (B, 4, h, w) for output_type "latent". Raises ValueError for a size that the VAE cannot.
+    """
+    prompts = repeated(prompt, num_images_per_prompt)
+    sizes = [size or sd.resolution for size in (height, width)]
+    if any(size % sd.vae.factor for size in sizes):
+        raise ValueError(f"height and width must be multiples of {sd.vae.factor}, not {sizes[0]} and {sizes[1]}")
+    shape = (len(prompts), sd.unet.config.out_channels, *(size // sd.vae.factor for size in sizes))
+    latents = randn_like(torch.empty(shape, dtype=sd.dtype, device=sd.device), generator)
+    steps = sd.schedule.timesteps(num_inference_steps)
+    predict = sd.predictor(prompts, negative_prompt, guidance_scale)
+    latents = sample(predict, sd.schedule, latents, progress(steps), eta=eta, generator=generator)
+    return latents if output_type == "latent" else to_images(sd.vae.decode(latents))
+
+
+@torch.no_grad()
+def age_face(
+    sd: StableDiffusion,
+    image: Image.Image,
+    mask: Image.Image,
+    prompt: str | Sequence[str],
+    *,
+    negative_prompt: str = "",
+    strength: float = 0.6,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    num_images_per_prompt: int = 1,
+    context: float = 1.5,
+    eta: float = 0.0,
+    generator: Generator | None = None,
+    output_type: str = "pil",
+    progress: Progress = list,
+) -> list[Image.Image] | Tensor:
+    """Repaint the white of `mask` (L, the size of `image`) towards the prompt and leave every other pixel as it is.
+
+    A square about the mask, `context` times as long, is cut out and worked on at the model's resolution: noised by
+    `strength` (SDEdit, Meng et al. 2022), denoised by DDIM with the photograph put back outside the mask at each step
+    (Blended Latent Diffusion, Avrahami et al. 2023), decoded and pasted back. Strength 1 begins from noise alone.
+    Returns pictures of the input's size, or latents of the square for output_type "latent". Raises ValueError for a
+    strength that leaves no step to take.
+    """
+    if mask.size != image.size or mask.mode != "L":
+        raise ValueError(f"the mask is {mask.mode} {mask.size}, not L {image.size} as the image")
+    steps = sd.schedule.timesteps(num_inference_steps, strength)
+    if not 0 < strength <= 1 or not steps:
+        raise ValueError(f"strength {strength} of {num_inference_steps} steps leaves {len(steps)}; it lies in (0, 1]")
+    prompts = repeated(prompt, num_images_per_prompt)
+    box = square_about(mask, context)
+    pixel_values = to_tensor(cut(image, box, sd.resolution)).to(sd.device, sd.dtype)
+    pixel_mask = mask_to_tensor(cut(mask, box, sd.resolution))
+    init_latents = sd.vae.encode(pixel_values, generator).repeat(len(prompts), 1, 1, 1)
+    latent_mask = mask_to_latents(pixel_mask, init_latents.shape[2:]).to(init_latents)
+    noise = randn_like(init_latents, generator)
+    latents = noise if strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
+    predict = sd.predictor(prompts, negative_prompt, guidance_scale)
+    blend = Blend(latent_mask, init_latents, noise)
+    latents = sample(predict, sd.schedule, latents, progress(steps), blend, eta, generator)
+    if output_type == "latent":
+        return latents
+    return [paste(image, patch, box, mask) for patch in to_images(sd.vae.decode(latents))]
+
+
+def repeated(prompt: str | Sequence[str], count: int) -> list[str]:
+    """Each prompt `count` times in a row."""
+    return [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(count)]

@@ -1,0 +1,98 @@
+"""The schedule, the sampler's steps and whole runs equal diffusers'."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import SCHEDULE, box_mask, noise_image, relative
+from PIL import Image
+
+import lida
+from lida.sampling import mask_to_latents
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 30, 50, 300])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_ddim_steps_equal_diffusers(sd, steps, eta):
+    reference = diffusers.DDIMScheduler(**SCHEDULE)
+    reference.set_timesteps(steps)
+    pairs = sd.schedule.timesteps(steps)
+    assert [t for t, _ in pairs] == reference.timesteps.tolist()
+    latents, noise_pred = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    for t, t_prev in (pairs[0], pairs[len(pairs) // 2], pairs[-1]):
+        a, b = torch.Generator().manual_seed(t), torch.Generator().manual_seed(t)
+        ours = lida.ddim_step(sd.schedule, latents, noise_pred, t, t_prev, eta, a)
+        theirs = reference.step(noise_pred, t, latents, eta=eta, generator=b).prev_sample
+        assert relative(ours, theirs) <= 1e-5
+
+
+def test_add_noise_equals_diffusers(sd):
+    latents, noise, timesteps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    theirs = diffusers.DDIMScheduler(**SCHEDULE).add_noise(latents, noise, timesteps)
+    assert torch.equal(sd.schedule.add_noise(latents, noise, timesteps), theirs)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1000, 5000])
+def test_steps_that_do_not_fit_are_refused(sd, steps):
+    with pytest.raises(ValueError, match=f"between 1 and 999, not {steps}"):
+        sd.schedule.timesteps(steps)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_painting_from_text_equals_diffusers(sd, pipe, guidance_scale):
+    options = {"num_inference_steps": 10, "guidance_scale": guidance_scale, "negative_prompt": "blurry"}
+    ours = lida.generate(sd, "an old man", generator=torch.Generator().manual_seed(3), output_type="latent", **options)
+    theirs = pipe("an old man", generator=torch.Generator().manual_seed(3), output_type="latent", **options).images
+    assert relative(ours, theirs) <= 1e-4  # ten steps of rounding
+    ours = lida.generate(sd, "an old man", generator=torch.Generator().manual_seed(3), **options)[0]
+    theirs = pipe("an old man", generator=torch.Generator().manual_seed(3), **options).images[0]
+    assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 1
+
+
+@pytest.mark.parametrize("strength", [0.58, 0.6, 1.0])
+def test_inpainting_equals_diffusers(sd, pipe, strength):
+    """A whole run, with guidance. The mask's edges lie on the latents' grid, where both ways to shrink it agree."""
+    inpaint = diffusers.StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    inpaint.set_progress_bar_config(disable=True)
+    image, mask = noise_image(64, 64), box_mask(64, 64, (16, 8, 56, 48))
+    options = {"num_inference_steps": 50, "guidance_scale": 4.0, "strength": strength, "output_type": "latent"}
+    ours = lida.age_face(sd, image, mask, "a boy", context=9, generator=torch.Generator().manual_seed(3), **options)
+    options |= {"height": 64, "width": 64, "generator": torch.Generator().manual_seed(3)}
+    theirs = inpaint("a boy", image=image, mask_image=mask, **options).images
+    assert relative(ours, theirs) <= 1e-4
+
+
+def test_repeated_prompts_make_a_batch(sd):
+    images = lida.generate(sd, ["a boy", "a girl"], num_images_per_prompt=2, num_inference_steps=2)
+    assert len(images) == 4 and {image.size for image in images} == {(64, 64)}
+    latents = lida.generate(sd, "a boy", num_inference_steps=1, height=72, width=48, output_type="latent")
+    assert latents.shape == (1, 4, 9, 6)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (150, 97), (61, 203)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_pixels_outside_the_mask_stay(sd, size, soft):
+    image, mask = noise_image(*size), box_mask(*size, (9, 20, 50, 57))
+    if soft:
+        mask = Image.fromarray((np.asarray(mask) * np.random.default_rng(0).random(mask.size[::-1])).astype(np.uint8))
+    aged = lida.age_face(sd, image, mask, "a boy", num_inference_steps=4, generator=torch.Generator().manual_seed(0))[0]
+    before, after, zero = np.asarray(image), np.asarray(aged), np.asarray(mask) == 0
+    assert aged.size == size and np.array_equal(before[zero], after[zero])
+    assert (before[~zero] != after[~zero]).any(axis=-1).mean() > 0.5  # and the face did change
+
+
+def test_strength_and_mask_are_checked(sd):
+    image = noise_image(64, 64)
+    for strength in (0.0, 1.5, 0.01):
+        with pytest.raises(ValueError, match="strength"):
+            lida.age_face(sd, image, Image.new("L", (64, 64), 255), "", strength=strength, num_inference_steps=20)
+    with pytest.raises(ValueError, match="mask"):
+        lida.age_face(sd, image, Image.new("L", (32, 64), 255), "")
+
+
+def test_no_mask_is_too_small_for_the_latents():
+    """Sampling one pixel of each cell would lose this one."""
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 17:20, 42:44] = 1
+    latent = mask_to_latents(mask, (8, 8))
+    assert latent.sum() == 1 and latent[0, 0, 2, 5] == 1

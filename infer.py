@@ -1,0 +1,145 @@
+"""Age a face in a photograph, or paint from a prompt.
+
+    python infer.py                                                     the demo: a person that the model invented
+    python infer.py photo.jpg --mask mask.png --ages 10 30 50 70        OUT/photo-age10.png ... and OUT/photo-sheet.png
+    python infer.py --prompt "a portrait photo of an old woman"         OUT/a-portrait-photo-of-an-old-woman.png
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import lida
+from lida.aaf import DEFAULT_TEMPLATE, caption
+from lida.errors import InputError, run
+from lida.images import open_image, open_mask, save_png, sheet
+from lida.pipeline import StableDiffusion, age_face, generate
+
+WEIGHTS = Path(__file__).parent / "weights"
+DEFAULT_MODEL = WEIGHTS / "lida-tiny"
+DEFAULT_ADAPTER = f"{WEIGHTS / 'age.safetensors'}=1.0"
+DEMO = WEIGHTS / "demo"  # person-a.png, its mask, and the person's adapter beside the folder
+DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=0.3"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    # What to paint
+    add("photo", nargs="?", help="photograph to age (default: the demo's, unless --prompt paints without one)")
+    add("--mask", help="picture of the photograph's size, white where the face is repainted (default: everywhere)")
+    add("--ages", type=int, nargs="+", default=[10, 30, 50, 70], metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
+    add("--subject", default="person", help="man, woman, or the name an Identity-LoRA learnt (default: person)")
+    add("--prompt", help="the whole prompt, instead of one made of subject and age")
+    add("--negative_prompt", default="", help="what to steer away from (default: nothing)")
+    # With what
+    add("--pretrained_model_name_or_path", default=str(DEFAULT_MODEL), help="model folder (default: weights/lida-tiny)")
+    help = "an adapter and its merge weight; may be given again (default, on lida-tiny only: weights/age.safetensors=1.0)"
+    add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
+    # How
+    add("--strength", type=float, default=0.6, help="how much noise the face gets, above 0, up to 1 (default: 0.6)")
+    add("--guidance_scale", type=float, default=4.0, help="how much the prompt counts; 1 is no guidance (default: 4)")
+    add("--num_inference_steps", type=int, default=50, help="DDIM steps of the whole way (default: 50)")
+    add("--num_images_per_prompt", type=int, default=1, help="pictures an age (default: 1)")
+    add("--seed", type=int, default=0, help="the same for each age, so that the pictures differ in age alone (default: 0)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
+    add("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
+    add("--output_dir", type=Path, default=Path("outputs"), help="(default: outputs/)")
+    args = parser.parse_args()
+    for age in args.ages:
+        if not 0 <= age <= 99:
+            parser.error(f"--ages: {age} is not between 0 and 99")
+    if not 0 < args.strength <= 1:
+        parser.error(f"--strength {args.strength}: must be above 0 and at most 1")
+    if args.num_images_per_prompt < 1:
+        parser.error(f"--num_images_per_prompt {args.num_images_per_prompt}: must be at least 1")
+    if args.mask and not args.photo:
+        parser.error(f"--mask {args.mask}: needs the photograph it belongs to")
+    return args
+
+
+def parse_adapters(texts: list[str]) -> list[tuple[str, float]]:
+    """PATH=WEIGHT, as often as given; a path alone has weight 1."""
+    pairs = []
+    for text in texts:
+        path, equals, weight = text.rpartition("=")
+        try:
+            pairs.append((path, float(weight)) if equals else (text, 1.0))
+        except ValueError:
+            raise InputError(f"--adapter {text}: {weight!r} is not a number; write PATH=WEIGHT") from None
+    if len({path for path, _ in pairs}) < len(pairs):
+        raise InputError("--adapter: the same file is given twice; add their weights up")
+    return pairs
+
+
+def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
+    """The model with its adapters merged, and the template of captions that the adapters were trained with."""
+    pairs = parse_adapters(args.adapter)
+    sd = StableDiffusion.load(args.pretrained_model_name_or_path, DTYPES[args.dtype], args.device)
+    try:
+        sd.schedule.timesteps(args.num_inference_steps)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+    adapters = [sd.load_adapter(path, path) for path, _ in pairs]
+    sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
+    aging = [adapter.metadata for adapter in adapters if "template" in adapter.metadata]
+    low, high = aging[0].get("ages", (0, 99)) if aging else (0, 99)
+    for age in [] if args.prompt else args.ages:
+        if not low <= age <= high:
+            print(f"warning: age {age} is beyond the ages {low} to {high} that the adapter saw in training", file=sys.stderr)
+    return sd, aging[0]["template"] if aging else DEFAULT_TEMPLATE
+
+
+def steps_bar(label: str):
+    """A progress bar over the sampler's steps."""
+    return lambda steps: tqdm(steps, desc=label, unit="step")
+
+
+def main() -> None:
+    args = parse_args()
+    on_tiny = Path(args.pretrained_model_name_or_path).resolve() == DEFAULT_MODEL.resolve()
+    demo = not args.photo and not args.prompt
+    if args.adapter is None:
+        args.adapter = ([DEFAULT_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
+    if demo:
+        args.photo, args.mask = str(DEMO / "person-a.png"), str(DEMO / "person-a-mask.png")
+    image = mask = None
+    if args.photo:
+        image = open_image(args.photo)
+        mask = open_mask(args.mask, image.size) if args.mask else Image.new("L", image.size, 255)
+    sd, template = load(args)
+
+    settings = {"lida": lida.__version__, **vars(args), "output_dir": str(args.output_dir)}
+    names = ("negative_prompt", "num_inference_steps", "guidance_scale", "num_images_per_prompt")
+    options = {name: getattr(args, name) for name in names}
+
+    def save(stem: str, images: list[Image.Image], prompt: str) -> None:
+        for k, picture in enumerate(images):
+            path = args.output_dir / (f"{stem}-{k}.png" if len(images) > 1 else f"{stem}.png")
+            save_png(picture, path, {**settings, "whole_prompt": prompt})
+            print(path)
+
+    if image is None:
+        generator = torch.Generator().manual_seed(args.seed)
+        images = generate(sd, args.prompt, generator=generator, progress=steps_bar("painting"), **options)
+        save(re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt", images, args.prompt)
+        return
+    stem, row = Path(args.photo).stem, [image]
+    subject = f"a {args.subject}" if args.subject in ("man", "woman", "person") else args.subject
+    for age in args.ages:
+        prompt = caption(template, subject, age) if args.prompt is None else args.prompt
+        generator, bar = torch.Generator().manual_seed(args.seed), steps_bar(f"age {age}")
+        images = age_face(sd, image, mask, prompt, strength=args.strength, generator=generator, progress=bar, **options)
+        save(f"{stem}-age{age:02d}", images, prompt)
+        row.append(images[0])
+    save(f"{stem}-sheet", [sheet(row, ["input", *(f"age {age}" for age in args.ages)])], "")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,82 @@
+"""Training pictures with captions: a folder with a metadata.jsonl, as the datasets library's "imagefolder" reads it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import InputError
+from .images import centre_square, open_image, to_tensor
+
+METADATA = "metadata.jsonl"
+CAPTIONING = "captioning.json"  # how the captions were made, where a tool of this library made them
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture and its caption."""
+
+    path: Path
+    text: str
+
+
+def read_examples(folder: str | Path) -> list[Example]:
+    """The pictures that folder/metadata.jsonl names, one {"file_name", "text"} a line.
+
+    Raises InputError with file, line and value where a line is broken or its picture is absent or no picture.
+    """
+    path = Path(folder, METADATA)
+    if not path.is_file():
+        raise InputError(f'{path}: no such file; it has one {{"file_name": ..., "text": ...}} a line')
+    examples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
+            raise InputError(f'{path}:{number}: {line[:80]!r} is not {{"file_name": ..., "text": ...}}; mend the line')
+        picture = Path(folder, row["file_name"])
+        try:
+            with Image.open(picture):  # reads the header alone
+                pass
+        except OSError:
+            what = "is not an image that Pillow can read" if picture.exists() else "does not exist"
+            raise InputError(f"{path}:{number}: {picture} {what}; mend the file or take out the line") from None
+        examples.append(Example(picture, row["text"]))
+    if not examples:
+        raise InputError(f"{path}: names no pictures; write one line for each")
+    return examples
+
+
+def read_captioning(folder: str | Path) -> dict:
+    """What the tool that captioned the folder recorded: `template` and the `ages` it saw; {} where none did."""
+    path = Path(folder, CAPTIONING)
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); caption the folder again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, not an object; caption the folder again")
+    return values
+
+
+class CaptionedImages(Dataset):
+    """(pixel_values (3, size, size) in [-1, 1], caption) of the centre square of each example."""
+
+    def __init__(self, examples: list[Example], size: int):
+        self.examples, self.size = examples, size
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, str]:
+        example = self.examples[i]
+        return to_tensor(centre_square(open_image(example.path), self.size))[0], example.text

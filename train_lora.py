@@ -1,0 +1,109 @@
+"""Train a LoRA adapter of Stable Diffusion's UNet by DDPM noise prediction (Ho et al. 2020; Hu et al. 2022).
+
+    python train_lora.py --train_data_dir aaf --output_dir age-lora
+
+The algorithm stands in train(), top to bottom.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import lida
+from lida.adapters import FILE_NAME, Adapter, save_adapter
+from lida.data import CaptionedImages, read_captioning, read_examples
+from lida.diffusion import noise_prediction_loss
+from lida.errors import InputError, run
+from lida.lora import CROSS_ATTENTION, inject_lora, lora_parameters
+from lida.pipeline import StableDiffusion
+from lida.text import encode_prompts
+
+DEFAULT_MODEL = Path(__file__).parent / "weights" / "lida-tiny"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    # What is trained on what
+    add("--pretrained_model_name_or_path", default=str(DEFAULT_MODEL), help="model folder in diffusers' layout")
+    add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')
+    add("--output_dir", required=True, help=f"gets {FILE_NAME} and its settings as .json")
+    add("--resolution", type=int, default=None, help="side of the training squares in pixels; the model's own if not given")
+    # The adapter
+    add("--rank", type=int, default=8, help="rank of the low-rank matrices")
+    add("--alpha", type=float, default=None, help="the change is scaled by alpha / rank; the rank if not given")
+    add("--targets", nargs="+", default=list(CROSS_ATTENTION), help="linear layers to adapt, by the end of their path")
+    # The optimisation
+    add("--train_batch_size", type=int, default=16, help="pictures a forward pass")
+    add("--gradient_accumulation_steps", type=int, default=1, help="forward passes a step")
+    add("--learning_rate", type=float, default=1e-4, help="AdamW's, constant")
+    add("--max_train_steps", type=int, default=1000, help="optimiser steps")
+    add("--seed", type=int, default=0, help="of the adapter's start, the order, the noise and the timesteps")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
+    args = parser.parse_args()
+    for name in ("rank", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if not args.learning_rate > 0:
+        parser.error(f"--learning_rate must be above 0, not {args.learning_rate}")
+    return args
+
+
+def batches(examples, size: int, batch_size: int, generator: torch.Generator):
+    """Batches of pictures and captions without end, each pass over the examples in another order."""
+    loader = DataLoader(CaptionedImages(examples, size), batch_size, shuffle=True, generator=generator)
+    while True:
+        yield from loader
+
+
+def train(args: argparse.Namespace) -> Path:
+    sd = StableDiffusion.load(args.pretrained_model_name_or_path, device=args.device)
+    args.resolution = args.resolution or sd.resolution
+    if args.resolution < 1 or args.resolution % sd.vae.factor:
+        raise InputError(f"--resolution {args.resolution}: must be a multiple of {sd.vae.factor}")
+    examples, captioning = read_examples(args.train_data_dir), read_captioning(args.train_data_dir)
+
+    torch.manual_seed(args.seed)
+    try:
+        layers = inject_lora(sd.unet, args.rank, args.alpha, args.targets)
+    except ValueError as error:
+        raise InputError(f"--targets: {error}") from None
+    parameters = lora_parameters(layers.values())
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+    data = batches(examples, args.resolution, args.train_batch_size, torch.Generator().manual_seed(args.seed))
+
+    average = None
+    progress = tqdm(range(args.max_train_steps), unit="step")
+    for _ in progress:
+        total = 0.0
+        for _ in range(args.gradient_accumulation_steps):
+            pixel_values, captions = next(data)
+            with torch.no_grad():
+                latents = sd.vae.encode(pixel_values.to(args.device))
+                encoder_hidden_states = encode_prompts(sd.text_encoder, captions)
+            loss = noise_prediction_loss(sd.unet, sd.schedule, latents, encoder_hidden_states)
+            (loss / args.gradient_accumulation_steps).backward()
+            total += loss.item() / args.gradient_accumulation_steps
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average = total if average is None else 0.98 * average + 0.02 * total
+        progress.set_postfix(loss=f"{average:.4f}", lr=f"{args.learning_rate:.0e}")
+
+    settings = {"lida": lida.__version__, **vars(args), "examples": len(examples), "final_loss": average}
+    adapter = Adapter.of(layers, {**captioning, "training": settings})
+    path = save_adapter(adapter, args.output_dir)
+    path.with_suffix(".json").write_text(json.dumps(adapter.metadata, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    print(f"adapter: {train(parse_args())}")
+
+
+if __name__ == "__main__":
+    run(main)

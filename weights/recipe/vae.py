@@ -1,0 +1,129 @@
+"""Stage 2: the VAE.
+
+    python weights/recipe/vae.py --data faces.npz --init weights/lida-tiny --output_dir vae-run --max_train_steps 20000
+
+The loss is L1 on a pyramid of three resolutions, twice the L1 of the edges, and a KL term so small that latents stay exact
+rather than normal. The scaling factor is measured on the training faces at the end, as in Rombach et al. 2022, section G.
+State is saved every two minutes; the same command goes on from it.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from lida.checkpoint import load_vae, save_model
+from lida.training import EMA, save_state
+from lida.vae import VAE, VAEConfig
+
+CONFIG = VAEConfig(block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, sample_size=96)
+
+
+def batches(pixels: np.ndarray, batch_size: int, step: int, steps: int):
+    """(B, 3, H, W) in [-1, 1] of random faces, crops and mirrorings; the draw of a step depends on its number alone."""
+    for number in range(step, steps):
+        rng = np.random.default_rng(number)
+        rows = rng.choice(len(pixels), batch_size, replace=False)
+        batch = torch.from_numpy(pixels[rows, rng.integers(pixels.shape[1], size=batch_size)])
+        batch = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
+        mirrored = torch.from_numpy(rng.random(batch_size) < 0.5)
+        yield torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
+
+
+def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+    """L1 of pixels at three resolutions and of their differences along both axes at the first."""
+    edges = sum((torch.diff(x, dim=d) - torch.diff(y, dim=d)).abs().mean() for d in (2, 3))
+    loss = 2 * edges
+    for _ in range(3):
+        loss = loss + (x - y).abs().mean()
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+    return loss
+
+
+@torch.no_grad()
+def measure_scaling_factor(vae: VAE, pixels: np.ndarray) -> float:
+    """1 / standard deviation of the unscaled latents."""
+    x = next(batches(pixels, 1024, 0, 1))
+    return float(1 / torch.cat([vae.posterior(part)[0] for part in x.split(64)]).std())
+
+
+@torch.no_grad()
+def psnr(vae: VAE, pixels: np.ndarray) -> float:
+    """Mean peak signal-to-noise ratio in dB of reconstructions through the posterior's mean."""
+    x = torch.from_numpy(pixels[:, 0]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    y = torch.cat([vae.decode(vae.encode(part, sample=False)) for part in x.split(64)]).clamp(-1, 1)
+    return float((10 * torch.log10(4 / ((x - y) ** 2).mean(dim=(1, 2, 3)))).mean())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="faces from prepare.py")
+    parser.add_argument("--held_out", type=Path, help="held-out faces from prepare.py, to report PSNR on")
+    parser.add_argument("--init", type=Path, help="model folder whose VAE to continue (default: from scratch)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets vae/ and the training state")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="cosine to zero (default: 2e-3)")
+    parser.add_argument("--train_batch_size", type=int, default=16, help="(default: 16)")
+    parser.add_argument("--max_train_steps", type=int, default=20000, help="(default: 20000)")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
+    parser.add_argument("--train_part", choices=("all", "decoder"), default="all", help="decoder: latents stay as they are")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    vae = load_vae(args.init) if args.init else VAE(CONFIG)
+    vae.train().requires_grad_(args.train_part == "all")
+    for module in (vae.decoder, vae.post_quant_conv):
+        module.requires_grad_(True)
+    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.max_train_steps)
+    ema, step, state_path = EMA(vae), 0, args.output_dir / "state.pt"
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        step = state["step"]
+        for name, part in (("vae", vae), ("optimizer", optimizer), ("schedule", schedule), ("ema", ema)):
+            part.load_state_dict(state[name])
+
+    pixels = np.load(args.data)["pixels"]
+    progress = tqdm(batches(pixels, args.train_batch_size, step, args.max_train_steps), initial=step, total=args.max_train_steps)
+    saved, average = monotonic(), None
+    for x in progress:
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+            mean, logvar = (part.float() for part in vae.posterior(x))
+            z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+            y = vae.decode(z * vae.config.scaling_factor).float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
+        loss = reconstruction_loss(x, y) + 1e-6 * kl
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(vae)
+        step += 1
+        average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
+        progress.set_postfix(loss=f"{average:.4f}")
+        if monotonic() - saved > 120 or step == args.max_train_steps:
+            parts = {"vae": vae, "optimizer": optimizer, "schedule": schedule, "ema": ema}
+            save_state(state_path, step=step, **{name: part.state_dict() for name, part in parts.items()})
+            saved = monotonic()
+
+    ema.copy_to(vae)
+    vae.eval()
+    vae.config = replace(vae.config, sample_size=pixels.shape[2])
+    if args.train_part == "all":
+        vae.config = replace(vae.config, scaling_factor=measure_scaling_factor(vae, pixels))
+    save_model(vae, args.output_dir / "vae")
+    report = {"steps": step, "loss": average}
+    if args.held_out:
+        report["held_out_psnr"] = psnr(vae, np.load(args.held_out)["pixels"])
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

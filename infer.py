@@ -17,7 +17,8 @@ from tqdm import tqdm
 import lida
 from lida.aaf import DEFAULT_TEMPLATE, caption
 from lida.errors import InputError, run
-from lida.images import open_image, open_mask, save_png, sheet
+from lida.images import open_image, save_png, sheet
+from lida.masks import open_mask
 from lida.pipeline import StableDiffusion, age_face, generate
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -55,8 +56,6 @@ def parse_args() -> argparse.Namespace:
     for age in args.ages:
         if not 0 <= age <= 99:
             parser.error(f"--ages: {age} is not between 0 and 99")
-    if not 0 < args.strength <= 1:
-        parser.error(f"--strength {args.strength}: must be above 0 and at most 1")
     if args.num_images_per_prompt < 1:
         parser.error(f"--num_images_per_prompt {args.num_images_per_prompt}: must be at least 1")
     if args.mask and not args.photo:
@@ -83,7 +82,7 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
     pairs = parse_adapters(args.adapter)
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, DTYPES[args.dtype], args.device)
     try:
-        sd.schedule.timesteps(args.num_inference_steps)
+        sd.schedule.timesteps(args.num_inference_steps, args.strength)
     except ValueError as error:
         raise InputError(f"--{error}") from None
     adapters = [sd.load_adapter(path, path) for path, _ in pairs]

@@ -63,14 +63,17 @@ class NoiseSchedule:
         """The pairs (t, t_prev) to walk, from noisy to clean, spaced as diffusers' "leading"; the last t_prev is -1.
 
         A strength below 1 leaves out the first steps (SDEdit, Meng et al. 2022): int(N * strength) of N are walked.
-        Raises ValueError where N steps do not fit into the schedule.
+        Raises ValueError where N steps do not fit into the schedule, and for a strength that leaves none of them.
         """
         T, N = self.config.num_train_timesteps, num_inference_steps
         ratio = T // N if 0 < N <= T else 0
         if not ratio or (N - 1) * ratio + self.config.steps_offset >= T:
             raise ValueError(f"num_inference_steps must be between 1 and {T - 1}, not {N}")
+        walked = int(N * strength)
+        if not 1 <= walked <= N:
+            raise ValueError(f"strength must be above 0 and up to 1, not {strength}: {walked} of {N} steps would be walked")
         steps = [k * ratio + self.config.steps_offset for k in reversed(range(N))]
-        return list(zip(steps, [*steps[1:], -1]))[N - min(int(N * strength), N) :]
+        return list(zip(steps, [*steps[1:], -1]))[N - walked :]
 
 
 def noise_prediction_loss(

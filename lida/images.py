@@ -27,24 +27,9 @@ def open_image(path: str | Path) -> Image.Image:
         raise InputError(f"{path}: not an image that Pillow can read ({error}); save it as PNG or JPEG") from None
 
 
-def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
-    """A mask of `size` (width, height), mode L, white where the face is repainted; raises InputError for another size or no white."""
-    mask = open_image(path).convert("L")
-    if mask.size != size:
-        raise InputError(f"{path}: the mask is {mask.size[0]}x{mask.size[1]}, the photograph {size[0]}x{size[1]}; make them equal")
-    if mask.getextrema()[1] < 128:
-        raise InputError(f"{path}: the mask has no white (brightest value {mask.getextrema()[1]}); paint the face white")
-    return mask
-
-
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB -> pixel_values (1, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-
-
-def mask_to_tensor(mask: Image.Image) -> Tensor:
-    """L -> mask (1, 1, H, W) in [0, 1]."""
-    return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)[None, None]
 
 
 def to_images(pixel_values: Tensor) -> list[Image.Image]:

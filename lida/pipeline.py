@@ -12,8 +12,9 @@ from .adapters import Adapter, check_fits, combine, load_adapter
 from .checkpoint import load_schedule, load_text_encoder, load_unet, load_vae
 from .diffusion import NoiseSchedule, randn_like
 from .errors import InputError
-from .images import cut, mask_to_tensor, paste, square_about, to_images, to_tensor
-from .sampling import Blend, guided, mask_to_latents, sample
+from .images import cut, paste, square_about, to_images, to_tensor
+from .masks import mask_to_latents, mask_to_tensor
+from .sampling import Blend, guided, sample
 from .text import TextEncoder, encode_prompts
 from .unet import UNet
 from .vae import VAE
@@ -39,6 +40,10 @@ class StableDiffusion:
         """Load a folder in diffusers' layout. Raises InputError that names the file and what is amiss with it."""
         if not Path(source).is_dir():
             raise InputError(f"{source}: no such folder; give a model in diffusers' layout (unet/ vae/ text_encoder/ ...)")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {device}: {str(error).splitlines()[0]}; cpu always works") from None
         unet, vae, text_encoder = (load(source, dtype) for load in (load_unet, load_vae, load_text_encoder))
         widths = {"latent channels": (unet.config.out_channels, vae.config.latent_channels)}
         widths["text width"] = (unet.config.cross_attention_dim, text_encoder.width)
@@ -150,14 +155,12 @@ def age_face(
     A square about the mask, `context` times as long, is cut out and worked on at the model's resolution: noised by
     `strength` (SDEdit, Meng et al. 2022), denoised by DDIM with the photograph put back outside the mask at each step
     (Blended Latent Diffusion, Avrahami et al. 2023), decoded and pasted back. Strength 1 begins from noise alone.
-    Returns pictures of the input's size, or latents of the square for output_type "latent". Raises ValueError for a
-    strength that leaves no step to take.
+    Returns pictures of the input's size, or latents of the square for output_type "latent". Raises ValueError for a mask
+    of another size, and for a strength that leaves no step to walk.
     """
     if mask.size != image.size or mask.mode != "L":
         raise ValueError(f"the mask is {mask.mode} {mask.size}, not L {image.size} as the image")
     steps = sd.schedule.timesteps(num_inference_steps, strength)
-    if not 0 < strength <= 1 or not steps:
-        raise ValueError(f"strength {strength} of {num_inference_steps} steps leaves {len(steps)}; it lies in (0, 1]")
     prompts = repeated(prompt, num_images_per_prompt)
     box = square_about(mask, context)
     pixel_values = to_tensor(cut(image, box, sd.resolution)).to(sd.device, sd.dtype)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .diffusion import NoiseSchedule, randn_like
@@ -84,11 +83,3 @@ def sample(
         if blend is not None:
             latents = blend(schedule, latents, t_prev)
     return latents
-
-
-def mask_to_latents(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A pixel mask (B, 1, H, W) at the latents' size (B, 1, h, w): 1 where any pixel of the cell is to be repainted.
-
-    Sampling one pixel a cell, as diffusers does, loses small masks; the maximum never does.
-    """
-    return F.adaptive_max_pool2d((mask >= 0.5).to(mask.dtype), size)

@@ -8,7 +8,7 @@ from conftest import SCHEDULE, box_mask, noise_image, relative
 from PIL import Image
 
 import lida
-from lida.sampling import mask_to_latents
+from lida.masks import mask_to_latents
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 30, 50, 300])

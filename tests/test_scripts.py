@@ -1,0 +1,172 @@
+"""The scripts as users run them, on the small random model; and every kind of bad input."""
+
+import json
+import runpy
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, box_mask, noise_image
+from PIL import Image
+
+import lida
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, capsys):
+    """Run a script in an empty folder; returns exit code, standard output and standard error."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        code = 0
+        try:
+            if name.endswith(".py"):
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+            else:
+                sys.modules.pop(name, None)  # or runpy warns that the library has imported it
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except SystemExit as error:
+            code = error.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    run.folder = work
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "anna.png"
+    noise_image(90, 120).save(path)
+    return path
+
+
+@pytest.fixture
+def mask(tmp_path):
+    path = tmp_path / "mask.png"
+    box_mask(90, 120, (20, 30, 70, 90)).save(path)
+    return path
+
+
+def train(script, folder, dataset, output, *more) -> dict:
+    arguments = ("--pretrained_model_name_or_path", folder, "--train_data_dir", dataset, "--output_dir", output)
+    code, _, err = script("train_lora.py", *arguments, "--train_batch_size", 2, "--rank", 4, *more)
+    assert code == 0, err
+    return json.loads((output / "pytorch_lora_weights.json").read_text())
+
+
+def test_training_then_aging(script, folder, dataset, photo, mask, tmp_path):
+    (dataset / "captioning.json").write_text('{"template": "{subject} at {age}", "ages": [10, 50]}')
+    recorded = train(script, folder, dataset, tmp_path / "age", "--max_train_steps", 3, "--gradient_accumulation_steps", 2)
+    assert recorded["template"] == "{subject} at {age}" and recorded["training"]["rank"] == 4
+    assert recorded["training"]["resolution"] == 64 and recorded["training"]["examples"] == 6
+    assert sorted(p.name for p in (tmp_path / "age").iterdir()) == ["pytorch_lora_weights.json", "pytorch_lora_weights.safetensors"]
+    options = ("--pretrained_model_name_or_path", folder, "--adapter", f"{tmp_path / 'age'}=0.5", "--num_inference_steps", 4)
+    code, out, err = script("infer.py", photo, "--mask", mask, "--ages", 10, 70, "--subject", "man", "--output_dir", "out", *options)
+    assert code == 0, err
+    assert "warning: age 70 is beyond the ages 10 to 50" in err
+    pictures = ["anna-age10.png", "anna-age70.png", "anna-sheet.png"]
+    assert sorted(p.name for p in (script.folder / "out").glob("*.png")) == pictures
+    before, after = np.asarray(Image.open(photo)), np.asarray(Image.open(script.folder / "out" / "anna-age70.png"))
+    outside = np.asarray(Image.open(mask)) == 0
+    assert np.array_equal(before[outside], after[outside]) and not np.array_equal(before, after)
+    settings = json.loads(Image.open(script.folder / "out" / "anna-age10.png").info["lida"])
+    assert settings["whole_prompt"] == "a man at 10" and settings["seed"] == 0 and settings["strength"] == 0.6
+
+
+def test_training_is_reproducible_and_seeded(script, folder, dataset, tmp_path):
+    files = []
+    for i, seed in enumerate((0, 0, 1)):
+        train(script, folder, dataset, tmp_path / str(i), "--max_train_steps", 2, "--seed", seed)
+        files.append(lida.load_adapter(tmp_path / str(i)).layers)
+    first, again, other = ([tensor for layer in layers.values() for tensor in (layer.down, layer.up)] for layers in files)
+    assert all(a.equal(b) for a, b in zip(first, again)) and not any(a.equal(b) for a, b in zip(first, other))
+
+
+def test_painting_from_text(script, folder):
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 2, "--num_images_per_prompt", 2)
+    code, out, err = script("infer.py", "--prompt", "An old man!", *options)
+    assert code == 0, err
+    assert out.split() == ["outputs/an-old-man-0.png", "outputs/an-old-man-1.png"]
+    assert all((script.folder / path).is_file() for path in out.split())
+
+
+def test_a_photo_without_mask_is_repainted_whole(script, folder, photo):
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 4, "--ages", 30)
+    code, _, err = script("infer.py", photo, *options)
+    assert code == 0, err
+    assert Image.open(script.folder / "outputs" / "anna-age30.png").size == (90, 120)
+
+
+BAD_AGING = [
+    (["none.jpg"], "none.jpg: no such file"),
+    (["{dataset}/metadata.jsonl"], "metadata.jsonl: not an image"),
+    (["{photo}", "--mask", "{dataset}/0.png"], "the mask is 70x80, the photograph 90x120"),
+    (["{photo}", "--mask", "{black}"], "no white"),
+    (["{photo}", "--ages", "10", "100"], "100 is not between 0 and 99"),
+    (["{photo}", "--ages", "-1"], "-1 is not between 0 and 99"),
+    (["{photo}", "--ages", "ten"], "invalid int value: 'ten'"),
+    (["{photo}", "--strength", "1.2"], "--strength must be above 0 and up to 1, not 1.2"),
+    (["{photo}", "--strength", "0.01"], "--strength must be above 0 and up to 1, not 0.01"),
+    (["{photo}", "--num_inference_steps", "0"], "num_inference_steps must be between 1 and 999, not 0"),
+    (["{photo}", "--num_images_per_prompt", "0"], "--num_images_per_prompt 0"),
+    (["{photo}", "--adapter", "none.safetensors=1"], "none.safetensors: no such adapter"),
+    (["{photo}", "--adapter", "{wrong}=x"], "'x' is not a number"),
+    (["{photo}", "--adapter", "{wrong}=1"], "it was trained on another model"),
+    (["{photo}", "--adapter", "{photo}=1"], "not a readable safetensors file"),
+    (["{photo}", "--pretrained_model_name_or_path", "none"], "none: no such folder"),
+    (["{photo}", "--pretrained_model_name_or_path", "{dataset}"], "unet/config.json: no such file"),
+    (["{photo}", "--device", "abacus"], "device abacus: "),
+    (["--mask", "{photo}"], "needs the photograph"),
+    (["{photo}", "--age", "3", "--colour", "red"], "unrecognized arguments"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_AGING, ids=[" ".join(a) for a, _ in BAD_AGING])
+def test_bad_input_to_infer_ends_in_one_line(script, folder, dataset, photo, tmp_path, arguments, message):
+    places = {"photo": photo, "dataset": dataset, "black": tmp_path / "black.png", "wrong": tmp_path / "wrong.safetensors"}
+    Image.new("L", (90, 120)).save(places["black"])
+    other = lida.StableDiffusion.load(folder)
+    layer = lida.Adapter.of(lida.inject_lora(other.unet, 2)).layers
+    lida.save_adapter(lida.Adapter({"mid_block.attn9.to_q": next(iter(layer.values()))}), places["wrong"])
+    arguments = [argument.format(**places) for argument in arguments]
+    if "--pretrained_model_name_or_path" not in arguments:
+        arguments += ["--pretrained_model_name_or_path", folder]
+    code, out, err = script("infer.py", *arguments)
+    assert code == 2 and not out and message in err.strip().splitlines()[-1]
+    assert not list(script.folder.iterdir())
+
+
+BAD_TRAINING = [
+    (["--train_data_dir", "none"], "metadata.jsonl: no such file"),
+    (["--train_data_dir", "{broken}"], "metadata.jsonl:2: "),
+    (["--train_data_dir", "{dataset}", "--resolution", "60"], "--resolution 60: must be a multiple of 8"),
+    (["--train_data_dir", "{dataset}", "--rank", "0"], "--rank must be at least 1, not 0"),
+    (["--train_data_dir", "{dataset}", "--targets", "attn3.to_q"], "--targets: target 'attn3.to_q' matches no linear layer"),
+    (["--train_data_dir", "{dataset}", "--learning_rate", "0"], "--learning_rate must be above 0"),
+    (["--train_data_dir", "{dataset}", "--pretrained_model_name_or_path", "none"], "none: no such folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_TRAINING, ids=[" ".join(a) for a, _ in BAD_TRAINING])
+def test_bad_input_to_training_ends_in_one_line(script, folder, dataset, tmp_path, arguments, message):
+    broken = tmp_path / "broken"
+    shutil.copytree(dataset, broken)
+    (broken / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}\nnonsense\n')
+    arguments = [argument.format(dataset=dataset, broken=broken) for argument in arguments]
+    if "--pretrained_model_name_or_path" not in arguments:
+        arguments += ["--pretrained_model_name_or_path", folder]
+    code, out, err = script("train_lora.py", *arguments, "--output_dir", "out")
+    assert code == 2 and not out and message in err.strip().splitlines()[-1]
+    assert not list(script.folder.iterdir())
+
+
+def test_bad_input_to_aaf_ends_in_one_line(script, dataset):
+    for arguments, message in (([dataset], "no folder 'original images'"), ([dataset, "--template", "x"], "must name {decade} or {age}")):
+        code, out, err = script("lida.aaf", *arguments, "--output_dir", "out")
+        assert code == 2 and not out and message in err and len(err.strip().splitlines()) == 1
+        assert not list(script.folder.iterdir())

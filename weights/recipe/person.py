@@ -1,0 +1,71 @@
+"""An invented person: a portrait that the base paints, an album of them for an Identity-LoRA, and the demo photograph.
+
+    python weights/recipe/person.py --prompt "a portrait photo of a woman" --seed 7 --output_dir person-run
+
+The album's pictures are repaintings of the one portrait at various strengths and seeds, then photographed anew: mirrored,
+turned, cropped, relit. Captions name the person: `a portrait photo of sks`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageEnhance
+
+from lida.pipeline import StableDiffusion, age_face, generate
+
+WEIGHTS = Path(__file__).parent.parent
+
+
+def oval(size: int) -> Image.Image:
+    """A mask over the middle of a portrait, where recipe and demo have the face."""
+    mask = Image.new("L", (4 * size, 4 * size), 0)
+    ImageDraw.Draw(mask).ellipse([0.2 * 4 * size, 0.14 * 4 * size, 0.8 * 4 * size, 0.94 * 4 * size], fill=255)
+    return mask.resize((size, size), Image.Resampling.LANCZOS).point(lambda value: 255 * (value > 127))
+
+
+def photographed_anew(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Mirrored, turned a little, cropped, and in another light."""
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    size, large = image.width, image.resize((4 * image.width,) * 2, Image.Resampling.BICUBIC)
+    large = large.rotate(rng.uniform(-7, 7), Image.Resampling.BICUBIC)
+    side = large.width * rng.uniform(0.76, 0.9)
+    left, top = (large.width - side) * rng.uniform(0.3, 0.7, 2)
+    image = large.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.7, 1.25))
+    image = ImageEnhance.Contrast(image).enhance(rng.uniform(0.8, 1.2))
+    image = ImageEnhance.Color(image).enhance(rng.choice([0.0, 0.6, 1.0, 1.2], p=[0.1, 0.2, 0.4, 0.3]))
+    warmth = np.array([rng.uniform(0.9, 1.1), 1, rng.uniform(0.85, 1.1)])
+    return Image.fromarray((np.asarray(image) * warmth).clip(0, 255).astype(np.uint8))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
+    parser.add_argument("--prompt", default="a portrait photo of a woman", help="(default: a portrait photo of a woman)")
+    parser.add_argument("--seed", type=int, default=0, help="which person (default: 0)")
+    parser.add_argument("--pictures", type=int, default=24, help="in the album (default: 24)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets photo.png, mask.png and album/")
+    args = parser.parse_args()
+
+    sd = StableDiffusion.load(args.model)
+    portrait = generate(sd, args.prompt, guidance_scale=3.0, generator=torch.Generator().manual_seed(args.seed))[0]
+    mask, rng = oval(portrait.width), np.random.default_rng(args.seed)
+    album = args.output_dir / "album"
+    album.mkdir(parents=True, exist_ok=True)
+    portrait.save(args.output_dir / "photo.png")
+    mask.save(args.output_dir / "mask.png")
+    lines = []
+    for k in range(args.pictures):
+        options = {"strength": rng.uniform(0.2, 0.45), "guidance_scale": 1.5, "generator": torch.Generator().manual_seed(k)}
+        picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), args.prompt, context=1.0, **options)[0]
+        photographed_anew(picture, rng).save(album / f"{k:02d}.png")
+        lines.append(json.dumps({"file_name": f"{k:02d}.png", "text": "a portrait photo of sks"}) + "\n")
+    (album / "metadata.jsonl").write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    main()

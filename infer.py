@@ -89,7 +89,7 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
     sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
     aging = [adapter.metadata for adapter in adapters if "template" in adapter.metadata]
     low, high = aging[0].get("ages", (0, 99)) if aging else (0, 99)
-    for age in [] if args.prompt else args.ages:
+    for age in args.ages if args.prompt is None else []:
         if not low <= age <= high:
             print(f"warning: age {age} is beyond the ages {low} to {high} that the adapter saw in training", file=sys.stderr)
     return sd, aging[0]["template"] if aging else DEFAULT_TEMPLATE
@@ -103,7 +103,7 @@ def steps_bar(label: str):
 def main() -> None:
     args = parse_args()
     on_tiny = Path(args.pretrained_model_name_or_path).resolve() == DEFAULT_MODEL.resolve()
-    demo = not args.photo and not args.prompt
+    demo = args.photo is None and args.prompt is None
     if args.adapter is None:
         args.adapter = ([DEFAULT_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
     if demo:

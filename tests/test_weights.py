@@ -1,0 +1,75 @@
+"""The weights that ship: lida-tiny opens in diffusers too, its adapters fit, and the demo is what the README shows."""
+
+import json
+import subprocess
+import sys
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, relative
+from PIL import Image
+
+import lida
+from lida.data import read_examples
+
+WEIGHTS = ROOT / "weights"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> lida.StableDiffusion:
+    return lida.StableDiffusion.load(WEIGHTS / "lida-tiny")
+
+
+def test_lida_tiny_and_its_age_adapter_paint_the_same_in_diffusers(tiny):
+    options = {"num_inference_steps": 10, "guidance_scale": 4.0}
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(WEIGHTS / "lida-tiny", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(WEIGHTS, weight_name="age.safetensors")
+    theirs = pipe("a portrait photo of a man, age 70s", generator=torch.Generator().manual_seed(5), output_type="latent", **options)
+    tiny.load_adapter("age", WEIGHTS / "age.safetensors")
+    tiny.set_adapters(["age"], [1.0])
+    ours = lida.generate(
+        tiny, "a portrait photo of a man, age 70s", generator=torch.Generator().manual_seed(5), output_type="latent", **options
+    )
+    tiny.set_adapters([], [])
+    assert relative(ours, theirs.images) <= 1e-4
+
+
+def test_the_adapters_record_how_they_were_made():
+    age, person = (lida.load_adapter(WEIGHTS / f"{name}.safetensors") for name in ("age", "person-a"))
+    assert age.metadata["template"] == "a portrait photo of {subject}, age {decade}" and age.metadata["ages"] == [2, 80]
+    for adapter in (age, person):
+        assert adapter.metadata["training"]["seed"] == 0 and adapter.metadata["training"]["final_loss"] > 0
+
+
+def test_the_tokenizer_is_in_clips_format_and_loses_nothing(tiny):
+    tokenizer = tiny.text_encoder.tokenizer
+    assert {path.name for path in (WEIGHTS / "lida-tiny" / "tokenizer").iterdir()} >= {"vocab.json", "merges.txt"}
+    text = "naïve ωmega 😀 42"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids).split() == ["naïve", "ωmega", "😀", "4", "2"]
+
+
+def test_all_weights_together_stay_small():
+    tracked = [path for path in WEIGHTS.rglob("*.safetensors")]
+    assert sum(path.stat().st_size for path in tracked) <= 30e6
+
+
+def test_the_album_is_a_dataset():
+    assert 20 <= len(read_examples(WEIGHTS / "person-a")) <= 30
+
+
+def test_the_demo_makes_a_sheet(tmp_path):
+    """As a user runs it, in a process of its own and another folder."""
+    command = [sys.executable, ROOT / "infer.py", "--num_inference_steps", "20", "--output_dir", tmp_path / "out"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    names = [f"person-a-age{age}.png" for age in (10, 30, 50, 70)] + ["person-a-sheet.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
+    pictures = [np.asarray(Image.open(tmp_path / "out" / name)).astype(int) for name in names[:4]]
+    assert all(np.abs(a - b).mean() > 0.5 for i, a in enumerate(pictures) for b in pictures[:i])  # each age looks different
+    outside = np.asarray(Image.open(WEIGHTS / "demo" / "person-a-mask.png").convert("L")) == 0
+    photo = np.asarray(Image.open(WEIGHTS / "demo" / "person-a.png").convert("RGB"))
+    assert all(np.array_equal(picture[outside], photo[outside]) for picture in pictures)
+    settings = json.loads((tmp_path / "out" / "person-a-age10.json").read_text())
+    assert settings["num_inference_steps"] == 20

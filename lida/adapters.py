@@ -79,13 +79,8 @@ def save_adapter(adapter: Adapter, path: str | Path) -> Path:
     return path
 
 
-def load_adapter(source: str | Path) -> Adapter:
-    """Read an adapter of the UNet from a file or a folder in diffusers' spelling; every key must be understood.
-
-    Without alpha in the header, alpha is the rank. Raises InputError that names the file and the key.
-    """
-    path = Path(source)
-    path = path / FILE_NAME if path.is_dir() else path
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict, dict]:
+    """The tensors of an adapter file, peft's config and lida's metadata from its header ({} where there are none)."""
     if not path.is_file():
         raise InputError(f"{path}: no such adapter; give a .safetensors file, or a folder with {FILE_NAME}")
     try:
@@ -95,10 +90,20 @@ def load_adapter(source: str | Path) -> Adapter:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
     try:
-        config = json.loads(header.get("lora_adapter_metadata", "{}"))
-        metadata = json.loads(header.get("lida", "{}"))
+        config, metadata = (json.loads(header.get(key, "{}")) for key in ("lora_adapter_metadata", "lida"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: its header is not JSON ({error}); fetch it again") from None
+    return tensors, config, metadata
+
+
+def load_adapter(source: str | Path) -> Adapter:
+    """Read an adapter of the UNet from a file or a folder in diffusers' spelling; every key must be understood.
+
+    Without alpha in the header, alpha is the rank. Raises InputError that names the file and the key.
+    """
+    path = Path(source)
+    path = path / FILE_NAME if path.is_dir() else path
+    tensors, config, metadata = read_file(path)
     if config.get("unet.use_rslora") or config.get("unet.use_dora"):
         raise InputError(f"{path}: uses rsLoRA or DoRA, which lida does not compute; train it as plain LoRA")
     factors: dict[str, dict[str, Tensor]] = {}

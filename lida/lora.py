@@ -51,7 +51,8 @@ def inject_lora(
     where a target matches no linear layer, or one that has its LoRA already.
     """
     model.requires_grad_(False)
-    found = [(path, target) for path in module_paths(model) for target in targets if f".{path}".endswith(f".{target}")]
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found = [(path, target) for path in linear for target in targets if f".{path}".endswith(f".{target}")]
     for target in targets:
         if target not in (t for _, t in found):
             raise ValueError(f"target {target!r} matches no linear layer; targets are ends of paths such as attn2.to_q")
@@ -64,11 +65,6 @@ def inject_lora(
         layers[path] = LoRALinear(base, rank, alpha)
         setattr(model.get_submodule(parent), name, layers[path])
     return layers
-
-
-def module_paths(model: nn.Module) -> list[str]:
-    """The paths of a model's linear layers."""
-    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
 def lora_parameters(layers: Iterable[LoRALinear]) -> list[nn.Parameter]:

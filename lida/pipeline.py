@@ -156,10 +156,12 @@ def age_face(
     `strength` (SDEdit, Meng et al. 2022), denoised by DDIM with the photograph put back outside the mask at each step
     (Blended Latent Diffusion, Avrahami et al. 2023), decoded and pasted back. Strength 1 begins from noise alone.
     Returns pictures of the input's size, or latents of the square for output_type "latent". Raises ValueError for a mask
-    of another size, and for a strength that leaves no step to walk.
+    of another size or without white, and for a strength that leaves no step to walk.
     """
     if mask.size != image.size or mask.mode != "L":
         raise ValueError(f"the mask is {mask.mode} {mask.size}, not L {image.size} as the image")
+    if mask.getextrema()[1] < 128:
+        raise ValueError(f"the mask has no white: its brightest value is {mask.getextrema()[1]}")
     steps = sd.schedule.timesteps(num_inference_steps, strength)
     prompts = repeated(prompt, num_images_per_prompt)
     box = square_about(mask, context)

@@ -88,6 +88,8 @@ def test_strength_and_mask_are_checked(sd):
             lida.age_face(sd, image, Image.new("L", (64, 64), 255), "", strength=strength, num_inference_steps=20)
     with pytest.raises(ValueError, match="mask"):
         lida.age_face(sd, image, Image.new("L", (32, 64), 255), "")
+    with pytest.raises(ValueError, match="no white"):
+        lida.age_face(sd, image, Image.new("L", (64, 64), 127), "")
 
 
 def test_no_mask_is_too_small_for_the_latents():

@@ -10,12 +10,13 @@ demo: .venv/ready
 test: .venv/ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-# The pins first, without what they pull in; then the project itself, which checks that they satisfy its ranges.
+# The pins and what they need, then the project itself; at last a check that the pins lie in setup.cfg's ranges.
 .venv/ready: requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lida needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -m pip check
 	touch $@
 
 clean:

@@ -6,6 +6,8 @@
 """
 
 import argparse
+import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,13 +17,13 @@ from PIL import Image
 from tqdm import tqdm
 
 import lida
-from lida.aaf import DEFAULT_TEMPLATE, caption
-from lida.errors import InputError, run
+from lida.data import DEFAULT_TEMPLATE, caption, check_captioning
+from lida.errors import InputError, output_folder, run
 from lida.images import open_image, save_png, sheet
 from lida.masks import open_mask
 from lida.pipeline import StableDiffusion, age_face, generate
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
 DEFAULT_MODEL = WEIGHTS / "lida-tiny"
 DEFAULT_ADAPTER = f"{WEIGHTS / 'age.safetensors'}=1.0"
 DEMO = WEIGHTS / "demo"  # person-a.png, its mask, and the person's adapter beside the folder
@@ -55,11 +57,16 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     for age in args.ages:
         if not 0 <= age <= 99:
-            parser.error(f"--ages: {age} is not between 0 and 99")
+            raise InputError(f"--ages: {age} is not between 0 and 99")
     if args.num_images_per_prompt < 1:
-        parser.error(f"--num_images_per_prompt {args.num_images_per_prompt}: must be at least 1")
-    if args.mask and not args.photo:
-        parser.error(f"--mask {args.mask}: needs the photograph it belongs to")
+        raise InputError(f"--num_images_per_prompt must be at least 1, not {args.num_images_per_prompt}")
+    if args.mask is not None and args.photo is None:
+        raise InputError(f"--mask {args.mask}: needs the photograph it belongs to")
+    for name in ("strength", "guidance_scale"):
+        if not math.isfinite(getattr(args, name)):
+            raise InputError(f"--{name} must be a number, not {getattr(args, name)}")
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"--seed must lie between 0 and 2^63 - 1, not {args.seed}")
     return args
 
 
@@ -72,6 +79,9 @@ def parse_adapters(texts: list[str]) -> list[tuple[str, float]]:
             pairs.append((path, float(weight)) if equals else (text, 1.0))
         except ValueError:
             raise InputError(f"--adapter {text}: {weight!r} is not a number; write PATH=WEIGHT") from None
+    for path, weight in pairs:
+        if not math.isfinite(weight):
+            raise InputError(f"--adapter {path}: the weight {weight} is not a number to multiply by; give one such as 0.2")
     if len({path for path, _ in pairs}) < len(pairs):
         raise InputError("--adapter: the same file is given twice; add their weights up")
     return pairs
@@ -87,12 +97,21 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
         raise InputError(f"--{error}") from None
     adapters = [sd.load_adapter(path, path) for path, _ in pairs]
     sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
-    aging = [adapter.metadata for adapter in adapters if "template" in adapter.metadata]
+    recorded = [check_captioning(adapter.metadata, path) for adapter, (path, _) in zip(adapters, pairs)]
+    aging = [metadata for metadata in recorded if "template" in metadata]
     low, high = aging[0].get("ages", (0, 99)) if aging else (0, 99)
     for age in args.ages if args.prompt is None else []:
         if not low <= age <= high:
             print(f"warning: age {age} is beyond the ages {low} to {high} that the adapter saw in training", file=sys.stderr)
     return sd, aging[0]["template"] if aging else DEFAULT_TEMPLATE
+
+
+def what_to_paint(args: argparse.Namespace, template: str) -> list[tuple[str, str, str]]:
+    """Label, end of the file's name and prompt of each picture to make of a photograph: one an age, or the user's own."""
+    if args.prompt is not None:
+        return [("prompt", "prompt", args.prompt)]
+    subject = f"a {args.subject}" if args.subject in ("man", "woman", "person") else args.subject
+    return [(f"age {age}", f"age{age:02d}", caption(template, subject, age)) for age in args.ages]
 
 
 def steps_bar(label: str):
@@ -109,10 +128,11 @@ def main() -> None:
     if demo:
         args.photo, args.mask = str(DEMO / "person-a.png"), str(DEMO / "person-a-mask.png")
     image = mask = None
-    if args.photo:
+    if args.photo is not None:
         image = open_image(args.photo)
-        mask = open_mask(args.mask, image.size) if args.mask else Image.new("L", image.size, 255)
+        mask = Image.new("L", image.size, 255) if args.mask is None else open_mask(args.mask, image.size)
     sd, template = load(args)
+    output_folder(args.output_dir)
 
     settings = {"lida": lida.__version__, **vars(args), "output_dir": str(args.output_dir)}
     names = ("negative_prompt", "num_inference_steps", "guidance_scale", "num_images_per_prompt")
@@ -129,15 +149,14 @@ def main() -> None:
         images = generate(sd, args.prompt, generator=generator, progress=steps_bar("painting"), **options)
         save(re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt", images, args.prompt)
         return
-    stem, row = Path(args.photo).stem, [image]
-    subject = f"a {args.subject}" if args.subject in ("man", "woman", "person") else args.subject
-    for age in args.ages:
-        prompt = caption(template, subject, age) if args.prompt is None else args.prompt
-        generator, bar = torch.Generator().manual_seed(args.seed), steps_bar(f"age {age}")
+    stem, pictures, labels = Path(args.photo).stem, [image], ["input"]
+    for label, suffix, prompt in what_to_paint(args, template):
+        generator, bar = torch.Generator().manual_seed(args.seed), steps_bar(label)
         images = age_face(sd, image, mask, prompt, strength=args.strength, generator=generator, progress=bar, **options)
-        save(f"{stem}-age{age:02d}", images, prompt)
-        row.append(images[0])
-    save(f"{stem}-sheet", [sheet(row, ["input", *(f"age {age}" for age in args.ages)])], "")
+        save(f"{stem}-{suffix}", images, prompt)
+        pictures.append(images[0])
+        labels.append(label)
+    save(f"{stem}-sheet", [sheet(pictures, labels)], "")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ The algorithm stands in train(), top to bottom.
 
 import argparse
 import json
+import math
+import os
 from pathlib import Path
 
 import torch
@@ -17,19 +19,19 @@ import lida
 from lida.adapters import FILE_NAME, Adapter, save_adapter
 from lida.data import CaptionedImages, read_captioning, read_examples
 from lida.diffusion import noise_prediction_loss
-from lida.errors import InputError, run
+from lida.errors import InputError, output_folder, run
 from lida.lora import CROSS_ATTENTION, inject_lora, lora_parameters
 from lida.pipeline import StableDiffusion
 from lida.text import encode_prompts
 
-DEFAULT_MODEL = Path(__file__).parent / "weights" / "lida-tiny"
+DEFAULT_MODEL = os.path.relpath(Path(__file__).parent / "weights" / "lida-tiny")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     # What is trained on what
-    add("--pretrained_model_name_or_path", default=str(DEFAULT_MODEL), help="model folder in diffusers' layout")
+    add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder in diffusers' layout")
     add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')
     add("--output_dir", required=True, help=f"gets {FILE_NAME} and its settings as .json")
     add("--resolution", type=int, default=None, help="side of the training squares in pixels; the model's own if not given")
@@ -47,9 +49,13 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     for name in ("rank", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"):
         if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if not args.learning_rate > 0:
-        parser.error(f"--learning_rate must be above 0, not {args.learning_rate}")
+            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    for name in ("learning_rate", "alpha"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name} must be a number above 0, not {value}")
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"--seed must lie between 0 and 2^63 - 1, not {args.seed}")
     return args
 
 
@@ -72,6 +78,7 @@ def train(args: argparse.Namespace) -> Path:
         layers = inject_lora(sd.unet, args.rank, args.alpha, args.targets)
     except ValueError as error:
         raise InputError(f"--targets: {error}") from None
+    output_folder(args.output_dir)
     parameters = lora_parameters(layers.values())
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
     data = batches(examples, args.resolution, args.train_batch_size, torch.Generator().manual_seed(args.seed))
@@ -94,6 +101,8 @@ def train(args: argparse.Namespace) -> Path:
         average = total if average is None else 0.98 * average + 0.02 * total
         progress.set_postfix(loss=f"{average:.4f}", lr=f"{args.learning_rate:.0e}")
 
+    if not math.isfinite(average):
+        raise InputError(f"the loss ended at {average}, so nothing was saved; lower --learning_rate ({args.learning_rate})")
     settings = {"lida": lida.__version__, **vars(args), "examples": len(examples), "final_loss": average}
     adapter = Adapter.of(layers, {**captioning, "training": settings})
     path = save_adapter(adapter, args.output_dir)

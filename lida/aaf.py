@@ -9,17 +9,15 @@ import json
 import os
 import re
 import shutil
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .data import CAPTIONING, METADATA
-from .errors import InputError, run
+from .data import CAPTIONING, DEFAULT_TEMPLATE, METADATA, caption, check_template
+from .errors import InputError, output_folder, run
 
-DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
 NAME = re.compile(r"(\d{5})A(\d{2})\.jpg")
 
 
@@ -48,7 +46,7 @@ def read_faces(folder: str | Path, split: str = "all") -> list[Face]:
     for path in (folder / "image sets" / "train.txt", folder / "image sets" / "val.txt"):
         if not path.is_file():
             raise InputError(f"{path}: no such file; it holds the genders, download the dataset again")
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             words = line.split()
             if not words:
                 continue
@@ -83,33 +81,18 @@ def read_landmarks(folder: str | Path, face: Face) -> np.ndarray:
     return landmarks
 
 
-def caption(template: str, subject: str, age: int) -> str:
-    """The template with {subject} ("a man"), {decade} ("60s") and {age} ("64") filled in."""
-    return template.format(subject=subject, decade=f"{age // 10 * 10}s", age=age)
-
-
-def check_template(template: str) -> str:
-    """The template itself; raises InputError unless its fields are some of {subject}, {decade} and {age}."""
-    cure = "fields are {subject}, {decade} and {age}"
-    try:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    except ValueError as error:
-        raise InputError(f"--template {template!r}: {error}; {cure}") from None
-    if names - {"subject", "decade", "age"} or not names & {"decade", "age"}:
-        raise InputError(f"--template {template!r}: must name {{decade}} or {{age}}; {cure}")
-    return template
-
-
 def write_dataset(faces: Sequence[Face], folder: str | Path, template: str = DEFAULT_TEMPLATE) -> None:
     """Fill a new folder with the faces, hard-linked where the disk allows it, and their captions.
 
-    Raises InputError for a folder that has a metadata.jsonl: captions of two runs do not mix. That file is written last,
-    so that a folder that has one is whole.
+    Raises InputError for the folder that the faces lie in, and for one that has a metadata.jsonl: captions of two runs do
+    not mix. That file is written last, so that a folder that has one is whole.
     """
     folder = Path(folder)
     if (folder / METADATA).exists():
         raise InputError(f"{folder / METADATA}: exists; give another --output_dir, or remove that one")
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() == faces[0].path.parent.resolve():
+        raise InputError(f"--output_dir {folder}: is the dataset itself; give another one")
+    output_folder(folder)
     lines = []
     for face in faces:
         target = folder / face.path.name

@@ -93,6 +93,8 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict, dict]:
         config, metadata = (json.loads(header.get(key, "{}")) for key in ("lora_adapter_metadata", "lida"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: its header is not JSON ({error}); fetch it again") from None
+    if not isinstance(config, dict) or not isinstance(metadata, dict):
+        raise InputError(f"{path}: its header holds no JSON objects; fetch it again")
     return tensors, config, metadata
 
 
@@ -118,8 +120,11 @@ def load_adapter(source: str | Path) -> Adapter:
     for name, pair in factors.items():
         if len(pair) != 2 or pair["down"].ndim != 2 or pair["up"].ndim != 2 or pair["down"].shape[0] != pair["up"].shape[1]:
             raise InputError(f"{path}: {name} is not a pair of matrices of one rank; fetch it again")
+        # As peft reads its config: a pattern is a regular expression that the end of a path matches.
+        patterns = (config.get("unet.alpha_pattern") or {}).items()
         rank = pair["down"].shape[0]
-        alpha = config.get("unet.alpha_pattern", {}).get(name, config.get("unet.lora_alpha", rank))
+        matched = [alpha for key, alpha in patterns if re.fullmatch(rf"(.*\.)?({key})", name)]
+        alpha = matched[0] if matched else config.get("unet.lora_alpha", rank)
         layers[name] = LowRank(pair["down"], pair["up"], float(alpha))
     return Adapter(layers, metadata)
 

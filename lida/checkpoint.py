@@ -1,6 +1,10 @@
 """Models from and to a folder in diffusers' layout: unet/ vae/ text_encoder/ tokenizer/ scheduler/, safetensors only."""
 
+import copy
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +22,8 @@ from .unet import UNet, UNetConfig
 from .vae import VAE, VAEConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_ATTENTION = re.compile(rf"(?<=mid_block\.attentions\.0\.)({'|'.join(NEW_ATTENTION)})(?=\.)")
 Config = TypeVar("Config", UNetConfig, VAEConfig, NoiseScheduleConfig)
 
 
@@ -36,29 +42,42 @@ def read_json(path: Path) -> dict:
 
 def read_config(kind: type[Config], path: Path) -> Config:
     """A config from diffusers' JSON. A field that lida does not know, or cannot honour, is refused by name."""
-    values = {name: value for name, value in read_json(path).items() if not name.startswith("_")}
+    raw = read_json(path)
+    values = {name: value for name, value in raw.items() if not name.startswith("_")}
     fixed, known = dict(kind.fixed), {field.name: field for field in fields(kind)}
     if kind is VAEConfig:
-        fixed |= kind.block_types(len(values.get("block_out_channels", ())))
+        widths = values.get("block_out_channels")
+        if not isinstance(widths, list):
+            raise InputError(f"{path}: block_out_channels is {widths!r}, not a list of numbers; fetch the file again")
+        fixed |= kind.block_types(len(widths))
     taken = {}
     for name, value in values.items():
         if name in known:
             taken[name] = tuple(value) if isinstance(value, list) else value
         elif name in fixed:
-            if value != fixed[name]:
+            if value != fixed[name] and not (value is None and fixed[name] is False):  # old files say null for false
                 raise InputError(f"{path}: {name} is {value!r}; lida runs models of SD1.5's kind, where it is {fixed[name]!r}")
         elif name not in getattr(kind, "advisory", ()):
             raise InputError(f"{path}: {name} ({value!r}) is not a field of SD1.5's config; is this another kind of model?")
+    if kind is NoiseScheduleConfig and raw.get("_class_name") == "DDIMScheduler" and "clip_sample" not in raw:
+        raise InputError(f"{path}: clip_sample is not given, which means true; SD1.5's is false: write that into the file")
     for name, field in known.items():
         if name not in taken and field.default is MISSING:
             raise InputError(f"{path}: the field {name} is missing; fetch the file again")
-    wrong = [n for n, v in taken.items() if isinstance(known[n].default, int) and not isinstance(v, (int, float))]
+    wrong = [n for n, v in taken.items() if isinstance(known[n].default, (int, float)) and not isinstance(v, (int, float))]
     if wrong:
         raise InputError(f"{path}: {wrong[0]} is {taken[wrong[0]]!r}; lida takes one number for all blocks, as in SD1.5")
-    try:
+    with refusing(path):
         return kind(**taken)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Turn what a constructor says of its values into an InputError that names the file they came from."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise error if isinstance(error, InputError) else InputError(f"{path}: {error}") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -88,35 +107,40 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], path: Path, dtype: torch.
 def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> UNet:
     """The UNet of a model folder, frozen."""
     path = Path(folder, "unet")
-    with torch.device("meta"):
+    with refusing(path / "config.json"), torch.device("meta"):
         unet = UNet(read_config(UNetConfig, path / "config.json"))
     fill(unet, read_tensors(path / WEIGHTS), path / WEIGHTS, dtype)
     return unet
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
-    """The VAE of a model folder, frozen."""
+    """The VAE of a model folder, frozen. Its attention may have the names of old files, SD1.5's own among them."""
     path = Path(folder, "vae")
-    with torch.device("meta"):
+    with refusing(path / "config.json"), torch.device("meta"):
         vae = VAE(read_config(VAEConfig, path / "config.json"))
-    fill(vae, read_tensors(path / WEIGHTS), path / WEIGHTS, dtype)
+    tensors = {OLD_ATTENTION.sub(lambda m: NEW_ATTENTION[m[0]], name): t for name, t in read_tensors(path / WEIGHTS).items()}
+    fill(vae, tensors, path / WEIGHTS, dtype)
     return vae
 
 
 def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
     """The text encoder and tokenizer of a model folder, frozen. Keys may begin with `text_model.` or not."""
     path = Path(folder, "text_encoder", "model.safetensors")
-    config = CLIPTextConfig.from_dict(read_json(path.with_name("config.json")))
+    with refusing(path.with_name("config.json")):
+        config = CLIPTextConfig.from_dict(read_json(path.with_name("config.json")))
+        model = CLIPTextModel(config)
     tokenizer_path = Path(folder, "tokenizer")
     names = [{"vocab.json", "merges.txt"}, {"tokenizer.json"}]  # CLIP's own format, and what transformers 5 writes
     if not any(all((tokenizer_path / name).is_file() for name in spelling) for spelling in names):
         raise InputError(f"{tokenizer_path}: has neither vocab.json and merges.txt nor tokenizer.json; fetch the folder again")
-    model = CLIPTextModel(config)
     prefix = "text_model." if hasattr(model, "text_model") else ""  # transformers 5.6 flattened the model
     tensors = {prefix + name.removeprefix("text_model."): tensor for name, tensor in read_tensors(path).items()}
     tensors.pop(f"{prefix}embeddings.position_ids", None)  # 0, 1, 2, ...: old files carry the buffer
     fill(model, tensors, path, dtype)
-    encoder = TextEncoder(model, CLIPTokenizer.from_pretrained(tokenizer_path))
+    try:
+        encoder = TextEncoder(model, CLIPTokenizer.from_pretrained(tokenizer_path))
+    except Exception as error:  # the Rust library raises Exception itself
+        raise InputError(f"{tokenizer_path}: not readable as a CLIP tokenizer ({error}); fetch the folder again") from None
     if len(encoder.tokenizer) > config.vocab_size:
         raise InputError(f"{tokenizer_path}: {len(encoder.tokenizer)} tokens for an encoder of {config.vocab_size}; not a pair")
     return encoder
@@ -125,11 +149,8 @@ def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) ->
 def load_schedule(folder: str | Path) -> NoiseSchedule:
     """The noise schedule of a model folder."""
     path = Path(folder, "scheduler", "scheduler_config.json")
-    config = read_config(NoiseScheduleConfig, path)
-    try:
-        return NoiseSchedule(config)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    with refusing(path):
+        return NoiseSchedule(read_config(NoiseScheduleConfig, path))
 
 
 def save_model(model: UNet | VAE, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -147,8 +168,5 @@ def save_model(model: UNet | VAE, folder: str | Path, dtype: torch.dtype = torch
 
 def save_text_encoder(text_encoder: TextEncoder, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write folder/text_encoder and folder/tokenizer as transformers would."""
-    model, tokenizer = text_encoder.model, text_encoder.tokenizer
-    before = model.dtype
-    model.to(dtype).save_pretrained(Path(folder, "text_encoder"))
-    model.to(before)
-    tokenizer.save_pretrained(Path(folder, "tokenizer"))
+    copy.deepcopy(text_encoder.model).to(dtype).save_pretrained(Path(folder, "text_encoder"))
+    text_encoder.tokenizer.save_pretrained(Path(folder, "tokenizer"))

@@ -1,6 +1,7 @@
 """Training pictures with captions: a folder with a metadata.jsonl, as the datasets library's "imagefolder" reads it."""
 
 import json
+import string
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,24 @@ from .images import centre_square, open_image, to_tensor
 
 METADATA = "metadata.jsonl"
 CAPTIONING = "captioning.json"  # how the captions were made, where a tool of this library made them
+DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
+
+
+def caption(template: str, subject: str, age: int) -> str:
+    """The template with {subject} ("a man"), {decade} ("60s") and {age} ("64") filled in."""
+    return template.format(subject=subject, decade=f"{age // 10 * 10}s", age=age)
+
+
+def check_template(template: str, where: str = "--template") -> str:
+    """The template itself; raises InputError unless its fields are some of {subject}, {decade} and {age}."""
+    cure = "fields are {subject}, {decade} and {age}"
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where} {template!r}: {error}; {cure}") from None
+    if names - {"subject", "decade", "age"} or not names & {"decade", "age"}:
+        raise InputError(f"{where} {template!r}: must name {{decade}} or {{age}}; {cure}")
+    return template
 
 
 @dataclass(frozen=True)
@@ -31,8 +50,12 @@ def read_examples(folder: str | Path) -> list[Example]:
     path = Path(folder, METADATA)
     if not path.is_file():
         raise InputError(f'{path}: no such file; it has one {{"file_name": ..., "text": ...}} a line')
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as UTF-8 ({error}); save it as that") from None
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -45,7 +68,7 @@ def read_examples(folder: str | Path) -> list[Example]:
         try:
             with Image.open(picture):  # reads the header alone
                 pass
-        except OSError:
+        except (OSError, Image.DecompressionBombError):
             what = "is not an image that Pillow can read" if picture.exists() else "does not exist"
             raise InputError(f"{path}:{number}: {picture} {what}; mend the file or take out the line") from None
         examples.append(Example(picture, row["text"]))
@@ -61,10 +84,20 @@ def read_captioning(folder: str | Path) -> dict:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); caption the folder again") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds a {type(values).__name__}, not an object; caption the folder again")
+    return check_captioning(values, path)
+
+
+def check_captioning(values: dict, where: str | Path) -> dict:
+    """What was recorded of captions, from a folder or an adapter's metadata; raises InputError where it cannot be used."""
+    if "template" in values:
+        check_template(values["template"], f"{where}: template")
+    ages = values.get("ages", [0, 99])
+    if not isinstance(ages, list) or [type(age) for age in ages] != [int, int]:
+        raise InputError(f"{where}: ages is {ages!r}, not the youngest and the oldest, such as [2, 80]")
     return values
 
 

@@ -2,10 +2,23 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used. The message is one line and says what would help."""
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder, made if need be; raises InputError, before any long work, where nothing can be written."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".writable").touch()
+        (path / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"--output_dir {path}: {error.strerror}; give a folder that can be written to") from None
+    return path
 
 
 def run(main: Callable[[], None]) -> None:
@@ -13,7 +26,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)  # what a library says may have line breaks
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

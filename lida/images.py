@@ -77,14 +77,20 @@ def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, f
     left, top, side = box
     layer = image.copy()
     layer.paste(patch.resize((side, side), Image.Resampling.LANCZOS), (left, top))
-    radius = feather * side
-    if radius >= 0.5:
+    return Image.composite(layer, image, fade_inwards(mask, feather * side))
+
+
+def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
+    """The mask, fading from its border inwards over about `radius` pixels, or over fewer where it is too thin for that."""
+    painted, values = mask.point(lambda value: 255 * (value > 0)), np.asarray(mask, dtype=np.float32)
+    while radius >= 0.5:
         # A blurred edge is 1/2 on the edge itself: the upper half of the ramp begins there and goes inwards.
-        painted = mask.point(lambda value: 255 * (value > 0))
         blurred = np.asarray(painted.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
-        alpha = np.minimum(np.asarray(mask), 255 * np.clip(2 * blurred - 1, 0, 1))
-        mask = Image.fromarray(alpha.round().astype(np.uint8))
-    return Image.composite(layer, image, mask)
+        faded = np.minimum(values, 255 * np.clip(2 * blurred - 1, 0, 1))
+        if faded.sum() >= 0.5 * values.sum():
+            return Image.fromarray(faded.round().astype(np.uint8))
+        radius /= 2
+    return mask
 
 
 def sheet(images: Sequence[Image.Image], labels: Sequence[str], height: int = 320) -> Image.Image:

@@ -47,22 +47,23 @@ def inject_lora(
 ) -> dict[str, LoRALinear]:
     """Freeze the model and replace each linear layer whose path ends in one of `targets` by a LoRALinear, in place.
 
-    alpha defaults to rank, a scale of 1. Returns the new layers by module path, in the model's order. Raises ValueError
-    where a target matches no linear layer, or one that has its LoRA already.
+    alpha defaults to rank, a scale of 1. Returns the new layers by module path, in the model's order. Raises ValueError,
+    and changes nothing, where a target matches no linear layer, or the model has a LoRA already.
     """
-    model.requires_grad_(False)
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise ValueError("the model has a LoRA already; give all targets at once")
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, not {rank}")
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     found = [(path, target) for path in linear for target in targets if f".{path}".endswith(f".{target}")]
     for target in targets:
         if target not in (t for _, t in found):
             raise ValueError(f"target {target!r} matches no linear layer; targets are ends of paths such as attn2.to_q")
+    model.requires_grad_(False)
     layers = {}
     for path in dict.fromkeys(path for path, _ in found):
-        base = model.get_submodule(path)
-        if isinstance(base, LoRALinear):
-            raise ValueError(f"{path} has a LoRA already")
         parent, _, name = path.rpartition(".")
-        layers[path] = LoRALinear(base, rank, alpha)
+        layers[path] = LoRALinear(model.get_submodule(path), rank, alpha)
         setattr(model.get_submodule(parent), name, layers[path])
     return layers
 

@@ -87,17 +87,20 @@ class StableDiffusion:
             raise ValueError(f"adapter {unknown[0]!r} is not loaded; loaded are {sorted(self.adapters)}")
         if len(names) != len(weights) or len(set(names)) != len(names):
             raise ValueError(f"one weight for each name, each name once: {list(names)}, {list(weights)}")
+        deltas = combine([self.adapters[name] for name in names], weights)
         for path, weight in self.base_weights.items():
             self.unet.get_submodule(path).weight.copy_(weight)
-        for path, delta in combine([self.adapters[name] for name in names], weights).items():
+        self.base_weights.clear()
+        for path, delta in deltas.items():
             weight = self.unet.get_submodule(path).weight
-            base = self.base_weights.setdefault(path, weight.detach().clone())
+            base = self.base_weights[path] = weight.detach().clone()
             weight.copy_(base.float() + delta.to(base.device))
 
     def predictor(self, prompts: Sequence[str], negative_prompt: str, guidance_scale: float):
         """The guided noise prediction for these prompts, as a function of latents and timesteps."""
         cond = encode_prompts(self.text_encoder, prompts)  # (B, M, C)
-        return guided(self.unet, cond, self.text_encoder(negative_prompt).expand_as(cond), guidance_scale)
+        uncond = self.text_encoder(negative_prompt).expand_as(cond) if guidance_scale > 1 else None
+        return guided(self.unet, cond, uncond, guidance_scale)
 
 
 @torch.no_grad()
@@ -158,6 +161,8 @@ def age_face(
     Returns pictures of the input's size, or latents of the square for output_type "latent". Raises ValueError for a mask
     of another size or without white, and for a strength that leaves no step to walk.
     """
+    if image.mode != "RGB":
+        raise ValueError(f"the image is {image.mode}, not RGB")
     if mask.size != image.size or mask.mode != "L":
         raise ValueError(f"the mask is {mask.mode} {mask.size}, not L {image.size} as the image")
     if mask.getextrema()[1] < 128:
@@ -166,7 +171,7 @@ def age_face(
     prompts = repeated(prompt, num_images_per_prompt)
     box = square_about(mask, context)
     pixel_values = to_tensor(cut(image, box, sd.resolution)).to(sd.device, sd.dtype)
-    pixel_mask = mask_to_tensor(cut(mask, box, sd.resolution))
+    pixel_mask = mask_to_tensor(cut(mask, box, box[2]))  # at its own size: made smaller, a thin one would be lost
     init_latents = sd.vae.encode(pixel_values, generator).repeat(len(prompts), 1, 1, 1)
     latent_mask = mask_to_latents(pixel_mask, init_latents.shape[2:]).to(init_latents)
     noise = randn_like(init_latents, generator)

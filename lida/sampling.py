@@ -28,10 +28,13 @@ def ddim_step(
     return latents + sigma * randn_like(latents, generator) if eta > 0 else latents
 
 
-def guided(unet: NoisePredictor, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+def guided(
+    unet: NoisePredictor, cond: Tensor, uncond: Tensor | None, guidance_scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
     """eps_u + g (eps_c - eps_u): classifier-free guidance (Ho & Salimans 2022), as a function of latents and timesteps.
 
-    Both halves go through the network as one batch, the unconditional first. At g <= 1 it is the conditional alone.
+    Both halves go through the network as one batch, the unconditional first. At g <= 1 it is the conditional alone, and
+    `uncond` may be None.
     """
     if guidance_scale <= 1:
         return lambda latents, timesteps: unet(latents, timesteps, cond)

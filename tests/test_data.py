@@ -7,8 +7,8 @@ import pytest
 from conftest import noise_image
 
 import lida
-from lida.aaf import DEFAULT_TEMPLATE, caption, check_template, read_faces, read_landmarks, write_dataset
-from lida.data import CaptionedImages, read_captioning, read_examples
+from lida.aaf import read_faces, read_landmarks, write_dataset
+from lida.data import DEFAULT_TEMPLATE, CaptionedImages, caption, check_captioning, check_template, read_captioning, read_examples
 
 
 @pytest.fixture
@@ -51,6 +51,22 @@ def test_templates():
     for bad in ("a face", "{name} {age}", "{age", "{} {age}", "{age.real}"):
         with pytest.raises(lida.InputError, match="--template"):
             check_template(bad)
+
+
+def test_the_dataset_itself_is_never_written_to(aaf):
+    pictures = {path.name: path.read_bytes() for path in (aaf / "original images").iterdir()}
+    with pytest.raises(lida.InputError, match="is the dataset itself"):
+        write_dataset(read_faces(aaf), aaf / "original images")
+    assert {path.name: path.read_bytes() for path in (aaf / "original images").iterdir()} == pictures
+    with pytest.raises(lida.InputError, match="--output_dir .*val.txt: "):
+        write_dataset(read_faces(aaf), aaf / "image sets" / "val.txt")
+
+
+def test_what_captioning_recorded_is_checked():
+    assert check_captioning({"template": "{age}", "ages": [2, 80]}, "x")
+    for bad in ({"template": "{name} {age}"}, {"template": 3}, {"template": "{subject.x} {age}"}, {"ages": [2]}, {"ages": "2"}):
+        with pytest.raises(lida.InputError, match="^x: "):
+            check_captioning(bad, "x")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +115,16 @@ def test_broken_lines_are_refused(dataset, line, message):
     with pytest.raises(lida.InputError, match=message) as error:
         read_examples(dataset)
     assert "\n" not in str(error.value)
+
+
+def test_lines_are_lines_of_utf8(dataset):
+    """A byte-order mark is no fault, nor a separator that Python's splitlines would break at; another encoding is one."""
+    path = dataset / "metadata.jsonl"
+    path.write_text('{"file_name": "0.png", "text": "a\u2028b"}\n', encoding="utf-8-sig")
+    assert [example.text for example in read_examples(dataset)] == ["a\u2028b"]
+    path.write_text('{"file_name": "0.png", "text": "a"}\n', encoding="utf-16")
+    with pytest.raises(lida.InputError, match="not readable as UTF-8"):
+        read_examples(dataset)
 
 
 def test_empty_datasets_are_refused(dataset, tmp_path):

@@ -1,5 +1,7 @@
 """The LoRA layer and its training equal peft's; adapters travel to diffusers and back; merging is exact."""
 
+import json
+
 import diffusers
 import peft
 import pytest
@@ -85,11 +87,18 @@ def test_targets_reach_self_attention(sd):
     layers = lida.inject_lora(sd.unet, RANK, targets=SELF_ATTENTION)
     assert layers and all(".attn1.to_" in path for path in layers)
     with pytest.raises(ValueError, match="has a LoRA already"):
-        lida.inject_lora(sd.unet, RANK, targets=["attn1.to_q"])
+        lida.inject_lora(sd.unet, RANK, targets=CROSS_ATTENTION)
+    assert all(layer.lora_up.requires_grad for layer in layers.values())
+
+
+def test_refused_injections_change_nothing(sd):
+    sd.unet.requires_grad_(True)
     with pytest.raises(ValueError, match="'attn3.to_q' matches no"):
-        lida.inject_lora(sd.unet, RANK, targets=["attn3.to_q"])
+        lida.inject_lora(sd.unet, RANK, targets=["attn2.to_q", "attn3.to_q"])
     with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
         lida.inject_lora(sd.unet, 0)
+    assert all(p.requires_grad for p in sd.unet.parameters())
+    assert not any(isinstance(module, LoRALinear) for module in sd.unet.modules())
 
 
 def test_five_training_steps_equal_diffusers_and_peft(sd, pipe):
@@ -172,6 +181,32 @@ def test_merging_is_the_weighted_sum_of_deltas(sd):
         sd.set_adapters(["age"], [-1.3])
         sd.set_adapters([], [])
         assert all(torch.equal(tensor, base[name]) for name, tensor in sd.unet.state_dict().items())
+
+
+def test_the_base_is_what_the_unet_holds_now(sd):
+    """Weights that change while no adapter is set are the base from then on."""
+    sd.load_adapter("age", random_adapter(sd, 0))
+    sd.set_adapters(["age"], [1.0])
+    sd.set_adapters([], [])
+    changed = {name: tensor + 1 for name, tensor in sd.unet.state_dict().items()}
+    sd.unet.load_state_dict(changed)
+    sd.set_adapters(["age"], [1.0])
+    sd.set_adapters([], [])
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in sd.unet.state_dict().items())
+
+
+def test_alpha_patterns_are_read_as_peft_reads_them(sd, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = lida.save_adapter(random_adapter(sd, 0), tmp_path / "x.safetensors")
+    config = {"unet.r": RANK, "unet.lora_alpha": 2.0, "unet.alpha_pattern": {"attn2.to_q": 16.0}}
+    save_file(load_file(path), path, metadata={"lora_adapter_metadata": json.dumps(config)})
+    for name, layer in load_adapter(path).layers.items():
+        assert layer.alpha == (16.0 if name.endswith("attn2.to_q") else 2.0)
+    for broken in ("[]", "null", "{"):
+        save_file(load_file(path), path, metadata={"lora_adapter_metadata": broken})
+        with pytest.raises(lida.InputError, match="x.safetensors: its header"):
+            load_adapter(path)
 
 
 def test_merged_equals_unmerged(sd):

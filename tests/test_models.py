@@ -3,12 +3,16 @@
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
 from conftest import relative
+from safetensors.torch import load_file, save_file
 
 import lida
 from lida.checkpoint import load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
+from lida.unet import UNet, UNetConfig
+from lida.vae import VAE, VAEConfig
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)])
@@ -51,6 +55,9 @@ def test_what_is_saved_loads_in_diffusers(sd, pipe, folder, tmp_path):
         save_model(part, tmp_path / name, torch.float32)
         reloaded = type(getattr(pipe, name)).from_pretrained(tmp_path / name)
         assert all(torch.equal(reloaded.state_dict()[key], tensor) for key, tensor in part.state_dict().items())
+    before = {name: tensor.clone() for name, tensor in sd.text_encoder.state_dict().items()}
+    save_text_encoder(sd.text_encoder, tmp_path / "half")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sd.text_encoder.state_dict().items())
     save_text_encoder(sd.text_encoder, tmp_path, torch.float32)
     again = load_text_encoder(tmp_path)
     with torch.no_grad():
@@ -59,8 +66,6 @@ def test_what_is_saved_loads_in_diffusers(sd, pipe, folder, tmp_path):
 
 def test_old_clip_keys_load(sd, folder, tmp_path):
     """Files from before transformers 5.6 spell `text_model.` and carry position_ids."""
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "text_encoder" / "model.safetensors"
     old = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in load_file(path).items()}
@@ -68,6 +73,31 @@ def test_old_clip_keys_load(sd, folder, tmp_path):
     save_file(old, path)
     with torch.no_grad():
         assert torch.equal(load_text_encoder(tmp_path)("a boy"), sd.text_encoder("a boy"))
+
+
+def test_old_vae_attention_names_load(sd, folder, tmp_path):
+    """SD1.5's own VAE file is from before diffusers renamed them."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    old = load_file(path)
+    for new, name in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        old = {key.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): tensor for key, tensor in old.items()}
+    save_file(old, path)
+    assert sum(".query." in key for key in old) == 4
+    again = load_vae(tmp_path)
+    assert all(torch.equal(tensor, sd.vae.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_sd15_at_full_size_has_diffusers_keys_and_shapes():
+    with torch.device("meta"):
+        unet, vae = UNet(UNetConfig(sample_size=64, cross_attention_dim=768)), VAE(VAEConfig((128, 256, 512, 512), layers_per_block=2))
+        their_unet = diffusers.UNet2DConditionModel(cross_attention_dim=768)
+        down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+        widths = (128, 256, 512, 512)
+        their_vae = diffusers.AutoencoderKL(block_out_channels=widths, layers_per_block=2, down_block_types=down, up_block_types=up)
+    for ours, theirs, count, tensors in ((unet, their_unet, 859_520_964, 686), (vae, their_vae, 83_653_863, 248)):
+        assert {k: t.shape for k, t in ours.state_dict().items()} == {k: t.shape for k, t in theirs.state_dict().items()}
+        assert sum(p.numel() for p in ours.parameters()) == count and len(ours.state_dict()) == tensors
 
 
 @pytest.mark.parametrize(
@@ -79,6 +109,10 @@ def test_old_clip_keys_load(sd, folder, tmp_path):
         ("unet", {"block_out_channels": [32, 64]}, "down_block_types"),
         ("unet", {"cross_attention_dim": 40}, "of another shape"),
         ("unet", {"layers_per_block": 3}, "misses .* tensors"),
+        ("unet", {"norm_num_groups": 5}, "divisible"),
+        ("unet", {"attention_head_dim": 5}, "do not divide into 5 heads"),
+        ("unet", {"norm_eps": "small"}, "one number for all blocks"),
+        ("vae", {"block_out_channels": 64}, "not a list"),
         ("vae", {"act_fn": "relu"}, "act_fn is 'relu'"),
         ("vae", {"layers_per_block": 0}, "unexpected"),
         ("scheduler", {"prediction_type": "v_prediction"}, "prediction_type is 'v_prediction'"),

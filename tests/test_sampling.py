@@ -69,6 +69,15 @@ def test_repeated_prompts_make_a_batch(sd):
     assert latents.shape == (1, 4, 9, 6)
 
 
+@pytest.mark.parametrize("box", [(20, 100, 280, 103), (40, 60, 60, 70)])
+def test_thin_and_small_masks_are_repainted(sd, box):
+    image, mask = noise_image(300, 200), box_mask(300, 200, box)
+    mask.paste(255, (240, 150, 260, 160))  # far away, so that the square about both is large
+    aged = lida.age_face(sd, image, mask, "a boy", strength=1.0, num_inference_steps=4)[0]
+    changed, white = (np.asarray(aged) != np.asarray(image)).any(-1), np.asarray(mask) > 0
+    assert changed[white].mean() > 0.7 and not changed[~white].any()
+
+
 @pytest.mark.parametrize("size", [(64, 64), (150, 97), (61, 203)])
 @pytest.mark.parametrize("soft", [False, True])
 def test_pixels_outside_the_mask_stay(sd, size, soft):

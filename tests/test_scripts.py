@@ -1,13 +1,17 @@
 """The scripts as users run them, on the small random model; and every kind of bad input."""
 
+import importlib.util
 import json
 import runpy
 import shutil
 import sys
 
+import diffusers
 import numpy as np
+import peft
 import pytest
-from conftest import ROOT, box_mask, noise_image
+import torch
+from conftest import ROOT, box_mask, noise_image, relative
 from PIL import Image
 
 import lida
@@ -87,6 +91,59 @@ def test_training_is_reproducible_and_seeded(script, folder, dataset, tmp_path):
     assert all(a.equal(b) for a, b in zip(first, again)) and not any(a.equal(b) for a, b in zip(first, other))
 
 
+def test_training_is_plain_accumulation_clipping_and_adamw(folder, dataset, tmp_path, monkeypatch):
+    """Five steps of the script, of two passes each, beside diffusers + peft fed with what the script drew."""
+    spec = importlib.util.spec_from_file_location("train_lora", ROOT / "train_lora.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    begun, drawn = {}, []
+
+    def inject(unet, *arguments):
+        layers = lida.inject_lora(unet, *arguments)
+        begun.update({path: layer.lora_down.detach().clone() for path, layer in layers.items()})
+        return layers
+
+    def loss(unet, schedule, latents, context):
+        noise, timesteps = torch.randn_like(latents), torch.randint(1000, latents.shape[:1])
+        drawn.append((latents, context, noise, timesteps))
+        return lida.noise_prediction_loss(unet, schedule, latents, context, noise, timesteps)
+
+    monkeypatch.setattr(module, "inject_lora", inject)
+    monkeypatch.setattr(module, "noise_prediction_loss", loss)
+    arguments = ["--pretrained_model_name_or_path", folder, "--train_data_dir", dataset, "--output_dir", tmp_path / "out"]
+    arguments += ["--rank", 4, "--train_batch_size", 2, "--gradient_accumulation_steps", 2, "--max_train_steps", 5]
+    monkeypatch.setattr(sys, "argv", ["train_lora.py", *map(str, arguments), "--learning_rate", "1e-3"])
+    trained = lida.load_adapter(module.train(module.parse_args())).layers
+
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    unet.requires_grad_(False)
+    unet.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=sorted(begun)))
+    modules = dict(unet.named_modules())
+    for path, down in begun.items():
+        modules[path].lora_A["default"].weight.data.copy_(down)
+    scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2)
+    assert len(drawn) == 10 and all(0.1 < latents.std() < 10 for latents, *_ in drawn)
+    for i, (latents, context, noise, timesteps) in enumerate(drawn):
+        noise_pred = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
+        (torch.nn.functional.mse_loss(noise_pred, noise) / 2).backward()
+        if i % 2:
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    for path, layer in trained.items():
+        assert relative(layer.down, modules[path].lora_A["default"].weight) <= 1e-5
+        assert relative(layer.up, modules[path].lora_B["default"].weight) <= 1e-5
+
+
+def test_a_prompt_over_a_photo_makes_one_picture(script, folder, photo):
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 4)
+    code, out, err = script("infer.py", photo, "--prompt", "a boy", *options)
+    assert code == 0, err
+    assert out.split() == ["outputs/anna-prompt.png", "outputs/anna-sheet.png"]
+
+
 def test_painting_from_text(script, folder):
     options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 2, "--num_images_per_prompt", 2)
     code, out, err = script("infer.py", "--prompt", "An old man!", *options)
@@ -113,7 +170,14 @@ BAD_AGING = [
     (["{photo}", "--strength", "1.2"], "--strength must be above 0 and up to 1, not 1.2"),
     (["{photo}", "--strength", "0.01"], "--strength must be above 0 and up to 1, not 0.01"),
     (["{photo}", "--num_inference_steps", "0"], "num_inference_steps must be between 1 and 999, not 0"),
-    (["{photo}", "--num_images_per_prompt", "0"], "--num_images_per_prompt 0"),
+    (["{photo}", "--num_images_per_prompt", "0"], "--num_images_per_prompt must be at least 1, not 0"),
+    (["{photo}", "--seed", "99999999999999999999"], "--seed must lie between"),
+    (["{photo}", "--guidance_scale", "nan"], "--guidance_scale must be a number, not nan"),
+    (["{photo}", "--strength", "inf"], "--strength must be a number, not inf"),
+    (["{photo}", "--adapter", "{wrong}=nan"], "the weight nan is not a number"),
+    (["{photo}", "--mask", ""], ": no such file"),
+    ([""], ": no such file"),
+    (["{photo}", "--output_dir", "{photo}"], "--output_dir"),
     (["{photo}", "--adapter", "none.safetensors=1"], "none.safetensors: no such adapter"),
     (["{photo}", "--adapter", "{wrong}=x"], "'x' is not a number"),
     (["{photo}", "--adapter", "{wrong}=1"], "it was trained on another model"),
@@ -138,6 +202,7 @@ def test_bad_input_to_infer_ends_in_one_line(script, folder, dataset, photo, tmp
         arguments += ["--pretrained_model_name_or_path", folder]
     code, out, err = script("infer.py", *arguments)
     assert code == 2 and not out and message in err.strip().splitlines()[-1]
+    assert len(err.strip().splitlines()) == 1 or err.startswith("usage:")  # argparse's own, of what it cannot parse
     assert not list(script.folder.iterdir())
 
 
@@ -147,7 +212,10 @@ BAD_TRAINING = [
     (["--train_data_dir", "{dataset}", "--resolution", "60"], "--resolution 60: must be a multiple of 8"),
     (["--train_data_dir", "{dataset}", "--rank", "0"], "--rank must be at least 1, not 0"),
     (["--train_data_dir", "{dataset}", "--targets", "attn3.to_q"], "--targets: target 'attn3.to_q' matches no linear layer"),
-    (["--train_data_dir", "{dataset}", "--learning_rate", "0"], "--learning_rate must be above 0"),
+    (["--train_data_dir", "{dataset}", "--learning_rate", "0"], "--learning_rate must be a number above 0, not 0.0"),
+    (["--train_data_dir", "{dataset}", "--alpha", "nan"], "--alpha must be a number above 0, not nan"),
+    (["--train_data_dir", "{dataset}", "--seed", "-3"], "--seed must lie between"),
+    (["--train_data_dir", "{dataset}", "--output_dir", "{dataset}/metadata.jsonl"], "--output_dir"),
     (["--train_data_dir", "{dataset}", "--pretrained_model_name_or_path", "none"], "none: no such folder"),
 ]
 
@@ -160,8 +228,10 @@ def test_bad_input_to_training_ends_in_one_line(script, folder, dataset, tmp_pat
     arguments = [argument.format(dataset=dataset, broken=broken) for argument in arguments]
     if "--pretrained_model_name_or_path" not in arguments:
         arguments += ["--pretrained_model_name_or_path", folder]
-    code, out, err = script("train_lora.py", *arguments, "--output_dir", "out")
-    assert code == 2 and not out and message in err.strip().splitlines()[-1]
+    if "--output_dir" not in arguments:
+        arguments += ["--output_dir", "out"]
+    code, out, err = script("train_lora.py", *arguments)
+    assert code == 2 and not out and message in err.strip() and len(err.strip().splitlines()) == 1
     assert not list(script.folder.iterdir())
 
 

@@ -2,9 +2,9 @@
 
     python weights/recipe/aging.py "All-Age-Faces Dataset" --opencv_models DIR --estimator estimator-run
 
-Held-out faces are aged to 10 and to 70 by infer.py's defaults with a mask from their landmarks. Reported: in how many pairs
-the second reads older, in how many pictures a face is found, and how many aged faces are nearer to their own photograph
-than to nine others'. Then the ages read of faces painted from captions, by decade, with the adapter and without it.
+Held-out faces are aged to 10 and to 70 by the Age-LoRA alone, prompted by their gender, with a mask from their landmarks.
+Reported: in how many pairs the second reads older, in how many pictures a face is found, and how many aged faces are nearer
+to their own photograph than to nine others'; a picture without a face counts as one that is not. Then the ages read of faces painted from captions, by decade, with the adapter and without it.
 """
 
 import argparse
@@ -16,10 +16,11 @@ import torch
 from measure import Instruments
 from tqdm import tqdm
 
-from lida.aaf import DEFAULT_TEMPLATE, caption, read_faces, read_landmarks
-from lida.images import cut, open_image, sheet
+from lida.aaf import read_faces, read_landmarks
+from lida.data import DEFAULT_TEMPLATE, caption
+from lida.images import cut, open_image, sheet, square_about
 from lida.masks import mask_from_landmarks
-from lida.pipeline import StableDiffusion, age_face, generate, square_about
+from lida.pipeline import StableDiffusion, age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
 
@@ -49,9 +50,9 @@ def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
     known = [i for i, vector in enumerate(inputs) if vector is not None]
     nearest = []
     for own, vector in aged:
-        if vector is not None and inputs[own] is not None:
+        if inputs[own] is not None:
             others = rng.choice([i for i in known if i != own], min(9, len(known) - 1), replace=False)
-            nearest.append(inputs[own] @ vector > max(inputs[i] @ vector for i in others))
+            nearest.append(vector is not None and inputs[own] @ vector > max(inputs[i] @ vector for i in others))
     own = [inputs[i] @ vector for i, vector in aged if vector is not None and inputs[i] is not None]
     if args.sheet:
         for k, row in enumerate(rows[: args.rows]):

@@ -1,0 +1,51 @@
+"""Whom do the pictures show? The nearest training face of each, by SFace: below its same-person threshold, nobody.
+
+    python weights/recipe/nobody.py "All-Age-Faces Dataset" --opencv_models DIR --estimator estimator-run \
+        --embeddings faces-sface.npz --pictures weights/demo weights/person-a docs
+
+Exit code 1 if a picture shows somebody. The embeddings of the training faces are computed once and kept in the file.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from measure import SAME_PERSON, Instruments
+from tqdm import tqdm
+
+from lida.aaf import read_faces
+from lida.images import open_image
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("aaf", type=Path, help="the dataset's folder, as downloaded")
+    parser.add_argument("--opencv_models", type=Path, required=True, help="folder with the YuNet and SFace .onnx files")
+    parser.add_argument("--estimator", type=Path, required=True, help="folder that estimator.py wrote")
+    parser.add_argument("--embeddings", type=Path, required=True, help="cache of the training faces' embeddings, .npz")
+    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="pictures, or folders of them")
+    args = parser.parse_args()
+
+    instruments = Instruments(args.opencv_models, args.estimator)
+    if not args.embeddings.exists():
+        faces = read_faces(args.aaf, "train")
+        vectors = [instruments.embed(open_image(face.path)) for face in tqdm(faces, unit="face")]
+        kept = [i for i, vector in enumerate(vectors) if vector is not None]
+        np.savez(args.embeddings, v=np.stack([vectors[i] for i in kept]), ids=np.array([faces[i].serial for i in kept]))
+    known = np.load(args.embeddings)
+    print(f"{len(known['v'])} training faces; the same person from a cosine of {SAME_PERSON}")
+    worst = 0.0
+    for path in [p for place in args.pictures for p in (sorted(place.glob("*.png")) if place.is_dir() else [place])]:
+        vector = instruments.embed(open_image(path))
+        if vector is None:
+            print(f"{path}: no face found")
+            continue
+        cosines = known["v"] @ vector
+        worst = max(worst, float(cosines.max()))
+        print(f"{path}: nearest is serial {known['ids'][cosines.argmax()]:05d} at {cosines.max():.3f}")
+    sys.exit(worst >= SAME_PERSON)
+
+
+if __name__ == "__main__":
+    main()

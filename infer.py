@@ -43,7 +43,8 @@ def parse_args() -> argparse.Namespace:
     add("--negative_prompt", default="", help="what to steer away from (default: nothing)")
     # With what
     add("--pretrained_model_name_or_path", default=str(DEFAULT_MODEL), help="model folder (default: weights/lida-tiny)")
-    help = "an adapter and its merge weight; may be given again (default, on lida-tiny only: weights/age.safetensors=1.0)"
+    help = "an adapter and its merge weight, any number of times (default, on lida-tiny only: weights/age.safetensors=1.0, "
+    help += "and for the demo the person's, weights/person-a.safetensors=0.3)"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
     # How
     add("--strength", type=float, default=0.6, help="how much noise the face gets, above 0, up to 1 (default: 0.6)")

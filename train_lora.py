@@ -28,7 +28,8 @@ DEFAULT_MODEL = os.path.relpath(Path(__file__).parent / "weights" / "lida-tiny")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=formatter)
     add = parser.add_argument
     # What is trained on what
     add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder in diffusers' layout")

@@ -112,7 +112,9 @@ def write_dataset(faces: Sequence[Face], folder: str | Path, template: str = DEF
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m lida.aaf", description="All-Age-Faces as a captioned training dataset.")
+    """The command line."""
+    description = "All-Age-Faces as a captioned training dataset."
+    parser = argparse.ArgumentParser(prog="python -m lida.aaf", description=description)
     parser.add_argument("aaf", type=Path, metavar="AAF_FOLDER", help="the dataset as downloaded: 'All-Age-Faces Dataset'")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the pictures and metadata.jsonl")
     parser.add_argument("--template", default=DEFAULT_TEMPLATE, help=f"caption (default: {DEFAULT_TEMPLATE!r})")

@@ -118,7 +118,8 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
     path = Path(folder, "vae")
     with refusing(path / "config.json"), torch.device("meta"):
         vae = VAE(read_config(VAEConfig, path / "config.json"))
-    tensors = {OLD_ATTENTION.sub(lambda m: NEW_ATTENTION[m[0]], name): t for name, t in read_tensors(path / WEIGHTS).items()}
+    tensors = read_tensors(path / WEIGHTS)
+    tensors = {OLD_ATTENTION.sub(lambda match: NEW_ATTENTION[match[0]], name): t for name, t in tensors.items()}
     fill(vae, tensors, path / WEIGHTS, dtype)
     return vae
 

@@ -13,10 +13,11 @@ from .images import open_image
 
 
 def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
-    """A mask of `size` (width, height), mode L, white where the face is repainted; raises InputError for another size or no white."""
+    """A mask of `size` (width, height), L, white where the face is repainted; raises InputError for another size or no white."""
     mask = open_image(path).convert("L")
     if mask.size != size:
-        raise InputError(f"{path}: the mask is {mask.size[0]}x{mask.size[1]}, the photograph {size[0]}x{size[1]}; make them equal")
+        width, height = mask.size
+        raise InputError(f"{path}: the mask is {width}x{height}, the photograph {size[0]}x{size[1]}; make them equal")
     if mask.getextrema()[1] < 128:
         raise InputError(f"{path}: the mask has no white (brightest value {mask.getextrema()[1]}); paint the face white")
     return mask

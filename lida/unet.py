@@ -119,7 +119,8 @@ class UpBlock(Stage):
         below = widths[min(i + 1, len(widths) - 1)]  # the width of the last skip: the downward block's input
         inputs = [widths[max(i - 1, 0)]] + [width] * (layers - 1)
         skips = [width] * (layers - 1) + [below]
-        super().__init__(config, [(a + s, width) for a, s in zip(inputs, skips)], config.up_block_types[i].startswith("CrossAttn"))
+        pairs = [(a + s, width) for a, s in zip(inputs, skips)]
+        super().__init__(config, pairs, config.up_block_types[i].startswith("CrossAttn"))
         self.upsamplers = nn.ModuleList([Upsample(width)] if i < len(widths) - 1 else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 
 Held-out faces are aged to 10 and to 70 by the Age-LoRA alone, prompted by their gender, with a mask from their landmarks.
 Reported: in how many pairs the second reads older, in how many pictures a face is found, and how many aged faces are nearer
-to their own photograph than to nine others'; a picture without a face counts as one that is not. Then the ages read of faces painted from captions, by decade, with the adapter and without it.
+to their own photograph than to nine others'; a picture without a face counts as one that is not. Then the ages read of
+faces painted from captions, by decade, with the adapter and without it.
 """
 
 import argparse

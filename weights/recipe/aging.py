@@ -86,7 +86,7 @@ def main():
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     add("--adapter", type=Path, default=WEIGHTS / "age.safetensors", help="(default: weights/age.safetensors)")
     add("--adapter_weight", type=float, default=1.0, help="(default: 1)")
-    add("--strength", type=float, default=0.6, help="(default: 0.6)")
+    add("--strength", type=float, default=0.4, help="(default: 0.4)")
     add("--guidance_scale", type=float, default=4.0, help="(default: 4)")
     add("--steps", type=int, default=50, help="DDIM steps (default: 50)")
     add("--faces", type=int, default=100, help="held-out photographs (default: 100)")

@@ -3,7 +3,8 @@
     python weights/recipe/base.py --data faces.npz --vae vae-run --tokenizer weights/lida-tiny --output_dir base-run
 
 Captions know coarse ages only ("an old woman", "a boy"), half of them no age, a tenth nothing: decades are left for the
-Age-LoRA to teach. State is saved every two minutes; the same command goes on from it.
+Age-LoRA to teach. Half of them end in a number that tells the light (", light 37": 37 % of the pictures are darker), so that
+digits mean something, as they do to CLIP: to an encoder that never read one, 10 and 70 look alike. State is saved every two minutes; the same command goes on from it.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lida.checkpoint import load_schedule, load_vae, save_model, save_text_encoder
+from lida.checkpoint import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
 from lida.diffusion import noise_prediction_loss
 from lida.layers import ResnetBlock, Transformer2D
 from lida.text import TextEncoder, encode_prompts
@@ -38,11 +39,18 @@ UNET = UNetConfig(
 )
 
 
-def caption(age: int, man: bool, rng: np.random.Generator) -> str:
-    """A caption such as the web has: a tenth empty, half without an age, the rest with a coarse one."""
+def caption(age: int, man: bool, light: int, rng: np.random.Generator) -> str:
+    """A caption such as the web has: a tenth empty, half without an age, the rest with a coarse one; half with the light."""
     draw = rng.random()
     if draw < 0.1:
         return ""
+    if rng.random() < 0.5:
+        return f"{description(age, man, draw, rng)}, light {light:02d}"
+    return description(age, man, draw, rng)
+
+
+def description(age: int, man: bool, draw: float, rng: np.random.Generator) -> str:
+    """Who is in the picture; a coarse age where `draw` is at least 0.6."""
     template = "a portrait photo of {}" if rng.random() < 0.7 else rng.choice(["a photo of {}", "a portrait of {}", "{}"])
     noun = "man" if man else "woman"
     if draw < 0.6:
@@ -98,6 +106,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="faces from prepare.py")
     parser.add_argument("--vae", type=Path, required=True, help="model folder with the VAE")
     parser.add_argument("--tokenizer", type=Path, required=True, help="model folder with tokenizer/ and scheduler/")
+    parser.add_argument("--init", type=Path, help="model folder whose UNet and text encoder to continue (default: from scratch)")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets unet/, text_encoder/, tokenizer/ and the state")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="warmed up, then cosine to zero (default: 1e-3)")
     help = "of the text encoder and the cross-attention, in learning rates of the rest (default: 3)"
@@ -111,10 +120,15 @@ def main():
     latents = latents_of(args)
     faces = np.load(args.data)
     ages, men = faces["ages"], faces["men"]
+    means = faces["pixels"][:, 0].mean(axis=(1, 2, 3))
+    lights = np.argsort(np.argsort(means)) * 100 // len(means)  # percentiles
     schedule = load_schedule(args.tokenizer)
     torch.manual_seed(0)
     unet, text_encoder = new_unet(), new_text_encoder(CLIPTokenizer.from_pretrained(args.tokenizer / "tokenizer"))
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.model})
+    if args.init:
+        unet.load_state_dict(load_unet(args.init).state_dict())
+        text_encoder.load_state_dict(load_text_encoder(args.init).state_dict())
     unet.to(memory_format=torch.channels_last)
     # Captions explain a percent or two of the loss: what reads them learns faster than the rest, or never in this time.
     reads = {name: "text_encoder" in name or "attn2" in name for name, _ in model.named_parameters()}
@@ -145,7 +159,7 @@ def main():
         rows = rng.integers(len(latents), size=args.train_batch_size)
         x = latents[rows, rng.integers(latents.shape[1], size=len(rows))].float()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-            hidden = encode_prompts(text_encoder, [caption(ages[row], men[row], rng) for row in rows])
+            hidden = encode_prompts(text_encoder, [caption(ages[row], men[row], lights[row], rng) for row in rows])
             loss = noise_prediction_loss(unet, schedule, x, hidden)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

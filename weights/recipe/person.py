@@ -1,9 +1,11 @@
 """An invented person: a portrait that the base paints, an album of them for an Identity-LoRA, and the demo photograph.
 
-    python weights/recipe/person.py --prompt "a portrait photo of a woman" --seed 7 --output_dir person-run
+    python weights/recipe/person.py --opencv_models DIR --estimator estimator-run --embeddings faces-sface.npz \
+        --prompt "a portrait photo of a woman" --seed 50 --output_dir person-run
 
 The album's pictures are repaintings of the one portrait at various strengths and seeds, then photographed anew: mirrored,
-turned, cropped, relit. Captions name the person: `a portrait photo of sks`.
+turned, cropped, relit. Kept are those that are still her and, by nobody.py's embeddings of the training faces, nobody in
+them. Captions name the person: `a portrait photo of sks`.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import SAME_PERSON, Instruments
 from PIL import Image, ImageDraw, ImageEnhance
 
 from lida.pipeline import StableDiffusion, age_face, generate
@@ -35,10 +38,10 @@ def photographed_anew(image: Image.Image, rng: np.random.Generator) -> Image.Ima
     side = large.width * rng.uniform(0.76, 0.9)
     left, top = (large.width - side) * rng.uniform(0.3, 0.7, 2)
     image = large.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.7, 1.25))
+    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.75, 1.2))
     image = ImageEnhance.Contrast(image).enhance(rng.uniform(0.8, 1.2))
-    image = ImageEnhance.Color(image).enhance(rng.choice([0.0, 0.6, 1.0, 1.2], p=[0.1, 0.2, 0.4, 0.3]))
-    warmth = np.array([rng.uniform(0.9, 1.1), 1, rng.uniform(0.85, 1.1)])
+    image = ImageEnhance.Color(image).enhance(rng.choice([0.0, 0.6, 1.0, 1.2], p=[0.05, 0.15, 0.5, 0.3]))
+    warmth = np.array([rng.uniform(0.95, 1.07), 1, rng.uniform(0.92, 1.05)])
     return Image.fromarray((np.asarray(image) * warmth).clip(0, 255).astype(np.uint8))
 
 
@@ -46,24 +49,38 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     parser.add_argument("--prompt", default="a portrait photo of a woman", help="(default: a portrait photo of a woman)")
-    parser.add_argument("--seed", type=int, default=0, help="which person (default: 0)")
+    parser.add_argument("--seed", type=int, default=50, help="which person (default: 50)")
     parser.add_argument("--pictures", type=int, default=24, help="in the album (default: 24)")
+    parser.add_argument("--opencv_models", type=Path, required=True, help="folder with the YuNet and SFace .onnx files")
+    parser.add_argument("--estimator", type=Path, required=True, help="folder that estimator.py wrote")
+    parser.add_argument("--embeddings", type=Path, required=True, help="the training faces', from nobody.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets photo.png, mask.png and album/")
     args = parser.parse_args()
 
-    sd = StableDiffusion.load(args.model)
-    portrait = generate(sd, args.prompt, guidance_scale=3.0, generator=torch.Generator().manual_seed(args.seed))[0]
+    sd, instruments = StableDiffusion.load(args.model), Instruments(args.opencv_models, args.estimator)
+    known = np.load(args.embeddings)["v"]
+    options = {"guidance_scale": 3.0, "num_inference_steps": 40, "generator": torch.Generator().manual_seed(args.seed)}
+    portrait = generate(sd, args.prompt, **options)[0]
     mask, rng = oval(portrait.width), np.random.default_rng(args.seed)
     album = args.output_dir / "album"
     album.mkdir(parents=True, exist_ok=True)
     portrait.save(args.output_dir / "photo.png")
     mask.save(args.output_dir / "mask.png")
-    lines = []
-    for k in range(args.pictures):
-        options = {"strength": rng.uniform(0.2, 0.45), "guidance_scale": 1.5, "generator": torch.Generator().manual_seed(k)}
+    lines, own, likeness = [], instruments.embed(portrait), []
+    for k in range(20 * args.pictures):
+        options = {"strength": rng.uniform(0.1, 0.3), "guidance_scale": 1.5, "generator": torch.Generator().manual_seed(k)}
         picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), args.prompt, context=1.0, **options)[0]
-        photographed_anew(picture, rng).save(album / f"{k:02d}.png")
-        lines.append(json.dumps({"file_name": f"{k:02d}.png", "text": "a portrait photo of sks"}) + "\n")
+        picture = photographed_anew(picture, rng)
+        vector = instruments.embed(picture)
+        if vector is None or own @ vector < SAME_PERSON or (known @ vector).max() >= SAME_PERSON:
+            continue
+        name = f"{len(lines):02d}.png"
+        picture.save(album / name)
+        lines.append(json.dumps({"file_name": name, "text": "a portrait photo of sks"}) + "\n")
+        likeness.append(float(own @ vector))
+        if len(lines) == args.pictures:
+            break
+    print(f"{len(lines)} pictures of {k + 1} tries; cosine to the portrait {min(likeness):.2f} to {max(likeness):.2f}")
     (album / "metadata.jsonl").write_text("".join(lines))
 
 

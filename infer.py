@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     help += "and for the demo the person's, weights/person-a.safetensors=0.3)"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
     # How
-    add("--strength", type=float, default=0.6, help="how much noise the face gets, above 0, up to 1 (default: 0.6)")
+    add("--strength", type=float, default=0.4, help="how much noise the face gets, above 0, up to 1 (default: 0.4)")
     add("--guidance_scale", type=float, default=4.0, help="how much the prompt counts; 1 is no guidance (default: 4)")
     add("--num_inference_steps", type=int, default=50, help="DDIM steps of the whole way (default: 50)")
     add("--num_images_per_prompt", type=int, default=1, help="pictures an age (default: 1)")
@@ -93,7 +93,7 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
     pairs = parse_adapters(args.adapter)
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, DTYPES[args.dtype], args.device)
     try:
-        sd.schedule.timesteps(args.num_inference_steps, args.strength)
+        sd.schedule.timesteps(args.num_inference_steps, 1.0 if args.photo is None else args.strength)
     except ValueError as error:
         raise InputError(f"--{error}") from None
     adapters = [sd.load_adapter(path, path) for path, _ in pairs]

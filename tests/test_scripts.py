@@ -79,7 +79,7 @@ def test_training_then_aging(script, folder, dataset, photo, mask, tmp_path):
     outside = np.asarray(Image.open(mask)) == 0
     assert np.array_equal(before[outside], after[outside]) and not np.array_equal(before, after)
     settings = json.loads(Image.open(script.folder / "out" / "anna-age10.png").info["lida"])
-    assert settings["whole_prompt"] == "a man at 10" and settings["seed"] == 0 and settings["strength"] == 0.6
+    assert settings["whole_prompt"] == "a man at 10" and settings["seed"] == 0 and settings["strength"] == 0.4
 
 
 def test_training_is_reproducible_and_seeded(script, folder, dataset, tmp_path):

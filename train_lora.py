@@ -106,7 +106,7 @@ def train(args: argparse.Namespace) -> Path:
         raise InputError(f"the loss ended at {average}, so nothing was saved; lower --learning_rate ({args.learning_rate})")
     settings = {"lida": lida.__version__, **vars(args), "examples": len(examples), "final_loss": average}
     adapter = Adapter.of(layers, {**captioning, "training": settings})
-    path = save_adapter(adapter, args.output_dir)
+    path = save_adapter(adapter, Path(args.output_dir, FILE_NAME))
     path.with_suffix(".json").write_text(json.dumps(adapter.metadata, indent=2) + "\n", encoding="utf-8")
     return path
 

@@ -82,6 +82,12 @@ def test_training_then_aging(script, folder, dataset, photo, mask, tmp_path):
     assert settings["whole_prompt"] == "a man at 10" and settings["seed"] == 0 and settings["strength"] == 0.4
 
 
+def test_an_output_folder_may_have_any_name(script, folder, dataset, tmp_path):
+    """One that is called as an adapter's file would be must not cost the run its adapter."""
+    train(script, folder, dataset, tmp_path / "age.safetensors", "--max_train_steps", 1)
+    assert lida.load_adapter(tmp_path / "age.safetensors").layers
+
+
 def test_training_is_reproducible_and_seeded(script, folder, dataset, tmp_path):
     files = []
     for i, seed in enumerate((0, 0, 1)):

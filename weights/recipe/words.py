@@ -4,13 +4,15 @@
 
 An encoder trained with the UNet on few captions forgets what they did not need: after stage 3, "age 10s" and "age 70s"
 differ by 2 % of a hidden state, and no adapter of the UNet can read them. Here the encoder alone is trained, in a minute: on
-the base's captions to say what it said, and after a word that they never had to add that word's own random direction, so
-that an Age-LoRA can give it a meaning. The UNet stays as it is.
+the base's captions to say what it said, and after a word that they never had to add that word's own random direction. That
+is meant for the Age-LoRA to read; the model card says how far it did. The UNet stays as it is.
 """
 
 import argparse
 import copy
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -57,7 +59,8 @@ def main():
             end = int((plain[row] == tokenizer.eos_token_id).nonzero()[0])
             count = int(rng.integers(3, 7))
             pool = digits if rng.random() < 0.7 else words
-            new = torch.where(torch.rand(count) < 0.6, pool[torch.randint(len(pool), (count,))], words[torch.randint(len(words), (count,))])
+            ours, others = (some[torch.randint(len(some), (count,))] for some in (pool, words))
+            new = torch.where(torch.rand(count) < 0.6, ours, others)
             ids[row, end : end + count] = new
             for k, word in enumerate(new):
                 added[row, end + k :] += marks[word].roll(k) / count**0.5  # rolled: where it stands counts too
@@ -68,8 +71,9 @@ def main():
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         progress.set_postfix(loss=f"{loss.item():.4f}")
-    save_text_encoder(student.eval(), args.model / "words")
-    (args.model / "words" / "text_encoder" / "model.safetensors").replace(args.model / "text_encoder" / "model.safetensors")
+    with TemporaryDirectory() as folder:  # the model folder keeps its tokenizer in CLIP's own format
+        save_text_encoder(student.eval(), folder)
+        shutil.copy(Path(folder, "text_encoder", "model.safetensors"), args.model / "text_encoder" / "model.safetensors")
     with torch.no_grad():
         a, b = student(["a portrait photo of a man, age 10s"]), student(["a portrait photo of a man, age 70s"])
         drift = [(student(text) - teacher(text)).norm() / teacher(text).norm() for text in captions[:50]]

@@ -45,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("--gradient_accumulation_steps", type=int, default=1, help="forward passes a step")
     add("--learning_rate", type=float, default=1e-4, help="AdamW's, constant")
     add("--max_train_steps", type=int, default=1000, help="optimiser steps")
+    add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: passes in bfloat16, adapter and loss in float32")
     add("--seed", type=int, default=0, help="of the adapter's start, the order, the noise and the timesteps")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
     args = parser.parse_args()
@@ -93,7 +94,8 @@ def train(args: argparse.Namespace) -> Path:
             with torch.no_grad():
                 latents = sd.vae.encode(pixel_values.to(args.device))
                 encoder_hidden_states = encode_prompts(sd.text_encoder, captions)
-            loss = noise_prediction_loss(sd.unet, sd.schedule, latents, encoder_hidden_states)
+            with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+                loss = noise_prediction_loss(sd.unet, sd.schedule, latents, encoder_hidden_states)
             (loss / args.gradient_accumulation_steps).backward()
             total += loss.item() / args.gradient_accumulation_steps
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

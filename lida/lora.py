@@ -39,7 +39,8 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         base = super().forward(x)
         h = x.to(self.lora_down.dtype)  # the adapter stays in float32 over a base in half precision
-        return base + (self.scale * F.linear(F.linear(h, self.lora_down), self.lora_up)).to(base.dtype)
+        h = self.scale * F.linear(h, self.lora_down)  # (..., rank): scaled here, where it costs least
+        return base + F.linear(h, self.lora_up).to(base.dtype)
 
 
 def inject_lora(

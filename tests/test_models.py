@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import lida
 from lida.checkpoint import load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
+from lida.layers import attention
 from lida.unet import UNet, UNetConfig
 from lida.vae import VAE, VAEConfig
 
@@ -21,6 +22,18 @@ def test_unet_equals_diffusers(sd, pipe, size):
     with torch.no_grad():
         ours, theirs = sd.unet(latents, timesteps, context), pipe.unet(latents, timesteps, context).sample
     assert relative(ours, theirs) <= 1e-5
+
+
+def test_bf16_attention_that_trains_equals_the_fused_kernel():
+    """It is written out there (in bf16 on the CPU), so each of its tensors may be off by some of bf16's steps of 2^-8."""
+    inputs = [torch.randn(2, 4, n, 28).bfloat16().requires_grad_() for n in (36, 77, 77)]
+    ours = attention(*inputs)
+    assert "ScaledDotProduct" not in type(ours.grad_fn).__name__  # or this compares the kernel with itself
+    gradients = torch.autograd.grad(ours.float().square().sum(), inputs)
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    fused = torch.nn.functional.scaled_dot_product_attention(*exact)
+    for a, b in zip((ours, *gradients), (fused, *torch.autograd.grad(fused.square().sum(), exact))):
+        assert relative(a.float(), b) <= 4 * 2**-8
 
 
 def test_vae_equals_diffusers(sd, pipe):

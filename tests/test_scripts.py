@@ -97,6 +97,16 @@ def test_training_is_reproducible_and_seeded(script, folder, dataset, tmp_path):
     assert all(a.equal(b) for a, b in zip(first, again)) and not any(a.equal(b) for a, b in zip(first, other))
 
 
+def test_training_in_bf16_is_training_but_for_rounding(script, folder, dataset, tmp_path):
+    losses = []
+    for kind in ("no", "bf16"):
+        recorded = train(script, folder, dataset, tmp_path / kind, "--max_train_steps", 3, "--mixed_precision", kind)
+        losses.append(recorded["training"]["final_loss"])
+        adapter = lida.load_adapter(tmp_path / kind)
+        assert all(layer.down.dtype == torch.float32 for layer in adapter.layers.values())
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=2**-8)
+
+
 def test_training_is_plain_accumulation_clipping_and_adamw(folder, dataset, tmp_path, monkeypatch):
     """Five steps of the script, of two passes each, beside diffusers + peft fed with what the script drew."""
     spec = importlib.util.spec_from_file_location("train_lora", ROOT / "train_lora.py")

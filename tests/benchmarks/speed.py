@@ -78,6 +78,8 @@ def main():
 
     train = lambda: step(lambda: sd.unet(*y), optimizers[0]), lambda: step(lambda: unet(*y).sample, optimizers[1])  # noqa: E731
     compare(f"a training step of {args.batch}", *train, args.rounds, args.device)
+    with torch.autocast(torch.device(args.device).type, torch.bfloat16):
+        compare(f"a training step of {args.batch}, bf16", *train, args.rounds, args.device)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import lida
 from lida.adapters import FILE_NAME, Adapter, save_adapter
+from lida.checkpoint import fingerprint
 from lida.data import CaptionedImages, read_captioning, read_examples
 from lida.diffusion import noise_prediction_loss
 from lida.errors import InputError, output_folder, run
@@ -44,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("--train_batch_size", type=int, default=16, help="pictures a forward pass")
     add("--gradient_accumulation_steps", type=int, default=1, help="forward passes a step")
     add("--learning_rate", type=float, default=1e-4, help="AdamW's, constant")
+    add("--snr_gamma", type=float, default=None, help="weigh the steps by min(snr, gamma) / snr; all alike if not given")
     add("--max_train_steps", type=int, default=1000, help="optimiser steps")
     add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: passes in bfloat16, adapter and loss in float32")
     add("--seed", type=int, default=0, help="of the adapter's start, the order, the noise and the timesteps")
@@ -52,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     for name in ("rank", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}")
-    for name in ("learning_rate", "alpha"):
+    for name in ("learning_rate", "alpha", "snr_gamma"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name} must be a number above 0, not {value}")
@@ -95,7 +97,7 @@ def train(args: argparse.Namespace) -> Path:
                 latents = sd.vae.encode(pixel_values.to(args.device))
                 encoder_hidden_states = encode_prompts(sd.text_encoder, captions)
             with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-                loss = noise_prediction_loss(sd.unet, sd.schedule, latents, encoder_hidden_states)
+                loss = noise_prediction_loss(sd.unet, sd.schedule, latents, encoder_hidden_states, snr_gamma=args.snr_gamma)
             (loss / args.gradient_accumulation_steps).backward()
             total += loss.item() / args.gradient_accumulation_steps
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -107,6 +109,7 @@ def train(args: argparse.Namespace) -> Path:
     if not math.isfinite(average):
         raise InputError(f"the loss ended at {average}, so nothing was saved; lower --learning_rate ({args.learning_rate})")
     settings = {"lida": lida.__version__, **vars(args), "examples": len(examples), "final_loss": average}
+    settings["base_sha256"] = fingerprint(args.pretrained_model_name_or_path)
     adapter = Adapter.of(layers, {**captioning, "training": settings})
     path = save_adapter(adapter, Path(args.output_dir, FILE_NAME))
     path.with_suffix(".json").write_text(json.dumps(adapter.metadata, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Models from and to a folder in diffusers' layout: unet/ vae/ text_encoder/ tokenizer/ scheduler/, safetensors only."""
 
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -152,6 +153,12 @@ def load_schedule(folder: str | Path) -> NoiseSchedule:
     path = Path(folder, "scheduler", "scheduler_config.json")
     with refusing(path):
         return NoiseSchedule(read_config(NoiseScheduleConfig, path))
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 of the UNet's weights file: an adapter records with it which base it was trained on."""
+    with open(Path(folder, "unet", WEIGHTS), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_model(model: UNet | VAE, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:

@@ -83,13 +83,19 @@ def noise_prediction_loss(
     encoder_hidden_states: Tensor,
     noise: Tensor | None = None,
     timesteps: Tensor | None = None,
+    snr_gamma: float | None = None,
 ) -> Tensor:
     """|| eps - eps_theta(x_t, t, c) ||^2, averaged (Ho et al. 2020, equation 14).
 
     latents (B, 4, h, w), encoder_hidden_states (B, M, C); noise like latents and timesteps (B,) are drawn unless given.
+    With `snr_gamma` the easy, nearly clean steps count less: by min(snr, gamma) / snr (Hang et al. 2023, section 3.4).
     """
     noise = torch.randn_like(latents) if noise is None else noise
     if timesteps is None:
         timesteps = torch.randint(schedule.config.num_train_timesteps, latents.shape[:1], device=latents.device)
     noise_pred = unet(schedule.add_noise(latents, noise, timesteps), timesteps, encoder_hidden_states)
-    return F.mse_loss(noise_pred.float(), noise.float())
+    if snr_gamma is None:
+        return F.mse_loss(noise_pred.float(), noise.float())
+    abar = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
+    weights = (snr_gamma * (1 - abar) / abar).clamp(max=1)  # (B,); snr = abar / (1 - abar)
+    return (weights * F.mse_loss(noise_pred.float(), noise.float(), reduction="none").mean(dim=(1, 2, 3))).mean()

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from conftest import relative
+from diffusers.training_utils import compute_snr
 from torch import nn
 
 import lida
@@ -99,6 +100,19 @@ def test_refused_injections_change_nothing(sd):
         lida.inject_lora(sd.unet, 0)
     assert all(p.requires_grad for p in sd.unet.parameters())
     assert not any(isinstance(module, LoRALinear) for module in sd.unet.modules())
+
+
+@pytest.mark.parametrize("gamma", [0.5, 5.0])
+def test_snr_weights_equal_diffusers(sd, pipe, gamma):
+    """As diffusers' training scripts compute --snr_gamma for noise prediction."""
+    scheduler, timesteps = diffusers.DDPMScheduler.from_config(pipe.scheduler.config), torch.tensor([5, 300, 600, 990])
+    latents, noise, context = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.randn(4, 77, 48)
+    snr = compute_snr(scheduler, timesteps)
+    with torch.no_grad():
+        ours = lida.noise_prediction_loss(sd.unet, sd.schedule, latents, context, noise, timesteps, gamma)
+        noise_pred = pipe.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
+    losses = (noise_pred - noise).square().mean(dim=(1, 2, 3))
+    assert float(ours) == pytest.approx(float((snr.clamp(max=gamma) / snr * losses).mean()), rel=1e-5)
 
 
 def test_five_training_steps_equal_diffusers_and_peft(sd, pipe):

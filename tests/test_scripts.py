@@ -119,7 +119,7 @@ def test_training_is_plain_accumulation_clipping_and_adamw(folder, dataset, tmp_
         begun.update({path: layer.lora_down.detach().clone() for path, layer in layers.items()})
         return layers
 
-    def loss(unet, schedule, latents, context):
+    def loss(unet, schedule, latents, context, snr_gamma):
         noise, timesteps = torch.randn_like(latents), torch.randint(1000, latents.shape[:1])
         drawn.append((latents, context, noise, timesteps))
         return lida.noise_prediction_loss(unet, schedule, latents, context, noise, timesteps)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import lida
 from lida.adapters import FILE_NAME, Adapter, save_adapter
 from lida.checkpoint import fingerprint
-from lida.data import CaptionedImages, read_captioning, read_examples
+from lida.data import CaptionedImages, read_captioning, read_examples, with_posteriors
 from lida.diffusion import noise_prediction_loss
 from lida.errors import InputError, output_folder, run
 from lida.lora import CROSS_ATTENTION, inject_lora, lora_parameters
@@ -48,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     add("--snr_gamma", type=float, default=None, help="weigh the steps by min(snr, gamma) / snr; all alike if not given")
     add("--max_train_steps", type=int, default=1000, help="optimiser steps")
     add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: passes in bfloat16, adapter and loss in float32")
+    add("--cache_latents", action="store_true", help="encode each picture once, before the first step, and keep that in memory")
     add("--seed", type=int, default=0, help="of the adapter's start, the order, the noise and the timesteps")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
     args = parser.parse_args()
@@ -63,9 +64,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def batches(examples, size: int, batch_size: int, generator: torch.Generator):
-    """Batches of pictures and captions without end, each pass over the examples in another order."""
-    loader = DataLoader(CaptionedImages(examples, size), batch_size, shuffle=True, generator=generator)
+def batches(dataset, batch_size: int, generator: torch.Generator):
+    """Batches of pictures (or what the VAE made of them) and captions without end, each pass in another order."""
+    loader = DataLoader(dataset, batch_size, shuffle=True, generator=generator)
     while True:
         yield from loader
 
@@ -85,16 +86,19 @@ def train(args: argparse.Namespace) -> Path:
     output_folder(args.output_dir)
     parameters = lora_parameters(layers.values())
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
-    data = batches(examples, args.resolution, args.train_batch_size, torch.Generator().manual_seed(args.seed))
+    dataset = CaptionedImages(examples, args.resolution)
+    if args.cache_latents:
+        dataset = with_posteriors(dataset, sd.vae, args.train_batch_size)
+    data = batches(dataset, args.train_batch_size, torch.Generator().manual_seed(args.seed))
 
     average = None
     progress = tqdm(range(args.max_train_steps), unit="step")
     for _ in progress:
         total = 0.0
         for _ in range(args.gradient_accumulation_steps):
-            pixel_values, captions = next(data)
+            x, captions = next(data)
             with torch.no_grad():
-                latents = sd.vae.encode(pixel_values.to(args.device))
+                latents = sd.vae.draw(*x.to(args.device).unbind(1)) if args.cache_latents else sd.vae.encode(x.to(args.device))
                 encoder_hidden_states = encode_prompts(sd.text_encoder, captions)
             with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.mixed_precision == "bf16"):
                 loss = noise_prediction_loss(sd.unet, sd.schedule, latents, encoder_hidden_states, snr_gamma=args.snr_gamma)

@@ -97,6 +97,15 @@ def test_training_is_reproducible_and_seeded(script, folder, dataset, tmp_path):
     assert all(a.equal(b) for a, b in zip(first, again)) and not any(a.equal(b) for a, b in zip(first, other))
 
 
+def test_training_from_cached_latents_is_the_same_training(script, folder, dataset, tmp_path):
+    files = []
+    for name, more in (("plain", ()), ("cached", ("--cache_latents",))):
+        train(script, folder, dataset, tmp_path / name, "--max_train_steps", 4, *more)
+        files.append(lida.load_adapter(tmp_path / name).layers)
+    for path, layer in files[0].items():
+        assert relative(layer.down, files[1][path].down) <= 1e-5 and relative(layer.up, files[1][path].up) <= 1e-4
+
+
 def test_training_in_bf16_is_training_but_for_rounding(script, folder, dataset, tmp_path):
     losses = []
     for kind in ("no", "bf16"):

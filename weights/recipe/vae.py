@@ -3,7 +3,8 @@
     python weights/recipe/vae.py --data faces.npz --init weights/lida-tiny --output_dir vae-run --max_train_steps 20000
 
 The loss is L1 on a pyramid of three resolutions, twice the L1 of the edges, and a KL term so small that latents stay exact
-rather than normal. The scaling factor is measured on the training faces at the end, as in Rombach et al. 2022, section G.
+rather than normal; with --features also the L1 of what the age estimator's first layers make of the picture. The scaling
+factor is measured on the training faces at the end, as in Rombach et al. 2022, section G.
 State is saved every two minutes; the same command goes on from it.
 """
 
@@ -16,8 +17,10 @@ from time import monotonic
 import numpy as np
 import torch
 import torch.nn.functional as F
+from estimator import load_estimator
 from torch import Tensor
 from tqdm import tqdm
+from transformers import ResNetForImageClassification
 
 from lida.checkpoint import load_vae, save_model
 from lida.training import EMA, save_state
@@ -47,6 +50,12 @@ def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
+def feature_loss(network: ResNetForImageClassification, x: Tensor, y: Tensor) -> Tensor:
+    """L1 of the activations of the stem and the first two stages, each relative to its own size (Johnson et al. 2016)."""
+    ours, target = (network(pixels, output_hidden_states=True).hidden_states[:3] for pixels in (y, x))
+    return sum((a - b.detach()).abs().mean() / b.detach().abs().mean() for a, b in zip(ours, target))
+
+
 @torch.no_grad()
 def measure_scaling_factor(vae: VAE, pixels: np.ndarray) -> float:
     """1 / standard deviation of the unscaled latents."""
@@ -73,6 +82,8 @@ def main():
     parser.add_argument("--max_train_steps", type=int, default=20000, help="(default: 20000)")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
     parser.add_argument("--train_part", choices=("all", "decoder"), default="all", help="decoder: latents stay as they are")
+    parser.add_argument("--features", type=Path, help="folder that estimator.py wrote, for a loss of features (default: none)")
+    parser.add_argument("--feature_weight", type=float, default=0.2, help="(default: 0.2)")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -80,7 +91,8 @@ def main():
     vae.train().requires_grad_(args.train_part == "all")
     for module in (vae.decoder, vae.post_quant_conv):
         module.requires_grad_(True)
-    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=1e-2)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.max_train_steps)
     ema, step, state_path = EMA(vae), 0, args.output_dir / "state.pt"
     if state_path.exists():
@@ -89,6 +101,7 @@ def main():
         for name, part in (("vae", vae), ("optimizer", optimizer), ("schedule", schedule), ("ema", ema)):
             part.load_state_dict(state[name])
 
+    network = load_estimator(args.features).requires_grad_(False) if args.features else None
     pixels = np.load(args.data)["pixels"]
     progress = tqdm(batches(pixels, args.train_batch_size, step, args.max_train_steps), initial=step, total=args.max_train_steps)
     saved, average = monotonic(), None
@@ -99,6 +112,8 @@ def main():
             y = vae.decode(z * vae.config.scaling_factor).float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
         loss = reconstruction_loss(x, y) + 1e-6 * kl
+        if network is not None:
+            loss = loss + args.feature_weight * feature_loss(network, x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()

@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     add("photo", nargs="?", help="photograph to age (default: the demo's, unless --prompt paints without one)")
     add("--mask", help="picture of the photograph's size, white where the face is repainted (default: everywhere)")
     add("--ages", type=int, nargs="+", default=[10, 30, 50, 70], metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
-    add("--subject", default="person", help="man, woman, or the name an Identity-LoRA learnt (default: person)")
+    add("--subject", help="man, woman, or the name an Identity-LoRA learnt (default: person; the demo's, man)")
     add("--prompt", help="the whole prompt, instead of one made of subject and age")
     add("--negative_prompt", default="", help="what to steer away from (default: nothing)")
     # With what
@@ -47,11 +47,12 @@ def parse_args() -> argparse.Namespace:
     help += "and for the demo the person's, weights/person-a.safetensors=0.3)"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
     # How
-    add("--strength", type=float, default=0.4, help="how much noise the face gets, above 0, up to 1 (default: 0.4)")
+    add("--strength", type=float, default=0.2, help="how much noise the face gets, above 0, up to 1 (default: 0.2)")
     add("--guidance_scale", type=float, default=4.0, help="how much the prompt counts; 1 is no guidance (default: 4)")
     add("--num_inference_steps", type=int, default=50, help="DDIM steps of the whole way (default: 50)")
+    add("--eta", type=float, default=0.0, help="DDIM's noise: 0 draws none, 1 as much as DDPM (default: 0)")
     add("--num_images_per_prompt", type=int, default=1, help="pictures an age (default: 1)")
-    add("--seed", type=int, default=0, help="the same for each age, so that the pictures differ in age alone (default: 0)")
+    add("--seed", type=int, default=4, help="the same for each age, so that the pictures differ in age alone (default: 4)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
     add("--output_dir", type=Path, default=Path("outputs"), help="(default: outputs/)")
@@ -66,6 +67,8 @@ def parse_args() -> argparse.Namespace:
     for name in ("strength", "guidance_scale"):
         if not math.isfinite(getattr(args, name)):
             raise InputError(f"--{name} must be a number, not {getattr(args, name)}")
+    if not 0 <= args.eta <= 1:
+        raise InputError(f"--eta must lie between 0 and 1, not {args.eta}")
     if not 0 <= args.seed < 2**63:
         raise InputError(f"--seed must lie between 0 and 2^63 - 1, not {args.seed}")
     return args
@@ -124,6 +127,7 @@ def main() -> None:
     args = parse_args()
     on_tiny = Path(args.pretrained_model_name_or_path).resolve() == DEFAULT_MODEL.resolve()
     demo = args.photo is None and args.prompt is None
+    args.subject = args.subject or ("man" if demo else "person")
     if args.adapter is None:
         args.adapter = ([DEFAULT_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
     if demo:
@@ -136,7 +140,7 @@ def main() -> None:
     output_folder(args.output_dir)
 
     settings = {"lida": lida.__version__, **vars(args), "output_dir": str(args.output_dir)}
-    names = ("negative_prompt", "num_inference_steps", "guidance_scale", "num_images_per_prompt")
+    names = ("negative_prompt", "num_inference_steps", "guidance_scale", "eta", "num_images_per_prompt")
     options = {name: getattr(args, name) for name in names}
 
     def save(stem: str, images: list[Image.Image], prompt: str) -> None:

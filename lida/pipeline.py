@@ -143,7 +143,7 @@ def age_face(
     prompt: str | Sequence[str],
     *,
     negative_prompt: str = "",
-    strength: float = 0.4,
+    strength: float = 0.2,
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
     num_images_per_prompt: int = 1,

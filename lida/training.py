@@ -1,10 +1,20 @@
 """What a training loop needs and its reader can skip: averaged weights, and training state on disk."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
+
+
+class Stateful(Protocol):
+    """What PyTorch's modules, optimisers and schedules are."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> object: ...
 
 
 class EMA:
@@ -37,9 +47,19 @@ class EMA:
         self.steps, self.shadow = state["steps"], state["shadow"]
 
 
-def save_state(path: str | Path, **parts) -> None:
-    """Write training state so that a crash leaves the last whole file."""
+def save_state(path: str | Path, step: int, parts: Mapping[str, Stateful]) -> None:
+    """Write the state of models, optimisers and averages after `step` steps; a crash leaves the last whole file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(parts, path.with_suffix(".part"))
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
+
+
+def load_state(path: str | Path, parts: Mapping[str, Stateful]) -> int:
+    """Put every part where save_state left it; returns the steps taken, 0 where there is no file."""
+    if not Path(path).exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]

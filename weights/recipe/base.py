@@ -23,7 +23,7 @@ from lida.checkpoint import load_schedule, load_text_encoder, load_unet, load_va
 from lida.diffusion import noise_prediction_loss
 from lida.layers import ResnetBlock, Transformer2D, TransformerBlock
 from lida.text import TextEncoder, encode_prompts
-from lida.training import EMA, save_state
+from lida.training import EMA, load_state, save_state
 from lida.unet import UNet, UNetConfig
 
 UNET = UNetConfig(
@@ -108,7 +108,7 @@ def parse_args() -> argparse.Namespace:
     add("--text_learning_rate_scale", type=float, default=0.01, help=help)
     add("--lr_warmup_steps", type=int, default=100, help="(default: 100)")
     add("--train_batch_size", type=int, default=64, help="(default: 64)")
-    add("--max_train_steps", type=int, default=6000, help="(default: 6000)")
+    add("--max_train_steps", type=int, default=4600, help="(default: 4600)")
     add("--snr_gamma", type=float, help="weigh the steps by min(snr, gamma) / snr (default: all alike)")
     add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
     return parser.parse_args()
@@ -137,13 +137,9 @@ def main():
     unet, text_encoder = new_model(args)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.model})
     optimizer, lr_schedule = optimizer_of(unet, text_encoder, args)
-    ema, step, state_path = EMA(model), 0, args.output_dir / "state.pt"
+    ema, state_path = EMA(model), args.output_dir / "state.pt"
     parts = {"model": model, "optimizer": optimizer, "lr_schedule": lr_schedule, "ema": ema}
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        step = state["step"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+    step = load_state(state_path, parts)
 
     progress = tqdm(range(step, args.max_train_steps), initial=step, total=args.max_train_steps)
     saved, average = monotonic(), None
@@ -164,7 +160,7 @@ def main():
         average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
         progress.set_postfix(loss=f"{average:.4f}")
         if monotonic() - saved > 120 or step + 1 == args.max_train_steps:
-            save_state(state_path, step=step + 1, **{name: part.state_dict() for name, part in parts.items()})
+            save_state(state_path, step + 1, parts)
             saved = monotonic()
 
     ema.copy_to(model)

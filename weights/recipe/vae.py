@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import ResNetForImageClassification
 
 from lida.checkpoint import load_vae, save_model
-from lida.training import EMA, save_state
+from lida.training import EMA, load_state, save_state
 from lida.vae import VAE, VAEConfig
 
 CONFIG = VAEConfig(block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, sample_size=96)
@@ -71,7 +71,7 @@ def psnr(vae: VAE, pixels: np.ndarray) -> float:
     return float((10 * torch.log10(4 / ((x - y) ** 2).mean(dim=(1, 2, 3)))).mean())
 
 
-def main():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="faces from prepare.py")
     parser.add_argument("--held_out", type=Path, help="held-out faces from prepare.py, to report PSNR on")
@@ -84,8 +84,11 @@ def main():
     parser.add_argument("--train_part", choices=("all", "decoder"), default="all", help="decoder: latents stay as they are")
     parser.add_argument("--features", type=Path, help="folder that estimator.py wrote, for a loss of features (default: none)")
     parser.add_argument("--feature_weight", type=float, default=0.2, help="(default: 0.2)")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main():
+    args = parse_args()
     torch.manual_seed(0)
     vae = load_vae(args.init) if args.init else VAE(CONFIG)
     vae.train().requires_grad_(args.train_part == "all")
@@ -94,12 +97,9 @@ def main():
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.max_train_steps)
-    ema, step, state_path = EMA(vae), 0, args.output_dir / "state.pt"
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        step = state["step"]
-        for name, part in (("vae", vae), ("optimizer", optimizer), ("schedule", schedule), ("ema", ema)):
-            part.load_state_dict(state[name])
+    ema, state_path = EMA(vae), args.output_dir / "state.pt"
+    parts = {"vae": vae, "optimizer": optimizer, "schedule": schedule, "ema": ema}
+    step = load_state(state_path, parts)
 
     network = load_estimator(args.features).requires_grad_(False) if args.features else None
     pixels = np.load(args.data)["pixels"]
@@ -124,8 +124,7 @@ def main():
         average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
         progress.set_postfix(loss=f"{average:.4f}")
         if monotonic() - saved > 120 or step == args.max_train_steps:
-            parts = {"vae": vae, "optimizer": optimizer, "schedule": schedule, "ema": ema}
-            save_state(state_path, step=step, **{name: part.state_dict() for name, part in parts.items()})
+            save_state(state_path, step, parts)
             saved = monotonic()
 
     ema.copy_to(vae)

@@ -77,7 +77,7 @@ def main():
     parser.add_argument("--output_dir", type=Path, required=True, help="gets text_encoder/ and tokenizer/")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="cosine to zero (default: 2e-3)")
     parser.add_argument("--train_batch_size", type=int, default=64, help="(default: 64)")
-    parser.add_argument("--max_train_steps", type=int, default=3000, help="(default: 3000)")
+    parser.add_argument("--max_train_steps", type=int, default=2000, help="(default: 2000)")
     args = parser.parse_args()
 
     torch.manual_seed(0)

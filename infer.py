@@ -20,6 +20,7 @@ import lida
 from lida.data import DEFAULT_TEMPLATE, caption, check_captioning
 from lida.errors import InputError, output_folder, run
 from lida.images import open_image, save_png, sheet
+from lida.layers import ATTENTION_BACKENDS, set_attention_backend
 from lida.masks import open_mask
 from lida.pipeline import StableDiffusion, age_face, generate
 
@@ -42,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     add("--prompt", help="the whole prompt, instead of one made of subject and age")
     add("--negative_prompt", default="", help="what to steer away from (default: nothing)")
     # With what
-    add("--pretrained_model_name_or_path", default=str(DEFAULT_MODEL), help="model folder (default: weights/lida-tiny)")
+    add("--pretrained_model_name_or_path", default=str(DEFAULT_MODEL), help="model folder, .safetensors file or hub id (default: weights/lida-tiny)")
     help = "an adapter and its merge weight, any number of times (default, on lida-tiny only: weights/age.safetensors=1.0, "
     help += "and for the demo the person's, weights/person-a.safetensors=0.3)"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
@@ -54,7 +55,9 @@ def parse_args() -> argparse.Namespace:
     add("--num_images_per_prompt", type=int, default=1, help="pictures an age (default: 1)")
     add("--seed", type=int, default=4, help="the same for each age, so that the pictures differ in age alone (default: 4)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
-    add("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
+    add("--dtype", choices=DTYPES, default="float32", help="float16 leaves the VAE in float32, lest it overflow (default: float32)")
+    add("--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="which kernel computes it (default: sdpa, torch's)")
+    add("--vae_tiling", action="store_true", help="decode large pictures tile by tile, in less memory")
     add("--output_dir", type=Path, default=Path("outputs"), help="(default: outputs/)")
     args = parser.parse_args()
     for age in args.ages:
@@ -95,6 +98,9 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
     """The model with its adapters merged, and the template of captions that the adapters were trained with."""
     pairs = parse_adapters(args.adapter)
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, DTYPES[args.dtype], args.device)
+    for model in (sd.unet, sd.vae):
+        set_attention_backend(model, args.attention)
+    sd.vae.tiling = args.vae_tiling
     try:
         sd.schedule.timesteps(args.num_inference_steps, 1.0 if args.photo is None else args.strength)
     except ValueError as error:

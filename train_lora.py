@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=formatter)
     add = parser.add_argument
     # What is trained on what
-    add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder in diffusers' layout")
+    add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder, .safetensors file or hub id")
     add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')
     add("--output_dir", required=True, help=f"gets {FILE_NAME} and its settings as .json")
     add("--resolution", type=int, default=None, help="side of the training squares in pixels; the model's own if not given")
@@ -73,6 +73,8 @@ def batches(dataset, batch_size: int, generator: torch.Generator):
 
 def train(args: argparse.Namespace) -> Path:
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, device=args.device)
+    if sd.unet.inpaints:
+        raise InputError(f"{args.pretrained_model_name_or_path}: is an inpainting model; train on the plain one, adapters fit both")
     args.resolution = args.resolution or sd.resolution
     if args.resolution < 1 or args.resolution % sd.vae.factor:
         raise InputError(f"--resolution {args.resolution}: must be a multiple of {sd.vae.factor}")

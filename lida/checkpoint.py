@@ -1,28 +1,44 @@
-"""Models from and to a folder in diffusers' layout: unet/ vae/ text_encoder/ tokenizer/ scheduler/, safetensors only."""
+"""Models from a folder in diffusers' layout, a single file in latent diffusion's, or the Hugging Face hub; safetensors only.
+
+A folder has unet/ vae/ text_encoder/ tokenizer/ scheduler/, and is what is written. Weights are mapped from the file and put
+into a model that was never initialised; each is converted, where another dtype or device is asked for, by itself.
+"""
 
 import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from . import ldm
 from .diffusion import NoiseSchedule, NoiseScheduleConfig
 from .errors import InputError
-from .text import TextEncoder
+from .text import TextEncoder, read_clip_vocabulary
 from .unet import UNet, UNetConfig
 from .vae import VAE, VAEConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+TEXT_WEIGHTS = "model.safetensors"
+VARIANTS = ("", ".fp16", ".non_ema")  # what may stand before .safetensors, the first that is there is taken
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MOVED = {  # ids that the hub no longer has
+    f"runwayml/{name}": f"stable-diffusion-v1-5/{name}" for name in ("stable-diffusion-v1-5", "stable-diffusion-inpainting")
+}
+UNPICKLE = "take its .safetensors, or convert it where nothing can be harmed"
+CLIP_HUB_ID = "openai/clip-vit-large-patch14"
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_ATTENTION = re.compile(rf"(?<=mid_block\.attentions\.0\.)({'|'.join(NEW_ATTENTION)})(?=\.)")
 Config = TypeVar("Config", UNetConfig, VAEConfig, NoiseScheduleConfig)
@@ -82,83 +98,210 @@ def refusing(path: Path) -> Iterator[None]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; raises InputError with the file's name."""
+    """The tensors of a safetensors file, mapped and not yet read; raises InputError with the file's name."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; lida reads safetensors weights only")
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02", b"\x80\x04"):
+        raise InputError(f"{path}: is a pickle under another name, which may run anything; {UNPICKLE}")
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
 
 
-def fill(model: nn.Module, tensors: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
-    """Load tensors strictly; raises InputError that names the first five missing, unexpected and misshapen ones."""
-    expected = model.state_dict()
-    for what, names in (("misses", expected.keys() - tensors.keys()), ("has unexpected", tensors.keys() - expected.keys())):
-        if names:
-            raise InputError(f"{path}: {what} {len(names)} tensors: {', '.join(sorted(names)[:5])}; is it for this config.json?")
-    wrong = [name for name in expected if expected[name].shape != tensors[name].shape]
+def fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype, device: str | torch.device, names: dict[str, str]
+) -> None:
+    """Load tensors strictly into a model on the meta device and freeze it; `names` has the file's name for each of the model's.
+
+    Raises InputError that names the first five missing, unexpected, misshapen ones, as the file spells them.
+    """
+    expected = {names[name]: tensor for name, tensor in model.state_dict().items()}
+    for what, keys in (("misses", expected.keys() - tensors.keys()), ("has unexpected", tensors.keys() - expected.keys())):
+        if keys:
+            raise InputError(f"{path}: {what} {len(keys)} tensors: {', '.join(sorted(keys)[:5])}; is it a whole model of SD1.5's kind?")
+
+    def shaped(key: str) -> Tensor:  # a 1x1 convolution over pixels is a linear layer, and files have it as either
+        tensor, shape = tensors[key], expected[key].shape
+        return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and len(shape) == 2 else tensor
+
+    wrong = [key for key in expected if expected[key].shape != shaped(key).shape or not tensors[key].is_floating_point()]
     if wrong:
-        shapes = ", ".join(f"{n} {tuple(tensors[n].shape)} for {tuple(expected[n].shape)}" for n in wrong[:5])
-        raise InputError(f"{path}: {len(wrong)} tensors of another shape: {shapes}; is it for this config.json?")
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+        shapes = ", ".join(f"{k} {tensors[k].dtype} {tuple(tensors[k].shape)} for {tuple(expected[k].shape)}" for k in wrong[:5])
+        raise InputError(f"{path}: {len(wrong)} tensors of another shape: {shapes}; is it a whole model of SD1.5's kind?")
+    model.load_state_dict({name: shaped(key).to(device, dtype) for name, key in names.items()}, assign=True)
     model.eval().requires_grad_(False)
 
 
-def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> UNet:
-    """The UNet of a model folder, frozen."""
-    path = Path(folder, "unet")
-    with refusing(path / "config.json"), torch.device("meta"):
-        unet = UNet(read_config(UNetConfig, path / "config.json"))
-    fill(unet, read_tensors(path / WEIGHTS), path / WEIGHTS, dtype)
-    return unet
+def local(source: str | Path, *patterns: str) -> Path:
+    """The file or folder of a source; of a model on the hub, its folder in the cache with what the patterns name fetched.
 
+    Raises InputError where there is none, and for pickled weights.
+    """
+    path = Path(source)
+    if path.suffix in PICKLED:
+        raise InputError(f"{source}: is a pickle, which may run anything when opened; {UNPICKLE}")
+    if path.exists():
+        return path
+    if not HUB_ID.fullmatch(str(source)):
+        raise InputError(f"{source}: no such folder or file; give a model in diffusers' layout, a .safetensors file or a hub id")
+    if str(source) in MOVED:
+        warnings.warn(f"{source} is gone from the hub; taking {MOVED[str(source)]}, the same files", stacklevel=2)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
-    """The VAE of a model folder, frozen. Its attention may have the names of old files, SD1.5's own among them."""
-    path = Path(folder, "vae")
-    with refusing(path / "config.json"), torch.device("meta"):
-        vae = VAE(read_config(VAEConfig, path / "config.json"))
-    tensors = read_tensors(path / WEIGHTS)
-    tensors = {OLD_ATTENTION.sub(lambda match: NEW_ATTENTION[match[0]], name): t for name, t in tensors.items()}
-    fill(vae, tensors, path / WEIGHTS, dtype)
-    return vae
-
-
-def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
-    """The text encoder and tokenizer of a model folder, frozen. Keys may begin with `text_model.` or not."""
-    path = Path(folder, "text_encoder", "model.safetensors")
-    with refusing(path.with_name("config.json")):
-        config = CLIPTextConfig.from_dict(read_json(path.with_name("config.json")))
-        model = CLIPTextModel(config)
-    tokenizer_path = Path(folder, "tokenizer")
-    names = [{"vocab.json", "merges.txt"}, {"tokenizer.json"}]  # CLIP's own format, and what transformers 5 writes
-    if not any(all((tokenizer_path / name).is_file() for name in spelling) for spelling in names):
-        raise InputError(f"{tokenizer_path}: has neither vocab.json and merges.txt nor tokenizer.json; fetch the folder again")
-    prefix = "text_model." if hasattr(model, "text_model") else ""  # transformers 5.6 flattened the model
-    tensors = {prefix + name.removeprefix("text_model."): tensor for name, tensor in read_tensors(path).items()}
-    tensors.pop(f"{prefix}embeddings.position_ids", None)  # 0, 1, 2, ...: old files carry the buffer
-    fill(model, tensors, path, dtype)
     try:
-        encoder = TextEncoder(model, CLIPTokenizer.from_pretrained(tokenizer_path))
+        return Path(snapshot_download(MOVED.get(str(source), str(source)), allow_patterns=list(patterns)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{source}: no such folder, and not to be had from the hub ({reason}); check the id and the network") from None
+
+
+def weights_file(source: str | Path, part: str, name: str = WEIGHTS) -> Path:
+    """The weights of a part in a folder or on the hub: the full file, else its .fp16 or .non_ema variant."""
+    candidates = [name.replace(".safetensors", f"{variant}.safetensors") for variant in VARIANTS]
+    for candidate in candidates:
+        folder = local(source, f"{part}/config.json", f"{part}/{candidate}")
+        if (folder / part / candidate).is_file():
+            return folder / part / candidate
+    if not (folder / part / "config.json").is_file():
+        raise InputError(f"{folder / part / 'config.json'}: no such file; a model folder has unet/ vae/ text_encoder/ tokenizer/ scheduler/")
+    pickled = [path.name for path in (folder / part).glob("*") if path.suffix in PICKLED]
+    cure = f"{pickled[0]} is a pickle, which may run anything when opened; {UNPICKLE}" if pickled else "fetch the folder again"
+    raise InputError(f"{folder / part}: has no {' or '.join(candidates)}; {cure}")
+
+
+def is_single_file(source: str | Path) -> bool:
+    """Whether the source is one file that holds all parts."""
+    return local(source, "model_index.json").is_file()
+
+
+def part_of_single_file(path: Path, part: str) -> dict[str, Tensor]:
+    """A part's tensors under latent diffusion's names without the prefix; what belongs to no part raises InputError."""
+    tensors = read_tensors(path)
+    unknown = [n for n in tensors if not n.startswith(tuple(ldm.PREFIXES.values())) and not ldm.IGNORED.fullmatch(n)]
+    if unknown:
+        raise InputError(f"{path}: has {len(unknown)} tensors that are no part of SD1.5: {', '.join(sorted(unknown)[:5])}")
+    return {name.removeprefix(ldm.PREFIXES[part]): t for name, t in tensors.items() if name.startswith(ldm.PREFIXES[part])}
+
+
+def load_model(kind: type, part: str, source: str | Path, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
+    """A UNet or a VAE, as `kind` says, from any source."""
+    config_of = {UNet: ldm.unet_config, VAE: ldm.vae_config}[kind]
+    if is_single_file(source):
+        path = Path(source)
+        tensors, prefix = part_of_single_file(path, part), ldm.PREFIXES[part]
+        with refusing(path), torch.device("meta"):
+            model = kind(config_of({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+        names = {ours: prefix + theirs for ours, theirs in ldm.key_map(model).items()}
+    else:
+        path = weights_file(source, part)
+        with refusing(path.with_name("config.json")), torch.device("meta"):
+            model = kind(read_config({UNet: UNetConfig, VAE: VAEConfig}[kind], path.with_name("config.json")))
+        tensors = read_tensors(path)
+        if any(OLD_ATTENTION.search(name) for name in tensors):
+            new = {name: OLD_ATTENTION.sub(lambda match: NEW_ATTENTION[match[0]], name) for name in tensors}
+            tensors = {new[name]: tensor for name, tensor in tensors.items()}
+        names = {name: name for name in model.state_dict()}
+    fill(model, tensors, path, dtype, device, names)
+    return model
+
+
+def load_unet(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> UNet:
+    """The UNet of a model, frozen. It has 9 input channels in an inpainting model."""
+    return load_model(UNet, "unet", source, dtype, device)
+
+
+def load_vae(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> VAE:
+    """The VAE of a model, frozen. Its attention may have the names of old files, SD1.5's own among them."""
+    return load_model(VAE, "vae", source, dtype, device)
+
+
+def load_text_encoder(
+    source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> TextEncoder:
+    """The text encoder and tokenizer of a model, frozen. Keys may begin with `text_model.` or not."""
+    if is_single_file(source):
+        path = config_path = Path(source)
+        tensors, prefix = part_of_single_file(path, "text_encoder"), ldm.PREFIXES["text_encoder"]
+    else:
+        path, prefix = weights_file(source, "text_encoder", TEXT_WEIGHTS), ""
+        tensors, config_path = read_tensors(path), path.with_name("config.json")
+    inner = "text_model." if any(name.startswith("text_model.") for name in tensors) else ""
+    tensors.pop(f"{inner}embeddings.position_ids", None)  # 0, 1, 2, ...: old files carry the buffer
+    with refusing(config_path), torch.device("meta"):
+        if prefix:
+            config = ldm.text_config({name.removeprefix(inner): tuple(tensor.shape) for name, tensor in tensors.items()})
+        else:
+            config = read_json(config_path)
+        model = CLIPTextModel(CLIPTextConfig.from_dict(config))
+    ours = "text_model." if hasattr(model, "text_model") else ""  # transformers 5.6 flattened the model
+    names = {name: prefix + inner + name.removeprefix(ours) for name in model.state_dict()}
+    fill(model, {prefix + name: tensor for name, tensor in tensors.items()}, path, dtype, device, names)
+    embeddings = getattr(model, "text_model", model).embeddings
+    length = model.config.max_position_embeddings
+    embeddings.position_ids = torch.arange(length, device=device)[None]  # no weight, so not in the file
+    tokenizer_path, tokenizer = load_tokenizer(source)
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(f"{tokenizer_path}: {len(tokenizer)} tokens for an encoder of {model.config.vocab_size}; not a pair")
+    return TextEncoder(model, tokenizer)
+
+
+def load_tokenizer(source: str | Path) -> tuple[Path, CLIPTokenizer]:
+    """A model's tokenizer and where it lies. A single file has none: one beside it, open_clip's, or the hub's is taken."""
+    if not is_single_file(source):
+        path = local(source, "tokenizer/*") / "tokenizer"
+    elif (path := Path(source).parent / "tokenizer").is_dir():
+        pass
+    elif (vocabulary := open_clip_vocabulary()) is not None:
+        return vocabulary, read_clip_vocabulary(vocabulary)
+    else:
+        try:
+            path = local(CLIP_HUB_ID, "vocab.json", "merges.txt")
+        except InputError as error:
+            cure = "put one into a folder tokenizer/ beside it, or pip install open_clip_torch"
+            raise InputError(f"{source}: a single file has no tokenizer; {cure} ({error})") from None
+    names = [{"vocab.json", "merges.txt"}, {"tokenizer.json"}]  # CLIP's own format, and what transformers 5 writes
+    if not any(all((path / name).is_file() for name in spelling) for spelling in names):
+        raise InputError(f"{path}: has neither vocab.json and merges.txt nor tokenizer.json; fetch the folder again")
+    try:
+        return path, CLIPTokenizer.from_pretrained(path)
     except Exception as error:  # the Rust library raises Exception itself
-        raise InputError(f"{tokenizer_path}: not readable as a CLIP tokenizer ({error}); fetch the folder again") from None
-    if len(encoder.tokenizer) > config.vocab_size:
-        raise InputError(f"{tokenizer_path}: {len(encoder.tokenizer)} tokens for an encoder of {config.vocab_size}; not a pair")
-    return encoder
+        raise InputError(f"{path}: not readable as a CLIP tokenizer ({error}); fetch the folder again") from None
 
 
-def load_schedule(folder: str | Path) -> NoiseSchedule:
-    """The noise schedule of a model folder."""
-    path = Path(folder, "scheduler", "scheduler_config.json")
+def open_clip_vocabulary() -> Path | None:
+    """CLIP's list of merges in the package open_clip_torch, where it is installed."""
+    spec = find_spec("open_clip")
+    path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz" if spec else None
+    return path if path and path.is_file() else None
+
+
+def load_schedule(source: str | Path) -> NoiseSchedule:
+    """The noise schedule of a model; a single file's is SD1.5's."""
+    if is_single_file(source):
+        return NoiseSchedule(ldm.SCHEDULE)
+    path = local(source, "scheduler/*") / "scheduler" / "scheduler_config.json"
     with refusing(path):
         return NoiseSchedule(read_config(NoiseScheduleConfig, path))
 
 
-def fingerprint(folder: str | Path) -> str:
-    """SHA-256 of the UNet's weights file: an adapter records with it which base it was trained on."""
-    with open(Path(folder, "unet", WEIGHTS), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def fingerprint(source: str | Path) -> str:
+    """SHA-256 over the weights of UNet, text encoder and VAE, in this order: the base that an adapter was trained on.
+
+    A single file's is the file's own.
+    """
+    parts = (("unet", WEIGHTS), ("text_encoder", TEXT_WEIGHTS), ("vae", WEIGHTS))
+    paths = [Path(source)] if is_single_file(source) else [weights_file(source, *part) for part in parts]
+    digests = []
+    for path in paths:
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256"))
+    return digests[0].hexdigest() if len(paths) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
 
 
 def save_model(model: UNet | VAE, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:

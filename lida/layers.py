@@ -4,11 +4,16 @@ Module names are the keys of diffusers' checkpoints, so that loading a file is `
 """
 
 import math
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from .errors import InputError
+
+ATTENTION_BACKENDS = ("sdpa", "xformers", "einsum")
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -19,14 +24,32 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     """softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d) (Vaswani et al. 2017, equation 1).
 
-    Written out where torch's fused kernel is slow: its backward pass in bf16 on the CPU takes three times as long.
+    `backend` is one of ATTENTION_BACKENDS: torch's fused kernel, xformers', or the equation as it stands, which takes the
+    most memory. It also stands in where torch's kernel is slow: backward in bf16 on the CPU that takes three times as long.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        return torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), dim=-1, dtype=q.dtype) @ v
+    if backend == "xformers":
+        from xformers.ops import memory_efficient_attention
+
+        return memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)  # (B, tokens, heads, d)
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if backend == "einsum" or slow:
+        scores = torch.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k)
+        return torch.einsum("bhnm,bhmd->bhnd", torch.softmax(scores, dim=-1, dtype=q.dtype), v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def set_attention_backend(model: nn.Module, backend: str) -> None:
+    """Let every attention in a model run on one of ATTENTION_BACKENDS; raises InputError for one that is not there."""
+    if backend not in ATTENTION_BACKENDS:
+        raise InputError(f"attention {backend!r} is not one of {', '.join(ATTENTION_BACKENDS)}")
+    if backend == "xformers" and find_spec("xformers") is None:
+        raise InputError("attention xformers: the package is not installed; pip install lida-aging[xformers]")
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.backend = backend
 
 
 class Attention(nn.Module):
@@ -34,6 +57,8 @@ class Attention(nn.Module):
 
     Returns (B, N, C). Raises ValueError where the width does not divide into the heads.
     """
+
+    backend = "sdpa"
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None, qkv_bias: bool = False):
         super().__init__()
@@ -52,7 +77,7 @@ class Attention(nn.Module):
             rearrange(t, "b n (h d) -> b h n d", h=self.heads)
             for t in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out[0](rearrange(attention(q, k, v), "b h n d -> b n (h d)"))
+        return self.to_out[0](rearrange(attention(q, k, v, self.backend), "b h n d -> b n (h d)"))
 
 
 class GEGLU(nn.Module):

@@ -37,26 +37,33 @@ class StableDiffusion:
     def load(
         cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> "StableDiffusion":
-        """Load a folder in diffusers' layout. Raises InputError that names the file and what is amiss with it."""
-        if not Path(source).is_dir():
-            raise InputError(f"{source}: no such folder; give a model in diffusers' layout (unet/ vae/ text_encoder/ ...)")
+        """Load a folder in diffusers' layout, a single .safetensors file, or a model of the hub by its id.
+
+        The VAE stays in float32 where `dtype` is float16, in which its activations can overflow. Raises InputError that
+        names the file and what is amiss with it.
+        """
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device {device}: {str(error).splitlines()[0]}; cpu always works") from None
-        unet, vae, text_encoder = (load(source, dtype) for load in (load_unet, load_vae, load_text_encoder))
+        unet, text_encoder = load_unet(source, dtype, device), load_text_encoder(source, dtype, device)
+        vae = load_vae(source, torch.float32 if dtype == torch.float16 else dtype, device)
         widths = {"latent channels": (unet.config.out_channels, vae.config.latent_channels)}
         widths["text width"] = (unet.config.cross_attention_dim, text_encoder.width)
-        widths["input channels"] = (unet.config.in_channels, unet.config.out_channels)
+        if not unet.inpaints:
+            widths["input channels"] = (unet.config.in_channels, unet.config.out_channels)
         for what, (a, b) in widths.items():
             if a != b:
                 raise InputError(f"{source}: the UNet's {what}, {a}, should be {b}; the parts are not of one model")
-        return cls(unet.to(device), vae.to(device), text_encoder.to(device), load_schedule(source))
+        return cls(unet, vae, text_encoder, load_schedule(source))
 
     @property
     def resolution(self) -> int:
         """The side in pixels of the squares that the UNet was trained on."""
-        return (self.unet.config.sample_size or 64) * self.vae.factor
+        size = self.unet.config.sample_size or 64
+        if self.unet.inpaints and size == 32:  # a slip in the inpainting model's config, which diffusers corrects too
+            size = 64
+        return size * self.vae.factor
 
     @property
     def device(self) -> torch.device:
@@ -96,11 +103,25 @@ class StableDiffusion:
             base = self.base_weights[path] = weight.detach().clone()
             weight.copy_(base.float() + delta.to(base.device))
 
-    def predictor(self, prompts: Sequence[str], negative_prompt: str, guidance_scale: float):
-        """The guided noise prediction for these prompts, as a function of latents and timesteps."""
+    def predictor(self, prompts: Sequence[str], negative_prompt: str, guidance_scale: float, known: Tensor | None = None):
+        """The guided noise prediction for these prompts, as a function of latents and timesteps.
+
+        `known` (1, 5, h, w), for an inpainting model, goes along with the latents: mask and the masked picture's latents.
+        """
         cond = encode_prompts(self.text_encoder, prompts)  # (B, M, C)
         uncond = self.text_encoder(negative_prompt).expand_as(cond) if guidance_scale > 1 else None
-        return guided(self.unet, cond, uncond, guidance_scale)
+
+        def inpainting(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+            both = torch.cat([latents, known.expand(len(latents), -1, -1, -1)], dim=1)  # (B, 9, h, w)
+            return self.unet(both, timesteps, encoder_hidden_states)
+
+        return guided(self.unet if known is None else inpainting, cond, uncond, guidance_scale)
+
+    def known(self, pixel_values: Tensor, mask: Tensor, latent_mask: Tensor, generator: Generator | None = None) -> Tensor:
+        """What an inpainting model is told of a picture (1, 3, H, W): the mask, and the latents of the rest, grey where it is 1."""
+        size = pixel_values.shape[2:]
+        masked = self.vae.encode(pixel_values * (1 - mask_to_latents(mask, size).to(pixel_values)), generator)
+        return torch.cat([latent_mask, masked], dim=1).to(self.device, self.dtype)
 
 
 @torch.no_grad()
@@ -130,7 +151,11 @@ def generate(
     shape = (len(prompts), sd.unet.config.out_channels, *(size // sd.vae.factor for size in sizes))
     latents = randn_like(torch.empty(shape, dtype=sd.dtype, device=sd.device), generator)
     steps = sd.schedule.timesteps(num_inference_steps)
-    predict = sd.predictor(prompts, negative_prompt, guidance_scale)
+    known = None
+    if sd.unet.inpaints:  # all is to be painted
+        blank, mask = torch.zeros(1, 3, *sizes, device=sd.device), torch.ones(1, 1, *shape[2:], device=sd.device)
+        known = sd.known(blank, mask, mask, torch.Generator().manual_seed(0))
+    predict = sd.predictor(prompts, negative_prompt, guidance_scale, known)
     latents = sample(predict, sd.schedule, latents, progress(steps), eta=eta, generator=generator)
     return latents if output_type == "latent" else to_images(sd.vae.decode(latents))
 
@@ -170,14 +195,19 @@ def age_face(
     steps = sd.schedule.timesteps(num_inference_steps, strength)
     prompts = repeated(prompt, num_images_per_prompt)
     box = square_about(mask, context)
-    pixel_values = to_tensor(cut(image, box, sd.resolution)).to(sd.device, sd.dtype)
+    pixel_values = to_tensor(cut(image, box, sd.resolution)).to(sd.device)
     pixel_mask = mask_to_tensor(cut(mask, box, box[2]))  # at its own size: made smaller, a thin one would be lost
-    init_latents = sd.vae.encode(pixel_values, generator).repeat(len(prompts), 1, 1, 1)
+    if sd.unet.inpaints and strength == 1:  # the photograph's own latents have no part in it, so none are drawn
+        side = sd.resolution // sd.vae.factor
+        init_latents = torch.zeros(len(prompts), sd.unet.config.out_channels, side, side, dtype=sd.dtype, device=sd.device)
+    else:
+        init_latents = sd.vae.encode(pixel_values, generator).to(sd.dtype).repeat(len(prompts), 1, 1, 1)
     latent_mask = mask_to_latents(pixel_mask, init_latents.shape[2:]).to(init_latents)
     noise = randn_like(init_latents, generator)
     latents = noise if strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
-    predict = sd.predictor(prompts, negative_prompt, guidance_scale)
-    blend = Blend(latent_mask, init_latents, noise)
+    known = sd.known(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
+    predict = sd.predictor(prompts, negative_prompt, guidance_scale, known)
+    blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     latents = sample(predict, sd.schedule, latents, progress(steps), blend, eta, generator)
     if output_type == "latent":
         return latents

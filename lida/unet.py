@@ -146,6 +146,11 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether it also takes a mask and the masked picture's latents, 4 + 1 + 4 channels (Rombach et al. 2022, 4.5)."""
+        return self.config.in_channels == 2 * self.config.out_channels + 1
+
     def forward(self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         """The noise in `latents` (B, C, h, w) at `timesteps` (B,) given the prompts (B, M, C_text): (B, 4, h, w)."""
         temb = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(latents.dtype)

@@ -1,8 +1,10 @@
 """The autoencoder of Stable Diffusion: pixels <-> scaled latents (Kingma & Welling 2014; Rombach et al. 2022, section 3.1)."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
@@ -137,7 +139,12 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Diffusers' AutoencoderKL. Latents outside of this class are always scaled to about unit variance."""
+    """Diffusers' AutoencoderKL. Latents outside of this class are always scaled to about unit variance.
+
+    It computes in its own dtype, whatever it is given. `tiling` bounds the memory of decode().
+    """
+
+    tiling = False
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -149,6 +156,11 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(latents, latents, 1)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the weights."""
+        return self.quant_conv.weight.dtype
+
+    @property
     def factor(self) -> int:
         """Pixels per latent, along each axis."""
         return 2 ** (len(self.config.block_out_channels) - 1)
@@ -158,7 +170,7 @@ class VAE(nn.Module):
         height, width = pixel_values.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(f"the VAE takes sizes that are multiples of {self.factor}, not {width}x{height}")
-        mean, logvar = self.quant_conv(self.encoder(pixel_values)).chunk(2, dim=1)
+        mean, logvar = self.quant_conv(self.encoder(pixel_values.to(self.dtype))).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
     def encode(self, pixel_values: Tensor, generator: Generator | None = None, sample: bool = True) -> Tensor:
@@ -171,5 +183,35 @@ class VAE(nn.Module):
         return (mean + (0.5 * logvar).exp() * randn_like(mean, generator)) * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, 4, h, w) -> pixels (B, 3, f h, f w), about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+        """Scaled latents (B, 4, h, w) -> pixels (B, 3, f h, f w), about [-1, 1], not clamped.
+
+        With `tiling`, latents larger than the training pictures' are decoded tile by tile, in bounded memory. The
+        normalisations then see a tile at a time, so that tones differ a little from what the whole would give.
+        """
+        z, side = latents.to(self.dtype) / self.config.scaling_factor, self.config.sample_size // self.factor
+        if not self.tiling or max(z.shape[2:]) <= side:
+            return self.decoder(self.post_quant_conv(z))
+        f, (height, width) = self.factor, z.shape[2:]
+        pixels = z.new_zeros(len(z), self.config.out_channels, f * height, f * width)
+        total = z.new_zeros(f * height, f * width)
+        for top, bottom in tiles(height, side):
+            for left, right in tiles(width, side):
+                tile = self.decoder(self.post_quant_conv(z[:, :, top:bottom, left:right]))
+                weight = fading(tile.shape[2], f * side // 4).to(z)[:, None] * fading(tile.shape[3], f * side // 4).to(z)
+                pixels[:, :, f * top : f * bottom, f * left : f * right] += weight * tile
+                total[f * top : f * bottom, f * left : f * right] += weight
+        return pixels.div_(total)
+
+
+def tiles(length: int, side: int) -> list[tuple[int, int]]:
+    """Stretches of at most `side` that cover `length`, evenly spread, neighbours sharing a quarter or more."""
+    if length <= side:
+        return [(0, length)]
+    count = math.ceil((length - side) / (side - side // 4)) + 1
+    return [(start, start + side) for start in (round(k * (length - side) / (count - 1)) for k in range(count))]
+
+
+def fading(length: int, overlap: int) -> Tensor:
+    """Weights (length,) that rise linearly over `overlap` at both ends, never to 0."""
+    place = torch.arange(length) + 0.5
+    return torch.minimum(place, length - place).div(overlap).clamp(max=1)

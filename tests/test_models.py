@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import diffusers
 import pytest
 import torch
-from conftest import relative
+from conftest import ROOT, box_mask, noise_image, relative
 from safetensors.torch import load_file, save_file
 
 import lida
 from lida.checkpoint import load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
-from lida.layers import attention
+from lida.images import to_tensor
+from lida.layers import Attention, attention, set_attention_backend
 from lida.unet import UNet, UNetConfig
 from lida.vae import VAE, VAEConfig
 
@@ -36,6 +38,32 @@ def test_bf16_attention_that_trains_equals_the_fused_kernel():
         assert relative(a.float(), b) <= 4 * 2**-8
 
 
+def test_attention_backends_agree(sd):
+    """einsum against torch's kernel, in the layer and through the whole UNet. xformers runs on a GPU only."""
+    q, k, v = (torch.randn(2, 4, n, 24) for n in (50, 77, 77))
+    assert relative(attention(q, k, v, "einsum"), attention(q, k, v)) <= 1e-5
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 981]), torch.randn(2, 77, 48)
+    with torch.no_grad():
+        expected = sd.unet(*inputs)
+        set_attention_backend(sd.unet, "einsum")
+        assert {m.backend for m in sd.unet.modules() if isinstance(m, Attention)} == {"einsum"}
+        assert relative(sd.unet(*inputs), expected) <= 1e-5
+
+
+@pytest.mark.skipif(not (torch.cuda.is_available() and find_spec("xformers")), reason="needs a GPU and xformers")
+def test_xformers_agrees():
+    q, k, v = (torch.randn(2, 4, n, 40, device="cuda").half() for n in (64, 77, 77))
+    assert relative(attention(q, k, v, "xformers"), attention(q, k, v, "einsum")) <= 4 * 2**-10
+
+
+@pytest.mark.parametrize(("name", "message"), [("xformers", r"pip install lida-aging\[xformers\]"), ("flash", "not one of sdpa")])
+def test_attention_that_is_not_there_is_refused(sd, name, message, monkeypatch):
+    monkeypatch.setattr("lida.layers.find_spec", lambda package: None)
+    with pytest.raises(lida.InputError, match=message):
+        set_attention_backend(sd.unet, name)
+    assert {m.backend for m in sd.unet.modules() if isinstance(m, Attention)} == {"sdpa"}
+
+
 def test_vae_equals_diffusers(sd, pipe):
     x = torch.rand(2, 3, 64, 48) * 2 - 1
     with torch.no_grad():
@@ -44,6 +72,35 @@ def test_vae_equals_diffusers(sd, pipe):
         ours = sd.vae.encode(x, torch.Generator().manual_seed(1))
         assert relative(ours, posterior.sample(torch.Generator().manual_seed(1)) * factor) <= 1e-5
         assert relative(sd.vae.decode(ours), pipe.vae.decode(ours / factor).sample) <= 1e-5
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (21, 13), (40, 40)])
+def test_tiles_cover_every_pixel_once(sd, size):
+    """With a decoder that looks at one latent at a time, tiles must give what the whole gives."""
+    sd.vae.decoder = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 1), torch.nn.Upsample(scale_factor=8))
+    latents = torch.randn(2, 4, *size)
+    with torch.no_grad():
+        expected = sd.vae.decode(latents)
+        sd.vae.tiling = True
+        assert relative(sd.vae.decode(latents), expected) <= 1e-5
+
+
+def test_tiles_come_nearer_to_the_whole_than_diffusers(pipe):
+    """On the VAE that ships: ours are all of one size, theirs end in slivers, each normalised by itself."""
+    weights = ROOT / "weights" / "lida-tiny"
+    vae, theirs = load_vae(weights), diffusers.AutoencoderKL.from_pretrained(weights, subfolder="vae", dtype=torch.float32)
+    latents = vae.encode(to_tensor(noise_image(272, 272)), sample=False)  # 34 x 34, tiles are 12 x 12
+    with torch.no_grad():
+        whole = vae.decode(latents)
+        theirs.enable_tiling()
+        vae.tiling = True
+        ours, reference = vae.decode(latents), theirs.decode(latents / vae.config.scaling_factor).sample
+    assert 0 < (ours - whole).abs().mean() < (reference - whole).abs().mean()
+
+
+def test_vae_computes_in_its_own_dtype(sd):
+    latents = torch.randn(1, 4, 8, 8)
+    assert sd.vae.decode(latents.half()).dtype == sd.vae.encode(torch.zeros(1, 3, 64, 64).half()).dtype == torch.float32
 
 
 def test_vae_refuses_sizes_it_would_crop(sd):
@@ -139,6 +196,22 @@ def test_configs_are_refused_by_name(folder, tmp_path, part, change, message):
     with pytest.raises(lida.InputError, match=message) as error:
         lida.StableDiffusion.load(tmp_path)
     assert str(tmp_path / part) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs_from_end_to_end(folder, dtype):
+    """float16 leaves the VAE in float32. The pictures are those of float32 within some of the format's steps."""
+    sd, exact = lida.StableDiffusion.load(folder, dtype), lida.StableDiffusion.load(folder)
+    assert sd.vae.dtype == (torch.float32 if dtype == torch.float16 else dtype) and sd.dtype == dtype
+    options = {"strength": 0.6, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    image, mask = noise_image(64, 64), box_mask(64, 64, (16, 8, 56, 48))
+    ours, theirs = (
+        lida.age_face(model, image, mask, "a boy", generator=torch.Generator().manual_seed(1), **options) for model in (sd, exact)
+    )
+    if dtype == torch.float16:  # a generator draws other numbers in bfloat16
+        assert relative(ours.float(), theirs) <= 2e-2
+    assert ours.dtype == dtype and ours.isfinite().all()
+    assert lida.age_face(sd, image, mask, "a boy", num_inference_steps=10)[0].size == (64, 64)
 
 
 def test_half_precision_is_chosen_at_load(folder):

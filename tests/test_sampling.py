@@ -1,10 +1,12 @@
 """The schedule, the sampler's steps and whole runs equal diffusers'."""
 
+import shutil
+
 import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import SCHEDULE, box_mask, noise_image, relative
+from conftest import SCHEDULE, UNET, box_mask, noise_image, relative
 from PIL import Image
 
 import lida
@@ -60,6 +62,53 @@ def test_inpainting_equals_diffusers(sd, pipe, strength):
     options |= {"height": 64, "width": 64, "generator": torch.Generator().manual_seed(3)}
     theirs = inpaint("a boy", image=image, mask_image=mask, **options).images
     assert relative(ours, theirs) <= 1e-4
+
+
+@pytest.fixture
+def inpainting(folder, tmp_path):
+    """The folder with a UNet of 9 input channels, in lida and in diffusers."""
+    shutil.copytree(folder, tmp_path / "inpainting")
+    torch.manual_seed(9)
+    diffusers.UNet2DConditionModel(**UNET, in_channels=9).save_pretrained(tmp_path / "inpainting" / "unet")
+    reference = diffusers.StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "inpainting", safety_checker=None)
+    reference.set_progress_bar_config(disable=True)
+    return lida.StableDiffusion.load(tmp_path / "inpainting"), reference
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_the_inpainting_model_equals_diffusers(inpainting, strength):
+    """A whole run, with guidance; the photograph is not put back at each step, the model sees it."""
+    sd, reference = inpainting
+    image, mask = noise_image(64, 64), box_mask(64, 64, (16, 8, 56, 48))
+    options = {"num_inference_steps": 20, "guidance_scale": 4.0, "strength": strength, "output_type": "latent"}
+    ours = lida.age_face(sd, image, mask, "a boy", context=9, generator=torch.Generator().manual_seed(3), **options)
+    options |= {"height": 64, "width": 64, "generator": torch.Generator().manual_seed(3)}
+    theirs = reference("a boy", image=image, mask_image=mask, **options).images
+    assert relative(ours, theirs) <= 1e-4
+    blind = sd.predictor(["a boy"], "", 4.0, torch.zeros(1, 5, 8, 8))(ours, torch.tensor([500]))
+    seeing = sd.predictor(["a boy"], "", 4.0, torch.ones(1, 5, 8, 8))(ours, torch.tensor([500]))
+    assert relative(blind, seeing) > 1e-3  # it does look at what it is told of the picture
+
+
+def test_the_inpainting_model_does_all_that_the_plain_one_does(inpainting, sd):
+    """An adapter of the plain model applies to it, a batch of prompts, painting from text, and pixels outside stay."""
+    model, _ = inpainting
+    layers = lida.inject_lora(sd.unet, 2)
+    for layer in layers.values():
+        torch.nn.init.normal_(layer.lora_up)
+    model.load_adapter("age", lida.Adapter.of(layers))
+    image, mask = noise_image(150, 97), box_mask(150, 97, (9, 20, 50, 57))
+
+    def aged(weight: float):
+        model.set_adapters(["age"], [weight])
+        generator = torch.Generator().manual_seed(0)
+        return lida.age_face(model, image, mask, ["a boy", "a man"], strength=0.6, num_inference_steps=5, generator=generator)
+
+    pictures = aged(0.0) + aged(1.0)
+    zero = np.asarray(mask) == 0
+    assert all(np.array_equal(np.asarray(picture)[zero], np.asarray(image)[zero]) for picture in pictures)
+    assert (np.asarray(pictures[0]) != np.asarray(pictures[2])).any() and (np.asarray(pictures[0]) != np.asarray(pictures[1])).any()
+    assert lida.generate(model, "a boy", num_inference_steps=2)[0].size == (64, 64)
 
 
 def test_repeated_prompts_make_a_batch(sd):

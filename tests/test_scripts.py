@@ -208,7 +208,7 @@ BAD_AGING = [
     (["{photo}", "--adapter", "{wrong}=x"], "'x' is not a number"),
     (["{photo}", "--adapter", "{wrong}=1"], "it was trained on another model"),
     (["{photo}", "--adapter", "{photo}=1"], "not a readable safetensors file"),
-    (["{photo}", "--pretrained_model_name_or_path", "none"], "none: no such folder"),
+    (["{photo}", "--pretrained_model_name_or_path", "none"], "none: no such folder or file"),
     (["{photo}", "--pretrained_model_name_or_path", "{dataset}"], "unet/config.json: no such file"),
     (["{photo}", "--device", "abacus"], "device abacus: "),
     (["--mask", "{photo}"], "needs the photograph"),
@@ -242,7 +242,7 @@ BAD_TRAINING = [
     (["--train_data_dir", "{dataset}", "--alpha", "nan"], "--alpha must be a number above 0, not nan"),
     (["--train_data_dir", "{dataset}", "--seed", "-3"], "--seed must lie between"),
     (["--train_data_dir", "{dataset}", "--output_dir", "{dataset}/metadata.jsonl"], "--output_dir"),
-    (["--train_data_dir", "{dataset}", "--pretrained_model_name_or_path", "none"], "none: no such folder"),
+    (["--train_data_dir", "{dataset}", "--pretrained_model_name_or_path", "none"], "none: no such folder or file"),
 ]
 
 

@@ -49,7 +49,9 @@ def main():
 
     torch.manual_seed(0)
     sd = lida.StableDiffusion.load(args.model, device=args.device)
-    unet = diffusers.UNet2DConditionModel.from_pretrained(args.model, subfolder="unet", torch_dtype=torch.float32).to(args.device)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(args.model, subfolder="unet", torch_dtype=torch.float32).to(
+        args.device
+    )
     config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=list(CROSS_ATTENTION))
     unet.requires_grad_(False)
     unet.add_adapter(config)

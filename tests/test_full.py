@@ -1,0 +1,166 @@
+"""At SD1.5's full size with random weights, everything equals diffusers and transformers: `make test-full`.
+
+Takes some ten minutes on two CPU cores, 10 GB of memory and 5 GB of disk for a while. The real CLIP vocabulary comes with
+open_clip, which `make test-full` installs.
+"""
+
+import importlib.util
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import SCHEDULE, box_mask, noise_image, relative
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import lida
+from lida.checkpoint import load_unet, load_vae, open_clip_vocabulary
+from lida.text import TextEncoder, read_clip_vocabulary
+
+pytestmark = pytest.mark.full
+VAE = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768,
+    "hidden_act": "quick_gelu", "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407,
+}  # fmt: skip
+PROMPTS = (
+    "", "a portrait photo of a man, age 60s", "A PORTRAIT Photo, of (a [woman]) - 100% real!!! ;:/\\ #1 @2 $3 ^_~",
+    "don't we'll I'M", "naïve café Ünïcode ß ñ İstanbul", "日本語 テスト", "😀 👩‍👩‍👧 🇯🇵", "word " * 200, "12345 age 34",
+    "  a \n b\t\tc  ", "e\u0301 and é",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    path = open_clip_vocabulary()
+    if path is None:
+        pytest.skip("open_clip_torch is not installed")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary):
+    return read_clip_vocabulary(vocabulary)
+
+
+def open_clip_tokenizer(vocabulary):
+    """open_clip's own, from its file alone: the package wants torchvision."""
+    spec = importlib.util.spec_from_file_location("open_clip_tokenizer", vocabulary.parent / "tokenizer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
+
+
+def ids_of(tokenizer, reference, prompt: str) -> tuple[list[int], list[int]]:
+    """Both tokenizers' ids up to and including the first end."""
+    ours = tokenizer(prompt, padding="max_length", truncation=True, max_length=77).input_ids
+    theirs = reference([prompt])[0].tolist()
+    return ours[: ours.index(49407) + 1], theirs[: theirs.index(49407) + 1]
+
+
+def test_tokens_are_clips(tokenizer, vocabulary):
+    reference = open_clip_tokenizer(vocabulary)
+    for prompt in PROMPTS:
+        ours, theirs = ids_of(tokenizer, reference, prompt)
+        assert ours == theirs, prompt
+    assert len(tokenizer) == 49408 and len(ids_of(tokenizer, reference, "word " * 200)[0]) == 77
+
+
+@pytest.mark.parametrize(
+    "prompt", ["&amp; &lt;b&gt;", "“curly” quotes", "ﬁne", "ＦＵＬＬ", "Â£ mojibake", "<|endoftext|>", "<start_of_text>"]
+)
+def test_cleaning_that_openai_did_and_transformers_does_not(tokenizer, vocabulary, prompt):
+    """ftfy and HTML entities: diffusers reads prompts without them, and so does lida. This is the list of differences."""
+    ours, theirs = ids_of(tokenizer, open_clip_tokenizer(vocabulary), prompt)
+    assert ours != theirs
+
+
+@pytest.fixture(scope="module", params=[4, 9], ids=["4 channels", "9 channels"])
+def folder(request, tmp_path_factory, tokenizer):
+    """A model of full size with random weights, on disk for as long as its tests run."""
+    torch.manual_seed(request.param)
+    folder = tmp_path_factory.mktemp("full")
+    unet = diffusers.UNet2DConditionModel(in_channels=request.param, sample_size=64, cross_attention_dim=768)
+    parts = (
+        diffusers.AutoencoderKL(**VAE),
+        CLIPTextModel(CLIPTextConfig(**TEXT)),
+        tokenizer,
+        unet,
+        diffusers.DDIMScheduler(**SCHEDULE),
+    )
+    kind = diffusers.StableDiffusionPipeline if request.param == 4 else diffusers.StableDiffusionInpaintPipeline
+    kind(*parts, None, None, requires_safety_checker=False).save_pretrained(folder)
+    del unet, parts
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (56, 72)])
+def test_unet(folder, size):
+    ours, theirs = load_unet(folder), diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    inputs = torch.randn(1, ours.config.in_channels, *size), torch.tensor([981]), torch.randn(1, 77, 768)
+    with torch.no_grad():
+        assert relative(ours(*inputs), theirs(*inputs).sample) <= 1e-5
+
+
+@pytest.mark.parametrize("size", [(512, 512), (448, 576)])
+def test_vae(folder, size):
+    ours, theirs = load_vae(folder), diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    with torch.no_grad():
+        x = torch.rand(1, 3, *size) * 2 - 1
+        latents = ours.encode(x, sample=False)
+        assert relative(latents, theirs.encode(x).latent_dist.mean * 0.18215) <= 1e-5
+        assert relative(ours.decode(latents), theirs.decode(latents / 0.18215).sample) <= 1e-5
+
+
+def test_text_encoder(folder, tokenizer):
+    theirs = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    ours = lida.checkpoint.load_text_encoder(folder)
+    assert isinstance(ours, TextEncoder)
+    inner = getattr(theirs, "text_model", theirs)
+    with torch.no_grad():
+        ids = tokenizer(list(PROMPTS), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        hidden = theirs(ids, output_hidden_states=True).hidden_states
+        for skip in (0, 1, 2):
+            assert relative(ours(PROMPTS, clip_skip=skip), inner.final_layer_norm(hidden[-1 - skip])) <= 1e-5
+
+
+def close(ours, theirs) -> bool:
+    """Two pictures that differ by at most one in 99.9 % of their values."""
+    return (np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)) <= 1).mean() >= 0.999
+
+
+def test_twenty_steps(folder, monkeypatch):
+    """Text to picture, and inpainting at two strengths, with guidance, at 256 px: latents and pictures.
+
+    Weights drawn at random predict noise of no use, so that latents grow; the sums that are compared are no easier for it.
+    """
+    sd = lida.StableDiffusion.load(folder)
+    monkeypatch.setattr(lida.StableDiffusion, "resolution", 256)
+    inpaint = diffusers.StableDiffusionInpaintPipeline.from_pretrained(folder, safety_checker=None)
+    inpaint.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 20, "guidance_scale": 4.0, "output_type": "latent"}
+    image, mask, prompt = noise_image(256, 256), box_mask(256, 256, (64, 32, 224, 192)), "a portrait photo of a man, age 60s"
+
+    def check(ours, theirs):
+        assert relative(ours, theirs) <= 1e-4
+        with torch.no_grad():
+            pictures = sd.vae.decode(ours), inpaint.vae.decode(theirs / 0.18215).sample
+        assert close(*(lida.pipeline.to_images(picture)[0] for picture in pictures))
+
+    for strength in (0.6, 1.0):
+        ours = lida.age_face(
+            sd, image, mask, prompt, context=9, strength=strength, generator=torch.Generator().manual_seed(3), **options
+        )
+        more = {"image": image, "mask_image": mask, "height": 256, "width": 256, "strength": strength}
+        check(ours, inpaint(prompt, generator=torch.Generator().manual_seed(3), **more, **options).images)
+    if not sd.unet.inpaints:
+        pipe = diffusers.StableDiffusionPipeline(**inpaint.components, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        size = {"height": 256, "width": 256}
+        ours = lida.generate(sd, prompt, generator=torch.Generator().manual_seed(3), **size, **options)
+        check(ours, pipe(prompt, generator=torch.Generator().manual_seed(3), **size, **options).images)

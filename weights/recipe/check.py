@@ -1,0 +1,56 @@
+"""Do the files that ship belong to the base that ships? `make check-weights`
+
+    python weights/recipe/check.py
+
+Adapters, pictures and the tables in README.md and weights/README.md name the base that they were made with, by the SHA-256
+over its weights. Exit code 1 where one names another, or none.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from lida.adapters import load_adapter
+from lida.checkpoint import fingerprint
+
+WEIGHTS = Path(__file__).parent.parent
+KEY = "base_sha256"
+
+
+def save_picture(image: Image.Image, path: Path, base: str) -> None:
+    """Write a PNG that names the base it was made with."""
+    info = PngInfo()
+    info.add_text(KEY, base)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, pnginfo=info)
+
+
+def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
+    """Each file that depends on the base, and what it says of it; twelve digits of the hash in the texts."""
+    root, named = weights.parent, {}
+    for path in sorted(weights.glob("*.safetensors")):
+        named[path] = load_adapter(path).metadata.get("training", {}).get(KEY)
+    for folder in (weights / "demo", *sorted(weights.glob("person-?")), root / "docs"):
+        for path in sorted(folder.glob("*.png")):
+            with Image.open(path) as image:
+                named[path] = image.info.get(KEY)
+    for path in (root / "README.md", weights / "README.md"):
+        match = re.search(r"base `([0-9a-f]{12})`", path.read_text(encoding="utf-8"))
+        named[path] = match and match[1]
+    return named
+
+
+def main():
+    base = fingerprint(WEIGHTS / "lida-tiny")
+    print(f"the base is {base}")
+    strays = {path: name for path, name in named_bases().items() if not name or not base.startswith(name)}
+    for path, name in strays.items():
+        print(f"{path}: made with {name or 'a base that it does not name'}; make it anew")
+    sys.exit(bool(strays))
+
+
+if __name__ == "__main__":
+    main()

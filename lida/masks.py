@@ -13,7 +13,7 @@ from .images import open_image
 
 
 def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
-    """A mask of `size` (width, height), L, white where the face is repainted; raises InputError for another size or no white."""
+    """A mask of `size` (width, height), L, white where the face is repainted; InputError for another size or no white."""
     mask = open_image(path).convert("L")
     if mask.size != size:
         width, height = mask.size

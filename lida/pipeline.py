@@ -103,13 +103,20 @@ class StableDiffusion:
             base = self.base_weights[path] = weight.detach().clone()
             weight.copy_(base.float() + delta.to(base.device))
 
-    def predictor(self, prompts: Sequence[str], negative_prompt: str, guidance_scale: float, known: Tensor | None = None):
+    def predictor(
+        self, prompts: Sequence[str], negative_prompt: str | Sequence[str], guidance_scale: float, known: Tensor | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """The guided noise prediction for these prompts, as a function of latents and timesteps.
+
+        One negative prompt stands for all, or there is one for each; any other number raises ValueError.
 
         `known` (1, 5, h, w), for an inpainting model, goes along with the latents: mask and the masked picture's latents.
         """
         cond = encode_prompts(self.text_encoder, prompts)  # (B, M, C)
-        uncond = self.text_encoder(negative_prompt).expand_as(cond) if guidance_scale > 1 else None
+        negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        if len(negative) != len(prompts):
+            raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} pictures; give one, or one for each")
+        uncond = encode_prompts(self.text_encoder, negative) if guidance_scale > 1 else None
 
         def inpainting(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
             both = torch.cat([latents, known.expand(len(latents), -1, -1, -1)], dim=1)  # (B, 9, h, w)
@@ -118,7 +125,7 @@ class StableDiffusion:
         return guided(self.unet if known is None else inpainting, cond, uncond, guidance_scale)
 
     def known(self, pixel_values: Tensor, mask: Tensor, latent_mask: Tensor, generator: Generator | None = None) -> Tensor:
-        """What an inpainting model is told of a picture (1, 3, H, W): the mask, and the latents of the rest, grey where it is 1."""
+        """What an inpainting model is told of a picture (1, 3, H, W): the mask, and the latents of the rest, the mask grey."""
         size = pixel_values.shape[2:]
         masked = self.vae.encode(pixel_values * (1 - mask_to_latents(mask, size).to(pixel_values)), generator)
         return torch.cat([latent_mask, masked], dim=1).to(self.device, self.dtype)
@@ -129,7 +136,7 @@ def generate(
     sd: StableDiffusion,
     prompt: str | Sequence[str],
     *,
-    negative_prompt: str = "",
+    negative_prompt: str | Sequence[str] = "",
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
     num_images_per_prompt: int = 1,
@@ -155,7 +162,8 @@ def generate(
     if sd.unet.inpaints:  # all is to be painted
         blank, mask = torch.zeros(1, 3, *sizes, device=sd.device), torch.ones(1, 1, *shape[2:], device=sd.device)
         known = sd.known(blank, mask, mask, torch.Generator().manual_seed(0))
-    predict = sd.predictor(prompts, negative_prompt, guidance_scale, known)
+    negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
+    predict = sd.predictor(prompts, negative, guidance_scale, known)
     latents = sample(predict, sd.schedule, latents, progress(steps), eta=eta, generator=generator)
     return latents if output_type == "latent" else to_images(sd.vae.decode(latents))
 
@@ -167,7 +175,7 @@ def age_face(
     mask: Image.Image,
     prompt: str | Sequence[str],
     *,
-    negative_prompt: str = "",
+    negative_prompt: str | Sequence[str] = "",
     strength: float = 0.2,
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
@@ -206,7 +214,8 @@ def age_face(
     noise = randn_like(init_latents, generator)
     latents = noise if strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
     known = sd.known(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
-    predict = sd.predictor(prompts, negative_prompt, guidance_scale, known)
+    negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
+    predict = sd.predictor(prompts, negative, guidance_scale, known)
     blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     latents = sample(predict, sd.schedule, latents, progress(steps), blend, eta, generator)
     if output_type == "latent":

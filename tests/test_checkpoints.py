@@ -31,15 +31,26 @@ def write_model(folder, tokenizer, in_channels: int = 4) -> None:
     )
     ends = {kind: (f"{kind[0].upper()}{kind[1:]}coderBlock2D",) * 4 for kind in ("downEn", "upDe")}
     vae = diffusers.AutoencoderKL(
-        block_out_channels=WIDTHS, layers_per_block=2, sample_size=512, down_block_types=ends["downEn"], up_block_types=ends["upDe"]
+        block_out_channels=WIDTHS,
+        layers_per_block=2,
+        sample_size=512,
+        down_block_types=ends["downEn"],
+        up_block_types=ends["upDe"],
     )
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=1, projection_dim=64,
-        max_position_embeddings=77, hidden_act="quick_gelu", **ids,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=1,
+        projection_dim=64, max_position_embeddings=77, hidden_act="quick_gelu", **ids,
     )  # fmt: skip
     pipe = diffusers.StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, diffusers.DDIMScheduler(**SCHEDULE), None, None, requires_safety_checker=False
+        vae,
+        CLIPTextModel(text),
+        tokenizer,
+        unet,
+        diffusers.DDIMScheduler(**SCHEDULE),
+        None,
+        None,
+        requires_safety_checker=False,
     )
     pipe.save_pretrained(folder)
 
@@ -146,7 +157,8 @@ TENSORS = (
     "model.diffusion_model.input_blocks.1.0.in_layers.2.weight", "model.diffusion_model.output_blocks.5.2.conv.bias",
     "first_stage_model.encoder.down.0.block.0.conv1.weight", "first_stage_model.decoder.mid.attn_1.q.weight",
     "cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.bias",
-    "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight", "model.diffusion_model.input_blocks.0.0.weight",
+    "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+    "model.diffusion_model.input_blocks.0.0.weight",
 )  # fmt: skip
 
 
@@ -165,7 +177,9 @@ def test_a_broken_tensor_is_named(small, tmp_path, name, fault):
     assert str(path) in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["model.diffusion_model.input_blocks.1.0.extra", "first_stage_model.loss.logvar", "control_model.x"])
+@pytest.mark.parametrize(
+    "name", ["model.diffusion_model.input_blocks.1.0.extra", "first_stage_model.loss.logvar", "control_model.x"]
+)
 def test_an_extra_tensor_is_named(small, tmp_path, name):
     path = tmp_path / "model.safetensors"
     shutil.copytree(small.folder / "tokenizer", tmp_path / "tokenizer")
@@ -214,7 +228,9 @@ def test_pickled_weights_of_a_folder_are_refused_with_the_cure(small, tmp_path):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save({}, path.with_suffix(".bin"))
     path.unlink()
-    with pytest.raises(lida.InputError, match=r"unet: has no .* diffusion_pytorch_model.bin is a pickle.*take its .safetensors"):
+    with pytest.raises(
+        lida.InputError, match=r"unet: has no .* diffusion_pytorch_model.bin is a pickle.*take its .safetensors"
+    ):
         lida.StableDiffusion.load(folder)
 
 

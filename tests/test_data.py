@@ -8,7 +8,15 @@ from conftest import noise_image
 
 import lida
 from lida.aaf import read_faces, read_landmarks, write_dataset
-from lida.data import DEFAULT_TEMPLATE, CaptionedImages, caption, check_captioning, check_template, read_captioning, read_examples
+from lida.data import (
+    DEFAULT_TEMPLATE,
+    CaptionedImages,
+    caption,
+    check_captioning,
+    check_template,
+    read_captioning,
+    read_examples,
+)
 
 
 @pytest.fixture

@@ -48,7 +48,11 @@ def test_nothing_is_squashed():
 
 
 def test_the_seam_fades_within_the_mask():
-    black, white, mask = Image.new("RGB", (100, 100)), Image.new("RGB", (100, 100), "white"), box_mask(100, 100, (20, 20, 80, 80))
+    black, white, mask = (
+        Image.new("RGB", (100, 100)),
+        Image.new("RGB", (100, 100), "white"),
+        box_mask(100, 100, (20, 20, 80, 80)),
+    )
     row = np.asarray(paste(black, white, (0, 0, 100), mask, feather=0.04))[50, :, 0].astype(int)
     assert (row[:20] == 0).all() and (np.diff(row[19:50]) >= 0).all() and 0 < row[22] < 255 and row[50] == 255
 

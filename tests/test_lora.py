@@ -258,7 +258,9 @@ def test_adapters_that_do_not_fit_are_refused(sd, tmp_path):
     assert not sd.adapters
 
 
-@pytest.mark.parametrize("key", ["lora_unet_down.alpha", "text_encoder.x.lora.up.weight", "unet.a.lora.down.bias", "unet.a.lora.up.weight"])
+@pytest.mark.parametrize(
+    "key", ["lora_unet_down.alpha", "text_encoder.x.lora.up.weight", "unet.a.lora.down.bias", "unet.a.lora.up.weight"]
+)
 def test_unknown_tensors_are_refused(tmp_path, key):
     from safetensors.torch import save_file
 

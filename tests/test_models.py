@@ -56,7 +56,9 @@ def test_xformers_agrees():
     assert relative(attention(q, k, v, "xformers"), attention(q, k, v, "einsum")) <= 4 * 2**-10
 
 
-@pytest.mark.parametrize(("name", "message"), [("xformers", r"pip install lida-aging\[xformers\]"), ("flash", "not one of sdpa")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("xformers", r"pip install lida-aging\[xformers\]"), ("flash", "not one of sdpa")]
+)
 def test_attention_that_is_not_there_is_refused(sd, name, message, monkeypatch):
     monkeypatch.setattr("lida.layers.find_spec", lambda package: None)
     with pytest.raises(lida.InputError, match=message):
@@ -160,11 +162,16 @@ def test_old_vae_attention_names_load(sd, folder, tmp_path):
 
 def test_sd15_at_full_size_has_diffusers_keys_and_shapes():
     with torch.device("meta"):
-        unet, vae = UNet(UNetConfig(sample_size=64, cross_attention_dim=768)), VAE(VAEConfig((128, 256, 512, 512), layers_per_block=2))
+        unet, vae = (
+            UNet(UNetConfig(sample_size=64, cross_attention_dim=768)),
+            VAE(VAEConfig((128, 256, 512, 512), layers_per_block=2)),
+        )
         their_unet = diffusers.UNet2DConditionModel(cross_attention_dim=768)
         down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
         widths = (128, 256, 512, 512)
-        their_vae = diffusers.AutoencoderKL(block_out_channels=widths, layers_per_block=2, down_block_types=down, up_block_types=up)
+        their_vae = diffusers.AutoencoderKL(
+            block_out_channels=widths, layers_per_block=2, down_block_types=down, up_block_types=up
+        )
     for ours, theirs, count, tensors in ((unet, their_unet, 859_520_964, 686), (vae, their_vae, 83_653_863, 248)):
         assert {k: t.shape for k, t in ours.state_dict().items()} == {k: t.shape for k, t in theirs.state_dict().items()}
         assert sum(p.numel() for p in ours.parameters()) == count and len(ours.state_dict()) == tensors
@@ -206,7 +213,8 @@ def test_half_precision_runs_from_end_to_end(folder, dtype):
     options = {"strength": 0.6, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
     image, mask = noise_image(64, 64), box_mask(64, 64, (16, 8, 56, 48))
     ours, theirs = (
-        lida.age_face(model, image, mask, "a boy", generator=torch.Generator().manual_seed(1), **options) for model in (sd, exact)
+        lida.age_face(model, image, mask, "a boy", generator=torch.Generator().manual_seed(1), **options)
+        for model in (sd, exact)
     )
     if dtype == torch.float16:  # a generator draws other numbers in bfloat16
         assert relative(ours.float(), theirs) <= 2e-2

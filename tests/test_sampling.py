@@ -107,8 +107,20 @@ def test_the_inpainting_model_does_all_that_the_plain_one_does(inpainting, sd):
     pictures = aged(0.0) + aged(1.0)
     zero = np.asarray(mask) == 0
     assert all(np.array_equal(np.asarray(picture)[zero], np.asarray(image)[zero]) for picture in pictures)
-    assert (np.asarray(pictures[0]) != np.asarray(pictures[2])).any() and (np.asarray(pictures[0]) != np.asarray(pictures[1])).any()
+    assert (np.asarray(pictures[0]) != np.asarray(pictures[2])).any() and (
+        np.asarray(pictures[0]) != np.asarray(pictures[1])
+    ).any()
     assert lida.generate(model, "a boy", num_inference_steps=2)[0].size == (64, 64)
+
+
+def test_each_prompt_may_have_a_negative_one(sd, pipe):
+    prompts, negative = ["an old man", "a girl"], ["blurry", "a hat"]
+    options = {"num_inference_steps": 4, "guidance_scale": 4.0, "num_images_per_prompt": 2, "output_type": "latent"}
+    ours = lida.generate(sd, prompts, negative_prompt=negative, generator=torch.Generator().manual_seed(3), **options)
+    theirs = pipe(prompts, negative_prompt=negative, generator=torch.Generator().manual_seed(3), **options).images
+    assert relative(ours, theirs) <= 1e-4
+    with pytest.raises(ValueError, match="2 negative prompts for 1 pictures"):
+        lida.generate(sd, "a boy", negative_prompt=negative, num_inference_steps=1)
 
 
 def test_repeated_prompts_make_a_batch(sd):

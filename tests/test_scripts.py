@@ -68,9 +68,14 @@ def test_training_then_aging(script, folder, dataset, photo, mask, tmp_path):
     recorded = train(script, folder, dataset, tmp_path / "age", "--max_train_steps", 3, "--gradient_accumulation_steps", 2)
     assert recorded["template"] == "{subject} at {age}" and recorded["training"]["rank"] == 4
     assert recorded["training"]["resolution"] == 64 and recorded["training"]["examples"] == 6
-    assert sorted(p.name for p in (tmp_path / "age").iterdir()) == ["pytorch_lora_weights.json", "pytorch_lora_weights.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "age").iterdir()) == [
+        "pytorch_lora_weights.json",
+        "pytorch_lora_weights.safetensors",
+    ]
     options = ("--pretrained_model_name_or_path", folder, "--adapter", f"{tmp_path / 'age'}=0.5", "--num_inference_steps", 10)
-    code, out, err = script("infer.py", photo, "--mask", mask, "--ages", 10, 70, "--subject", "man", "--output_dir", "out", *options)
+    code, out, err = script(
+        "infer.py", photo, "--mask", mask, "--ages", 10, 70, "--subject", "man", "--output_dir", "out", *options
+    )
     assert code == 0, err
     assert "warning: age 70 is beyond the ages 10 to 50" in err
     pictures = ["anna-age10.png", "anna-age70.png", "anna-sheet.png"]
@@ -262,7 +267,10 @@ def test_bad_input_to_training_ends_in_one_line(script, folder, dataset, tmp_pat
 
 
 def test_bad_input_to_aaf_ends_in_one_line(script, dataset):
-    for arguments, message in (([dataset], "no folder 'original images'"), ([dataset, "--template", "x"], "must name {decade} or {age}")):
+    for arguments, message in (
+        ([dataset], "no folder 'original images'"),
+        ([dataset, "--template", "x"], "must name {decade} or {age}"),
+    ):
         code, out, err = script("lida.aaf", *arguments, "--output_dir", "out")
         assert code == 2 and not out and message in err and len(err.strip().splitlines()) == 1
         assert not list(script.folder.iterdir())

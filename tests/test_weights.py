@@ -28,7 +28,9 @@ def test_lida_tiny_and_its_age_adapter_paint_the_same_in_diffusers(tiny):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(WEIGHTS / "lida-tiny", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(WEIGHTS, weight_name="age.safetensors")
-    theirs = pipe("a portrait photo of a man, age 70s", generator=torch.Generator().manual_seed(5), output_type="latent", **options)
+    theirs = pipe(
+        "a portrait photo of a man, age 70s", generator=torch.Generator().manual_seed(5), output_type="latent", **options
+    )
     tiny.load_adapter("age", WEIGHTS / "age.safetensors")
     tiny.set_adapters(["age"], [1.0])
     ours = lida.generate(

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import lida
+from lida.adapters import parse_pairs
 from lida.data import DEFAULT_TEMPLATE, caption, check_captioning
 from lida.errors import InputError, output_folder, run
 from lida.images import open_image, save_png, sheet
@@ -86,26 +87,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def parse_adapters(texts: list[str]) -> list[tuple[str, float]]:
-    """PATH=WEIGHT, as often as given; a path alone has weight 1."""
-    pairs = []
-    for text in texts:
-        path, equals, weight = text.rpartition("=")
-        try:
-            pairs.append((path, float(weight)) if equals else (text, 1.0))
-        except ValueError:
-            raise InputError(f"--adapter {text}: {weight!r} is not a number; write PATH=WEIGHT") from None
-    for path, weight in pairs:
-        if not math.isfinite(weight):
-            raise InputError(f"--adapter {path}: the weight {weight} is not a number to multiply by; give one such as 0.2")
-    if len({path for path, _ in pairs}) < len(pairs):
-        raise InputError("--adapter: the same file is given twice; add their weights up")
-    return pairs
-
-
 def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
     """The model with its adapters merged, and the template of captions that the adapters were trained with."""
-    pairs = parse_adapters(args.adapter)
+    pairs = parse_pairs(args.adapter)
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, DTYPES[args.dtype], args.device)
     for model in (sd.unet, sd.vae):
         set_attention_backend(model, args.attention)

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 import lida
 from lida.adapters import FILE_NAME, Adapter, save_adapter
-from lida.checkpoint import fingerprint
 from lida.data import CaptionedImages, read_captioning, read_examples, with_posteriors
 from lida.diffusion import noise_prediction_loss
 from lida.errors import InputError, output_folder, run
@@ -117,9 +116,8 @@ def train(args: argparse.Namespace) -> Path:
     if not math.isfinite(average):
         raise InputError(f"the loss ended at {average}, so nothing was saved; lower --learning_rate ({args.learning_rate})")
     settings = {"lida": lida.__version__, **vars(args), "examples": len(examples), "final_loss": average}
-    settings["base_sha256"] = fingerprint(args.pretrained_model_name_or_path)
-    adapter = Adapter.of(layers, {**captioning, "training": settings})
-    path = save_adapter(adapter, Path(args.output_dir, FILE_NAME))
+    adapter = Adapter.of(layers, {**captioning, "base": sd.base, "training": settings})
+    path = save_adapter(Path(args.output_dir, FILE_NAME), adapter)
     path.with_suffix(".json").write_text(json.dumps(adapter.metadata, indent=2) + "\n", encoding="utf-8")
     return path
 

@@ -1,40 +1,38 @@
-"""An adapter as data: module path -> (down, up, alpha), on disk as diffusers writes it, and its sum into weights."""
+"""An adapter as data: layers by path and what is known of them. To and from disk, checked against a model, added up.
 
+python -m lida.adapters info FILE
+python -m lida.adapters convert FILE -o OUT --format kohya
+python -m lida.adapters combine FILE=WEIGHT FILE=WEIGHT -o OUT --rank 8
+python -m lida.adapters compare FILE FILE -o DIR
+python -m lida.adapters fuse MODEL FILE=WEIGHT -o DIR
+"""
+
+import argparse
 import json
+import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import InputError
-from .lora import LoRALinear
+from .dialects import TEXT, as_diffusers, as_kohya, as_peft, parse
+from .errors import InputError, run
+from .interference import compare, write_report
+from .lora import LoRALinear, LowRank
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
-KEY = re.compile(r"unet\.(?P<path>.+)\.(?:lora\.|lora_)(?P<factor>down|up|A|B)\.weight")
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """One module's change (alpha / rank) up down: down (rank, in_features), up (out_features, rank)."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def delta(self) -> Tensor:
-        """The change of the weight (out_features, in_features) in float32 (Hu et al. 2022, equation 3)."""
-        return (self.alpha / self.down.shape[0]) * (self.up.float() @ self.down.float())
+PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
+FORMATS = ("diffusers", "kohya", "peft")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank changes of a UNet by module path, with what its training recorded (`metadata`, JSON values)."""
+    """Low-rank changes by path (the UNet's; the text encoder's behind `text_encoder.`), and JSON values told of them."""
 
     layers: dict[str, LowRank]
     metadata: dict = field(default_factory=dict)
@@ -49,33 +47,52 @@ class Adapter:
         return cls(copies, dict(metadata or {}))
 
 
-def save_adapter(adapter: Adapter, path: str | Path) -> Path:
-    """Write the adapter as diffusers does, whole or not at all; a folder gets `pytorch_lora_weights.safetensors`.
-
-    The header carries alpha and rank under `lora_adapter_metadata`, where diffusers and peft look for them, and the
-    adapter's own metadata under `lida`. Returns the file's path.
-    """
-    path = Path(path)
-    path = path if path.suffix == ".safetensors" else path / FILE_NAME
-    tensors, ranks, alphas = {}, {}, {}
-    for name, layer in adapter.layers.items():
-        tensors[f"unet.{name}.lora.down.weight"] = layer.down.contiguous()
-        tensors[f"unet.{name}.lora.up.weight"] = layer.up.contiguous()
-        ranks[name], alphas[name] = layer.down.shape[0], layer.alpha
-    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    config = {
-        "unet.r": rank,
-        "unet.lora_alpha": alpha,
-        "unet.rank_pattern": {name: r for name, r in ranks.items() if r != rank},
-        "unet.alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "unet.target_modules": sorted(adapter.layers),
-    }
-    header = {"format": "pt", "lora_adapter_metadata": json.dumps(config), "lida": json.dumps(adapter.metadata)}
+def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """A safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata=header)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=dict(header))
     os.replace(part, path)
+
+
+def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") -> Path:
+    """Write the adapter in one of FORMATS so that its reader applies exactly (alpha / rank) up down; returns the path.
+
+    diffusers: a file, or in a folder `pytorch_lora_weights.safetensors`; alpha becomes the rank, because not every reader of
+    such files looks at the header. kohya: a file with one alpha for all layers. peft: a folder, with one for the UNet and
+    one for the text encoder in it where it changes both; paths are those of transformers 5.6 and later. What is known of
+    the adapter stands in each file's header under `lida`. Raises InputError for another format, or an empty adapter.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise InputError(f"format {format!r} is not one of {', '.join(FORMATS)}")
+    if not adapter.layers:
+        raise InputError(f"{path}: the adapter has no layers; there is nothing to write")
+    known = {"lida": json.dumps(adapter.metadata)}
+    if format == "peft":
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path}: peft's format is a folder; give one")
+        folders = as_peft(adapter.layers)
+        for component, (tensors, config) in folders.items():
+            folder = path / component if len(folders) > 1 else path
+            write(folder / PEFT_FILES[0], tensors, {"format": "pt", **known})
+            (folder / PEFT_FILES[1]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return path
+    path = path if path.suffix == ".safetensors" else path / FILE_NAME
+    tensors, header = (as_kohya if format == "kohya" else as_diffusers)(adapter.layers)
+    write(path, tensors, {**header, **known})
     return path
+
+
+def read_object(text: str, where: str) -> dict:
+    """A JSON object; raises InputError."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON ({error}); fetch it again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where} holds no JSON object; fetch it again")
+    return value
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict, dict]:
@@ -85,66 +102,200 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict, dict]:
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
-    try:
-        config, metadata = (json.loads(header.get(key, "{}")) for key in ("lora_adapter_metadata", "lida"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: its header is not JSON ({error}); fetch it again") from None
-    if not isinstance(config, dict) or not isinstance(metadata, dict):
-        raise InputError(f"{path}: its header holds no JSON objects; fetch it again")
+    config, metadata = (read_object(header.get(key, "{}"), f"{path}: its header") for key in ("lora_adapter_metadata", "lida"))
     return tensors, config, metadata
 
 
-def load_adapter(source: str | Path) -> Adapter:
-    """Read an adapter of the UNet from a file or a folder in diffusers' spelling; every key must be understood.
+def load_adapter(source: str | Path, sd=None) -> Adapter:
+    """Read an adapter in diffusers', peft's or kohya's spelling from a file or a folder; every tensor must be understood.
 
-    Without alpha in the header, alpha is the rank. Raises InputError that names the file and the key.
+    With `sd`, a StableDiffusion, it must also fit that model. Raises InputError that names the file and what is amiss.
     """
     path = Path(source)
-    path = path / FILE_NAME if path.is_dir() else path
-    tensors, config, metadata = read_file(path)
-    if config.get("unet.use_rslora") or config.get("unet.use_dora"):
-        raise InputError(f"{path}: uses rsLoRA or DoRA, which lida does not compute; train it as plain LoRA")
-    factors: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = KEY.fullmatch(key)
-        if not match:
-            raise InputError(f"{path}: unknown tensor {key}; lida reads unet adapters in diffusers' spelling")
-        factors.setdefault(match["path"], {})["down" if match["factor"] in ("down", "A") else "up"] = tensor
-    if not factors:
-        raise InputError(f"{path}: holds no tensors; train it again")
-    layers = {}
-    for name, pair in factors.items():
-        if len(pair) != 2 or pair["down"].ndim != 2 or pair["up"].ndim != 2 or pair["down"].shape[0] != pair["up"].shape[1]:
-            raise InputError(f"{path}: {name} is not a pair of matrices of one rank; fetch it again")
-        # As peft reads its config: a pattern is a regular expression that the end of a path matches.
-        patterns = (config.get("unet.alpha_pattern") or {}).items()
-        rank = pair["down"].shape[0]
-        matched = [alpha for key, alpha in patterns if re.fullmatch(rf"(.*\.)?({key})", name)]
-        alpha = matched[0] if matched else config.get("unet.lora_alpha", rank)
-        layers[name] = LowRank(pair["down"], pair["up"], float(alpha))
-    return Adapter(layers, metadata)
+    if not path.is_dir():
+        tensors, config, metadata = read_file(path)
+        layers = parse(tensors, config, str(path))
+    elif (path / FILE_NAME).is_file() or not list(path.rglob(PEFT_FILES[1])):
+        return load_adapter(path / FILE_NAME, sd)
+    else:
+        layers, metadata = {}, {}
+        for config_path in sorted(path.rglob(PEFT_FILES[1])):
+            file = config_path.with_name(PEFT_FILES[0])
+            tensors, _, metadata = read_file(file)
+            config = read_object(config_path.read_text(encoding="utf-8"), str(config_path))
+            if config.get("peft_type", "LORA") != "LORA":
+                raise InputError(f"{config_path}: peft_type is {config['peft_type']}; lida applies plain LoRA")
+            both = {f"{part}.{name}": value for part in ("unet", "text_encoder") for name, value in config.items()}
+            layers |= parse(tensors, both, str(file))
+    adapter = Adapter(layers, metadata)
+    if sd is not None:
+        check_fits(adapter, sd.module, str(source))
+    return adapter
 
 
-def check_fits(adapter: Adapter, model: nn.Module, name: str) -> None:
-    """Raise InputError unless every layer of the adapter is a linear layer of the model, of the same shape."""
-    modules = dict(model.named_modules())
+def check_fits(adapter: Adapter, module, name: str) -> None:
+    """Raise InputError unless each layer changes a weight of its shape; `module` gives the model's by path, or None."""
     for path, layer in adapter.layers.items():
-        shape = (layer.up.shape[0], layer.down.shape[1])
-        weight = getattr(modules.get(path), "weight", None)
-        if weight is None or tuple(weight.shape) != shape:
-            found = "no such layer" if weight is None else f"a weight {tuple(weight.shape)}"
+        weight = getattr(module(path), "weight", None)
+        shape = None if weight is None else tuple(weight.shape)
+        if shape != layer.shape and (shape is None or shape != layer.shape + (1, 1)):  # a 1x1 convolution's factors may be flat
+            found = "no such layer" if shape is None else f"a weight {shape}"
             cure = "it was trained on another model, give that one"
-            raise InputError(f"{name}: changes {path} by {shape}, where this model has {found}; {cure}")
+            raise InputError(f"{name}: changes {path} by {layer.shape}, where this model has {found}; {cure}")
 
 
-def combine(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Tensor]:
-    """sum_i w_i (alpha_i / r_i) B_i A_i for each module path, in float32: deltas are summed, never factors."""
+def sum_of_deltas(pairs: Sequence[tuple[Adapter, float]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """sum_i w_i (alpha_i / r_i) B_i A_i for each path, as matrices (out, in kh kw): deltas are summed, never factors."""
     deltas: dict[str, Tensor] = {}
-    for adapter, weight in zip(adapters, weights, strict=True):
+    for adapter, weight in pairs:
         for path, layer in adapter.layers.items():
-            delta = weight * layer.delta
+            up, down = layer.factors(dtype)
+            delta = weight * (up @ down)
             deltas[path] = deltas[path] + delta if path in deltas else delta
     return deltas
+
+
+def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> Adapter:
+    """One adapter that does what all do together at their weights, of any ranks, alphas, targets and signs.
+
+    Exact by concatenation along the rank: [w_1 s_1 B_1, w_2 s_2 B_2] [A_1; A_2]. With `rank`, layers above it are cut to
+    that rank by the singular value decomposition of the exact sum, the best such (Eckart and Young 1936). The metadata's
+    `combination` has, for each layer, the relative error |result - sum| / |sum| (Frobenius) against the sum in float64, and
+    the share of energy (squared singular values) that a cut retained. Raises ValueError for a rank below 1 or no adapters.
+    """
+    if not pairs:
+        raise ValueError("combine: no adapters given")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, not {rank}")
+    exact = sum_of_deltas(pairs, torch.float64)
+    layers, errors, retained = {}, {}, {}
+    for path, delta in exact.items():
+        parts = [(adapter.layers[path], weight) for adapter, weight in pairs if path in adapter.layers]
+        products = [(weight * up, down) for layer, weight in parts for up, down in [layer.factors(torch.float64)]]
+        up, down = torch.cat([u for u, _ in products], dim=1), torch.cat([d for _, d in products])
+        if rank is not None and down.shape[0] > rank:
+            up, down, retained[path] = cut(up, down, rank)
+        shape = max((layer.down.shape[1:] for layer, _ in parts), key=len)  # a 1x1 convolution's factors may be flat
+        layer = LowRank(down.float().reshape(-1, *shape), up.float().reshape(*up.shape, *[1] * (len(shape) - 1)), down.shape[0])
+        norm = float(delta.norm())
+        errors[path] = float((torch.matmul(*layer.factors(torch.float64)) - delta).norm()) / norm if norm else 0.0
+        layers[path] = layer
+    combination = {"weights": [weight for _, weight in pairs], "relative_error": errors, "retained_energy": retained}
+    return Adapter(layers, {"combination": combination, "parts": [adapter.metadata for adapter, _ in pairs]})
+
+
+def cut(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The best factors of `rank` for up down, and the share of energy they retain; by QR, never the whole matrix."""
+    q_up, r_up = torch.linalg.qr(up)
+    q_down, r_down = torch.linalg.qr(down.T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
+    root = s[:rank].sqrt()  # half of each singular value to either factor
+    energy = s.square()
+    share = float(energy[:rank].sum() / energy.sum()) if energy.sum() else 1.0
+    return q_up @ u[:, :rank] * root, (root[:, None] * vh[:rank]) @ q_down.T, share
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, None where there is none."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str, float]]:
+    """PATH=WEIGHT, as often as given; a path alone has weight 1. Raises InputError for no number, or a file given twice."""
+    pairs = []
+    for text in texts:
+        path, equals, weight = text.rpartition("=")
+        try:
+            pairs.append((path, float(weight)) if equals else (text, 1.0))
+        except ValueError:
+            raise InputError(f"{flag} {text}: {weight!r} is not a number; write PATH=WEIGHT") from None
+    for path, weight in pairs:
+        if not math.isfinite(weight):
+            raise InputError(f"{flag} {path}: the weight {weight} is not a number to multiply by; give one such as 0.2")
+    if len({path for path, _ in pairs}) < len(pairs):
+        raise InputError(f"{flag}: the same file is given twice; add their weights up")
+    return pairs
+
+
+def describe(adapter: Adapter) -> dict:
+    """What `info` shows: counts, ranks and scales, and the metadata."""
+    parts = {"unet": 0, "text_encoder": 0}
+    for path in adapter.layers:
+        parts["text_encoder" if path.startswith(TEXT) else "unet"] += 1
+    ranks, scales = ({getattr(layer, name) for layer in adapter.layers.values()} for name in ("rank", "scale"))
+    norm = math.sqrt(sum(float(layer.delta.square().sum()) for layer in adapter.layers.values()))
+    return {"layers": parts, "ranks": sorted(ranks), "scales": sorted(scales), "norm": norm, "metadata": adapter.metadata}
+
+
+def fuse(source: str, pairs: Sequence[tuple[str, float]], folder: Path) -> None:
+    """Write a model with adapters in its weights as a folder in diffusers' layout, in float16."""
+    from .checkpoint import save_model, save_schedule, save_text_encoder
+    from .pipeline import StableDiffusion
+
+    sd = StableDiffusion.load(source)
+    for path, _ in pairs:
+        sd.load_adapter(path, path)
+    sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
+    for part in ("unet", "vae"):
+        save_model(getattr(sd, part), folder / part)
+    save_text_encoder(sd.text_encoder, folder)
+    save_schedule(sd.schedule, folder)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lida.adapters", description="Adapters: look, convert, add up, compare.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("info", help="what is in a file")
+    two = commands.add_parser("convert", help="another format, the same changes")
+    for command in (one, two):
+        command.add_argument("adapter", help="file or folder in any format")
+    three = commands.add_parser("combine", help="several in one, exactly")
+    four = commands.add_parser("compare", help="where two change the same, and how alike")
+    four.add_argument("a", help="an adapter")
+    four.add_argument("b", help="another")
+    five = commands.add_parser("fuse", help="a model with adapters in its weights")
+    five.add_argument("model", help="model folder, .safetensors file or hub id")
+    for command in (three, five):
+        command.add_argument("adapters", nargs="+", metavar="PATH=WEIGHT", help="an adapter and its weight")
+    for command, what in ((two, "file or folder"), (three, "file or folder"), (four, "folder"), (five, "folder")):
+        command.add_argument("-o", "--output", type=Path, required=True, help=f"{what} to write")
+    for command in (two, three):
+        command.add_argument("--format", choices=FORMATS, default="diffusers", help="(default: diffusers)")
+    three.add_argument("--rank", type=int, help="cut to this rank by SVD (default: the exact sum's)")
+    args = parser.parse_args()
+
+    if args.command == "info":
+        print(json.dumps(describe(load_adapter(args.adapter)), indent=2))
+    elif args.command == "convert":
+        print(save_adapter(args.output, load_adapter(args.adapter), args.format))
+    elif args.command == "combine":
+        pairs = parse_pairs(args.adapters, "combine")
+        try:
+            adapter = combine([(load_adapter(path), weight) for path, weight in pairs], args.rank)
+        except ValueError as error:
+            raise InputError(f"combine: {error}") from None
+        made = adapter.metadata["combination"]
+        print(f"largest relative error of a layer: {max(made['relative_error'].values()):.1e}")
+        if made["retained_energy"]:
+            print(f"least energy retained by a layer: {min(made['retained_energy'].values()):.4f}")
+        print(save_adapter(args.output, adapter, args.format))
+    elif args.command == "compare":
+        try:
+            report = compare(load_adapter(args.a), load_adapter(args.b))
+        except ValueError as error:
+            raise InputError(f"compare: {error}") from None
+        write_report(report, args.output)
+    else:
+        fuse(args.model, parse_pairs(args.adapters, "fuse"), args.output)
+        print(args.output)
+
+
+if __name__ == "__main__":
+    run(main)

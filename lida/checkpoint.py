@@ -120,9 +120,10 @@ def fill(
     device: str | torch.device,
     names: dict[str, str],
 ) -> None:
-    """Load tensors strictly into a model on the meta device and freeze it; `names` has the file's name for each of the model's.
+    """Load tensors strictly into a model on the meta device and freeze it; it gets the `fingerprint` of what the file holds.
 
-    Raises InputError that names the first five missing, unexpected, misshapen ones, as the file spells them.
+    `names` has the file's name for each of the model's. Raises InputError that names the first five missing, unexpected and
+    misshapen ones, as the file spells them.
     """
     expected = {names[name]: tensor for name, tensor in model.state_dict().items()}
     for what, keys in (("misses", expected.keys() - tensors.keys()), ("has unexpected", tensors.keys() - expected.keys())):
@@ -143,6 +144,18 @@ def fill(
         raise InputError(f"{path}: {len(wrong)} tensors of another shape: {shapes}; is it a whole model of SD1.5's kind?")
     model.load_state_dict({name: shaped(key).to(device, dtype) for name, key in names.items()}, assign=True)
     model.eval().requires_grad_(False)
+    model.fingerprint = fingerprint({name.removeprefix("text_model."): tensors[key] for name, key in names.items()})
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names and the first 256 values of each tensor in float16.
+
+    A folder, a single file and a half-precision copy of one model agree; a fine-tune differs.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].reshape(-1)[:256].to("cpu", torch.float16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def local(source: str | Path, *patterns: str) -> Path:
@@ -305,20 +318,6 @@ def load_schedule(source: str | Path) -> NoiseSchedule:
         return NoiseSchedule(read_config(NoiseScheduleConfig, path))
 
 
-def fingerprint(source: str | Path) -> str:
-    """SHA-256 over the weights of UNet, text encoder and VAE, in this order: the base that an adapter was trained on.
-
-    A single file's is the file's own.
-    """
-    parts = (("unet", WEIGHTS), ("text_encoder", TEXT_WEIGHTS), ("vae", WEIGHTS))
-    paths = [Path(source)] if is_single_file(source) else [weights_file(source, *part) for part in parts]
-    digests = []
-    for path in paths:
-        with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256"))
-    return digests[0].hexdigest() if len(paths) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
-
-
 def save_model(model: UNet | VAE, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a UNet or a VAE as diffusers would: folder/config.json and the weights in `dtype`."""
     folder = Path(folder)
@@ -336,3 +335,11 @@ def save_text_encoder(text_encoder: TextEncoder, folder: str | Path, dtype: torc
     """Write folder/text_encoder and folder/tokenizer as transformers would."""
     copy.deepcopy(text_encoder.model).to(dtype).save_pretrained(Path(folder, "text_encoder"))
     text_encoder.tokenizer.save_pretrained(Path(folder, "tokenizer"))
+
+
+def save_schedule(schedule: NoiseSchedule, folder: str | Path) -> None:
+    """Write folder/scheduler as diffusers' DDIMScheduler would."""
+    path = Path(folder, "scheduler", "scheduler_config.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = {"_class_name": "DDIMScheduler", **schedule.config.fixed, **asdict(schedule.config)}
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Low-rank adaptation (Hu et al. 2022): the layer that trains, and putting it into a model."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,43 @@ from torch import Tensor, nn
 
 CROSS_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 SELF_ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One layer's change (alpha / rank) up down, as data.
+
+    down is (rank, in_features) and up (out_features, rank); a convolution's are (rank, in, kh, kw) and (out, rank, 1, 1).
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight that it changes."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+    def factors(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """The change as a product of two matrices (out, rank) and (rank, in kh kw), the scale in the first."""
+        return self.scale * self.up.flatten(1).to(dtype), self.down.flatten(1).to(dtype)
+
+    @property
+    def delta(self) -> Tensor:
+        """The change of the weight, in float32 (Hu et al. 2022, equation 3)."""
+        up, down = self.factors()
+        return (up @ down).reshape(self.shape)
 
 
 class LoRALinear(nn.Linear):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from .adapters import Adapter, check_fits, combine, load_adapter
+from .adapters import Adapter, check_fits, load_adapter, submodule, sum_of_deltas
 from .checkpoint import load_schedule, load_text_encoder, load_unet, load_vae
+from .dialects import TEXT
 from .diffusion import NoiseSchedule, randn_like
 from .errors import InputError
 from .images import cut, paste, square_about, to_images, to_tensor
@@ -30,8 +31,10 @@ class StableDiffusion:
     vae: VAE
     text_encoder: TextEncoder
     schedule: NoiseSchedule
+    name: str = ""  # of the folder, file or hub id that it came from
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the modules that adapters changed, untouched
+    weights: dict[str, float] = field(default_factory=dict)  # of the adapters that are merged
+    base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the modules that these changed, untouched
 
     @classmethod
     def load(
@@ -55,7 +58,14 @@ class StableDiffusion:
         for what, (a, b) in widths.items():
             if a != b:
                 raise InputError(f"{source}: the UNet's {what}, {a}, should be {b}; the parts are not of one model")
-        return cls(unet, vae, text_encoder, load_schedule(source))
+        name = str(source) if not Path(source).exists() else Path(source).resolve().name
+        return cls(unet, vae, text_encoder, load_schedule(source), name)
+
+    @property
+    def base(self) -> dict[str, str]:
+        """Which model this is, for what is made with it to say: its name, and the fingerprint of each part."""
+        parts = {"unet": self.unet, "text_encoder": self.text_encoder.model, "vae": self.vae}
+        return {"name": self.name, **{part: model.fingerprint for part, model in parts.items()}}
 
     @property
     def resolution(self) -> int:
@@ -75,33 +85,53 @@ class StableDiffusion:
         """The UNet's floating-point type."""
         return self.unet.conv_in.weight.dtype
 
+    def module(self, path: str) -> nn.Module | None:
+        """The module that an adapter's path means, of the UNet or behind `text_encoder.`; None where there is none."""
+        if not path.startswith(TEXT):
+            return submodule(self.unet, path)
+        inner = getattr(self.text_encoder.model, "text_model", self.text_encoder.model)  # transformers 5.6 flattened it
+        return submodule(inner, path.removeprefix(TEXT))
+
     def load_adapter(self, name: str, source: str | Path | Adapter) -> Adapter:
-        """Read an adapter under a name, changing no weights; raises InputError where it does not fit the UNet."""
+        """Read an adapter under a name, changing no weights; raises InputError where it does not fit the model."""
         adapter = source if isinstance(source, Adapter) else load_adapter(source)
-        check_fits(adapter, self.unet, str(name if isinstance(source, Adapter) else source))
+        check_fits(adapter, self.module, str(name if isinstance(source, Adapter) else source))
+        if name in self.weights:
+            raise ValueError(f"adapter {name!r} is merged; set_adapters without it before it is replaced")
         self.adapters[name] = adapter
         return adapter
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter; where it was merged, the others stay so. Raises ValueError for a name that was not loaded."""
+        if name not in self.adapters:
+            raise ValueError(f"adapter {name!r} is not loaded; loaded are {sorted(self.adapters)}")
+        if name in self.weights:
+            others = {other: weight for other, weight in self.weights.items() if other != name}
+            self.set_adapters(list(others), list(others.values()))
+        del self.adapters[name]
 
     @torch.no_grad()
     def set_adapters(self, names: Sequence[str], weights: Sequence[float]) -> None:
         """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, from the base and never from the last merge.
 
-        Sampling then costs what the bare model costs. set_adapters([], []) is the base, bit for bit. Raises ValueError
-        for a name that was not loaded, and for another number of weights than names.
+        Sampling then costs what the bare model costs. set_adapters([], []) is the base, bit for bit; `weights` has what is
+        merged. Raises ValueError for a name that was not loaded, and for another number of weights than names.
         """
         unknown = [name for name in names if name not in self.adapters]
         if unknown:
             raise ValueError(f"adapter {unknown[0]!r} is not loaded; loaded are {sorted(self.adapters)}")
         if len(names) != len(weights) or len(set(names)) != len(names):
             raise ValueError(f"one weight for each name, each name once: {list(names)}, {list(weights)}")
-        deltas = combine([self.adapters[name] for name in names], weights)
-        for path, weight in self.base_weights.items():
-            self.unet.get_submodule(path).weight.copy_(weight)
-        self.base_weights.clear()
+        deltas = sum_of_deltas([(self.adapters[name], weight) for name, weight in zip(names, weights)])
+        for path in self.base_weights.keys() - deltas.keys():
+            self.module(path).weight.copy_(self.base_weights.pop(path))
         for path, delta in deltas.items():
-            weight = self.unet.get_submodule(path).weight
-            base = self.base_weights[path] = weight.detach().clone()
-            weight.copy_(base.float() + delta.to(base.device))
+            weight = self.module(path).weight
+            if path not in self.base_weights:
+                self.base_weights[path] = weight.detach().clone()
+            base = self.base_weights[path]
+            weight.copy_(base.float() + delta.to(base.device).reshape(base.shape))
+        self.weights = dict(zip(names, weights))
 
     def predictor(
         self, prompts: Sequence[str], negative_prompt: str | Sequence[str], guidance_scale: float, known: Tensor | None = None

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
 from lida import ldm
-from lida.checkpoint import fingerprint, load_unet
+from lida.checkpoint import load_unet
 
 WIDTHS = (32, 64, 96, 96)
 
@@ -196,7 +196,7 @@ def test_files_that_are_no_safetensors_are_refused(small, tmp_path):
     (tmp_path / "empty.safetensors").write_bytes(b"")
     (tmp_path / "model.ckpt").write_bytes(b"")
     adapter = lida.Adapter.of(lida.inject_lora(lida.StableDiffusion.load(small.folder).unet, 2))
-    lida.save_adapter(adapter, tmp_path / "lora.safetensors")
+    lida.save_adapter(tmp_path / "lora.safetensors", adapter)
     cases = {"renamed": "is a pickle", "short": "not a readable", "header": "not a readable", "empty": "not a readable"}
     for name, message in cases.items():
         with pytest.raises(lida.InputError, match=message):
@@ -219,7 +219,21 @@ def test_variants_of_a_folder_load(small, tmp_path, variant):
     again = lida.StableDiffusion.load(folder)
     for a, b in zip(again.unet.parameters(), small.sd.unet.parameters()):
         assert torch.equal(a, b.half().float() if variant == "fp16" else b)
-    assert len(fingerprint(folder)) == 64 and fingerprint(folder) == fingerprint(folder)
+
+
+def test_fingerprints_name_the_model_and_not_its_file(small, tmp_path):
+    """Folder, single file, half precision: one model. A fine-tune is another."""
+    half = tmp_path / "half.safetensors"
+    save_file({name: t.half() if t.is_floating_point() else t for name, t in small.tensors.items()}, half)
+    shutil.copytree(small.folder / "tokenizer", tmp_path / "tokenizer")
+    bases = [lida.StableDiffusion.load(source).base for source in (small.folder, small.file, half)]
+    bases.append(lida.StableDiffusion.load(small.folder, torch.bfloat16).base)
+    assert [base.pop("name") for base in bases] == ["folder", "model.safetensors", "half.safetensors", "folder"]
+    assert all(base == bases[0] and len(set(base.values())) == 3 for base in bases)
+    name = "model.diffusion_model.middle_block.0.in_layers.0.weight"
+    tuned = {**small.tensors, name: small.tensors[name] + 0.01}
+    save_file(tuned, tmp_path / "tuned.safetensors")
+    assert load_unet(tmp_path / "tuned.safetensors").fingerprint != bases[0]["unet"]
 
 
 def test_pickled_weights_of_a_folder_are_refused_with_the_cure(small, tmp_path):

@@ -15,7 +15,8 @@ from conftest import SCHEDULE, box_mask, noise_image, relative
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
-from lida.checkpoint import load_unet, load_vae, open_clip_vocabulary
+from lida.checkpoint import load_text_encoder, load_unet, load_vae, open_clip_vocabulary
+from lida.images import to_images
 from lida.text import TextEncoder, read_clip_vocabulary
 
 pytestmark = pytest.mark.full
@@ -119,7 +120,7 @@ def test_vae(folder, size):
 
 def test_text_encoder(folder, tokenizer):
     theirs = CLIPTextModel.from_pretrained(folder / "text_encoder")
-    ours = lida.checkpoint.load_text_encoder(folder)
+    ours = load_text_encoder(folder)
     assert isinstance(ours, TextEncoder)
     inner = getattr(theirs, "text_model", theirs)
     with torch.no_grad():
@@ -150,7 +151,7 @@ def test_twenty_steps(folder, monkeypatch):
         assert relative(ours, theirs) <= 1e-4
         with torch.no_grad():
             pictures = sd.vae.decode(ours), inpaint.vae.decode(theirs / 0.18215).sample
-        assert close(*(lida.pipeline.to_images(picture)[0] for picture in pictures))
+        assert close(*(to_images(picture)[0] for picture in pictures))
 
     for strength in (0.6, 1.0):
         ours = lida.age_face(

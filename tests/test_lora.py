@@ -11,8 +11,8 @@ from diffusers.training_utils import compute_snr
 from torch import nn
 
 import lida
-from lida.adapters import LowRank, load_adapter
-from lida.lora import CROSS_ATTENTION, SELF_ATTENTION, LoRALinear, lora_parameters
+from lida.adapters import load_adapter
+from lida.lora import CROSS_ATTENTION, SELF_ATTENTION, LoRALinear, LowRank, lora_parameters
 
 RANK, ALPHA = 4, 8.0
 
@@ -144,7 +144,7 @@ def test_five_training_steps_equal_diffusers_and_peft(sd, pipe):
 @pytest.mark.parametrize("alpha", [None, ALPHA])
 def test_adapters_load_in_diffusers(sd, pipe, tmp_path, alpha):
     adapter = random_adapter(sd, 0, alpha=alpha)
-    path = lida.save_adapter(adapter, tmp_path)
+    path = lida.save_adapter(tmp_path, adapter)
     assert path.name == "pytorch_lora_weights.safetensors"
     sd.load_adapter("age", path)
     sd.set_adapters(["age"], [1.0])
@@ -168,11 +168,11 @@ def test_adapters_of_diffusers_load(sd, pipe, tmp_path):
 
 def test_saved_equals_loaded(sd, tmp_path):
     adapter = random_adapter(sd, 0, alpha=3.0)
-    again = load_adapter(lida.save_adapter(adapter, tmp_path / "age.safetensors"))
+    again = load_adapter(lida.save_adapter(tmp_path / "age.safetensors", adapter))
     assert again.metadata == adapter.metadata and again.layers.keys() == adapter.layers.keys()
     for path, layer in adapter.layers.items():
-        assert again.layers[path].alpha == 3.0
-        assert torch.equal(again.layers[path].down, layer.down) and torch.equal(again.layers[path].up, layer.up)
+        assert again.layers[path].scale == 1.0  # the rest of it is in the factors, for readers that know of no alpha
+        assert torch.equal(again.layers[path].down, layer.down) and torch.equal(again.layers[path].up, layer.up * (3.0 / RANK))
 
 
 def test_merging_is_the_weighted_sum_of_deltas(sd):
@@ -212,7 +212,7 @@ def test_the_base_is_what_the_unet_holds_now(sd):
 def test_alpha_patterns_are_read_as_peft_reads_them(sd, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    path = lida.save_adapter(random_adapter(sd, 0), tmp_path / "x.safetensors")
+    path = lida.save_adapter(tmp_path / "x.safetensors", random_adapter(sd, 0))
     config = {"unet.r": RANK, "unet.lora_alpha": 2.0, "unet.alpha_pattern": {"attn2.to_q": 16.0}}
     save_file(load_file(path), path, metadata={"lora_adapter_metadata": json.dumps(config)})
     for name, layer in load_adapter(path).layers.items():
@@ -252,7 +252,7 @@ def test_adapters_that_do_not_fit_are_refused(sd, tmp_path):
     path, layer = next(iter(adapter.layers.items()))
     wider = lida.Adapter({path: LowRank(torch.zeros(RANK, 99), layer.up, 1.0)})
     with pytest.raises(lida.InputError, match="trained on another model"):
-        sd.load_adapter("age", lida.save_adapter(wider, tmp_path))
+        sd.load_adapter("age", lida.save_adapter(tmp_path, wider))
     with pytest.raises(lida.InputError, match="no such layer"):
         sd.load_adapter("age", lida.Adapter({"down_blocks.9.attn2.to_q": layer}))
     assert not sd.adapters

@@ -227,7 +227,7 @@ def test_bad_input_to_infer_ends_in_one_line(script, folder, dataset, photo, tmp
     Image.new("L", (90, 120)).save(places["black"])
     other = lida.StableDiffusion.load(folder)
     layer = lida.Adapter.of(lida.inject_lora(other.unet, 2)).layers
-    lida.save_adapter(lida.Adapter({"mid_block.attn9.to_q": next(iter(layer.values()))}), places["wrong"])
+    lida.save_adapter(places["wrong"], lida.Adapter({"mid_block.attn9.to_q": next(iter(layer.values()))}))
     arguments = [argument.format(**places) for argument in arguments]
     if "--pretrained_model_name_or_path" not in arguments:
         arguments += ["--pretrained_model_name_or_path", folder]

@@ -12,7 +12,6 @@ from conftest import ROOT, relative
 from PIL import Image
 
 import lida
-from lida.checkpoint import fingerprint
 from lida.data import read_examples
 
 WEIGHTS = ROOT / "weights"
@@ -45,7 +44,11 @@ def test_the_adapters_record_how_they_were_made():
     assert age.metadata["template"] == "a portrait photo of {subject}, age {decade}" and age.metadata["ages"] == [2, 80]
     for adapter in (age, person):
         assert adapter.metadata["training"]["seed"] == 0 and adapter.metadata["training"]["final_loss"] > 0
-        assert adapter.metadata["training"]["base_sha256"] == fingerprint(WEIGHTS / "lida-tiny")
+
+
+def test_all_that_ships_was_made_with_the_base_that_ships():
+    done = subprocess.run([sys.executable, WEIGHTS / "recipe" / "check.py"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_tokenizer_is_in_clips_format_and_loses_nothing(tiny):

@@ -2,10 +2,11 @@
 
     python weights/recipe/check.py
 
-Adapters, pictures and the tables in README.md and weights/README.md name the base that they were made with, by the SHA-256
-over its weights. Exit code 1 where one names another, or none.
+Adapters, pictures and the tables in README.md and weights/README.md name the base that they were made with, by a SHA-256 over
+the fingerprints of its UNet, text encoder and VAE. Exit code 1 where one names another, or none.
 """
 
+import hashlib
 import re
 import sys
 from pathlib import Path
@@ -14,10 +15,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lida.adapters import load_adapter
-from lida.checkpoint import fingerprint
+from lida.pipeline import StableDiffusion
 
 WEIGHTS = Path(__file__).parent.parent
 KEY = "base_sha256"
+
+
+def hash_of(base: dict[str, str]) -> str:
+    """One hash for the three fingerprints of StableDiffusion.base, whatever the folder was called."""
+    return hashlib.sha256("".join(base[part] for part in ("unet", "text_encoder", "vae")).encode()).hexdigest()
 
 
 def save_picture(image: Image.Image, path: Path, base: str) -> None:
@@ -32,7 +38,8 @@ def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
     """Each file that depends on the base, and what it says of it; twelve digits of the hash in the texts."""
     root, named = weights.parent, {}
     for path in sorted(weights.glob("*.safetensors")):
-        named[path] = load_adapter(path).metadata.get("training", {}).get(KEY)
+        base = load_adapter(path).metadata.get("base")
+        named[path] = base and hash_of(base)
     for folder in (weights / "demo", *sorted(weights.glob("person-?")), root / "docs"):
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as image:
@@ -44,7 +51,7 @@ def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
 
 
 def main():
-    base = fingerprint(WEIGHTS / "lida-tiny")
+    base = hash_of(StableDiffusion.load(WEIGHTS / "lida-tiny").base)
     print(f"the base is {base}")
     strays = {path: name for path, name in named_bases().items() if not name or not base.startswith(name)}
     for path, name in strays.items():

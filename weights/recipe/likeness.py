@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lida.adapters import Adapter, LowRank, load_adapter
+from lida.adapters import Adapter, load_adapter
 from lida.data import read_examples
 from lida.faces import FaceNetworks
 from lida.images import open_image
+from lida.lora import LowRank
 from lida.pipeline import StableDiffusion, generate
 
 WEIGHTS = Path(__file__).parent.parent

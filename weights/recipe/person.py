@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from check import save_picture
+from check import hash_of, save_picture
 from PIL import Image, ImageDraw, ImageEnhance
 
-from lida.checkpoint import fingerprint
 from lida.faces import SAME_PERSON, FaceNetworks
 from lida.pipeline import StableDiffusion, age_face, generate
 
@@ -59,7 +58,7 @@ def main():
     args = parser.parse_args()
 
     sd, networks = StableDiffusion.load(args.model), FaceNetworks(args.face_models)
-    known, base = np.load(args.embeddings)["v"], fingerprint(args.model)
+    known, base = np.load(args.embeddings)["v"], hash_of(sd.base)
     options = {"guidance_scale": 3.0, "eta": 1.0, "generator": torch.Generator().manual_seed(args.seed)}
     portrait = generate(sd, args.prompt, **options)[0]  # 50 random steps: deterministic ones paint fewer faces well
     mask, rng = oval(portrait.width), np.random.default_rng(args.seed)

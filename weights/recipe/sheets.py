@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from check import save_picture
+from check import hash_of, save_picture
 from PIL import Image
 
-from lida.checkpoint import fingerprint
 from lida.data import DEFAULT_TEMPLATE, caption
 from lida.errors import InputError, run
 from lida.faces import SAME_PERSON, FaceNetworks
@@ -80,7 +79,8 @@ def main():
     parser.add_argument("--identity_weight", type=float, default=0.3, help="in the rows of ages (default: 0.3)")
     args = parser.parse_args()
 
-    painter, base = Painter(args.face_models, args.embeddings), fingerprint(WEIGHTS / "lida-tiny")
+    painter = Painter(args.face_models, args.embeddings)
+    base = hash_of(painter.sd.base)
     labels = ["input", *(f"age {age}" for age in AGES)]
     for letter in SUBJECTS:
         row = sheet(painter.ages(letter, args.identity_weight), labels)

@@ -138,7 +138,7 @@ def main() -> None:
     sd, template = load(args)
     output_folder(args.output_dir)
 
-    settings = {"lida": lida.__version__, **vars(args), "output_dir": str(args.output_dir)}
+    settings = {"lida": lida.__version__, **vars(args), "output_dir": str(args.output_dir), "base": sd.base}
     names = ("negative_prompt", "num_inference_steps", "guidance_scale", "eta", "num_images_per_prompt")
     options = {name: getattr(args, name) for name in names}
 

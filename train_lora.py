@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 import lida
 from lida.adapters import FILE_NAME, Adapter, save_adapter
-from lida.data import CaptionedImages, read_captioning, read_examples, with_posteriors
+from lida.data import CaptionedImages, data_fingerprint, read_captioning, read_examples, with_posteriors
 from lida.diffusion import noise_prediction_loss
 from lida.errors import InputError, output_folder, run
 from lida.lora import CROSS_ATTENTION, inject_lora, lora_parameters
 from lida.pipeline import StableDiffusion
 from lida.text import encode_prompts
 
+PLACES = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "device", "role", "consent", "licence")
 DEFAULT_MODEL = os.path.relpath(Path(__file__).parent / "weights" / "lida-tiny")
 
 
@@ -40,6 +41,10 @@ def parse_args() -> argparse.Namespace:
     add("--rank", type=int, default=8, help="rank of the low-rank matrices")
     add("--alpha", type=float, default=None, help="the change is scaled by alpha / rank; the rank if not given")
     add("--targets", nargs="+", default=list(CROSS_ATTENTION), help="linear layers to adapt, by the end of their path")
+    # What the file says of itself
+    add("--role", choices=("age", "identity", "other"), default=None, help="age where the captions tell ages, if not given")
+    add("--consent", default=None, help="who agreed to what, in your words")
+    add("--licence", default=None, help="of the adapter")
     # The optimisation
     add("--train_batch_size", type=int, default=16, help="pictures a forward pass")
     add("--gradient_accumulation_steps", type=int, default=1, help="forward passes a step")
@@ -68,6 +73,13 @@ def batches(dataset, batch_size: int, generator: torch.Generator):
     loader = DataLoader(dataset, batch_size, shuffle=True, generator=generator)
     while True:
         yield from loader
+
+
+def provenance(args: argparse.Namespace, examples: list, captioning: dict) -> dict:
+    """What the adapter's file says of itself, without names and paths of pictures."""
+    known = {"role": args.role or ("age" if "template" in captioning else "other"), "data": data_fingerprint(examples)}
+    known |= {"rank": args.rank, "alpha": float(args.alpha or args.rank), "targets": args.targets}
+    return known | {name: getattr(args, name) for name in ("consent", "licence") if getattr(args, name)}
 
 
 def train(args: argparse.Namespace) -> Path:
@@ -116,9 +128,11 @@ def train(args: argparse.Namespace) -> Path:
     if not math.isfinite(average):
         raise InputError(f"the loss ended at {average}, so nothing was saved; lower --learning_rate ({args.learning_rate})")
     settings = {"lida": lida.__version__, **vars(args), "examples": len(examples), "final_loss": average}
-    adapter = Adapter.of(layers, {**captioning, "base": sd.base, "training": settings})
+    adapter = Adapter.of(layers, {**captioning, **provenance(args, examples, captioning), "base": sd.base})
+    adapter.metadata["training"] = {name: value for name, value in settings.items() if name not in PLACES}
     path = save_adapter(Path(args.output_dir, FILE_NAME), adapter)
-    path.with_suffix(".json").write_text(json.dumps(adapter.metadata, indent=2) + "\n", encoding="utf-8")
+    beside = {**adapter.metadata, "training": settings}
+    path.with_suffix(".json").write_text(json.dumps(beside, indent=2) + "\n", encoding="utf-8")
     return path
 
 

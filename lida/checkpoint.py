@@ -41,6 +41,7 @@ UNPICKLE = "take its .safetensors, or convert it where nothing can be harmed"
 CLIP_HUB_ID = "openai/clip-vit-large-patch14"
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_ATTENTION = re.compile(rf"(?<=mid_block\.attentions\.0\.)({'|'.join(NEW_ATTENTION)})(?=\.)")
+MODELS = {"unet": (UNet, UNetConfig, ldm.unet_config), "vae": (VAE, VAEConfig, ldm.vae_config)}
 Config = TypeVar("Config", UNetConfig, VAEConfig, NoiseScheduleConfig)
 
 
@@ -216,9 +217,9 @@ def part_of_single_file(path: Path, part: str) -> dict[str, Tensor]:
     return {name.removeprefix(ldm.PREFIXES[part]): t for name, t in tensors.items() if name.startswith(ldm.PREFIXES[part])}
 
 
-def load_model(kind: type, part: str, source: str | Path, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
-    """A UNet or a VAE, as `kind` says, from any source."""
-    config_of = {UNet: ldm.unet_config, VAE: ldm.vae_config}[kind]
+def load_model(part: str, source: str | Path, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
+    """The part "unet" or "vae" of any source."""
+    kind, kind_of_config, config_of = MODELS[part]
     if is_single_file(source):
         path = Path(source)
         tensors, prefix = part_of_single_file(path, part), ldm.PREFIXES[part]
@@ -229,24 +230,22 @@ def load_model(kind: type, part: str, source: str | Path, dtype: torch.dtype, de
     else:
         path = weights_file(source, part)
         with refusing(path.with_name("config.json")), torch.device("meta"):
-            model = kind(read_config({UNet: UNetConfig, VAE: VAEConfig}[kind], path.with_name("config.json")))
+            model = kind(read_config(kind_of_config, path.with_name("config.json")))
         tensors = read_tensors(path)
-        if any(OLD_ATTENTION.search(name) for name in tensors):
-            new = {name: OLD_ATTENTION.sub(lambda match: NEW_ATTENTION[match[0]], name) for name in tensors}
-            tensors = {new[name]: tensor for name, tensor in tensors.items()}
-        names = {name: name for name in model.state_dict()}
+        old = {OLD_ATTENTION.sub(lambda match: NEW_ATTENTION[match[0]], name): name for name in tensors}
+        names = {name: old.get(name, name) for name in model.state_dict()}
     fill(model, tensors, path, dtype, device, names)
     return model
 
 
 def load_unet(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> UNet:
     """The UNet of a model, frozen. It has 9 input channels in an inpainting model."""
-    return load_model(UNet, "unet", source, dtype, device)
+    return load_model("unet", source, dtype, device)
 
 
 def load_vae(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> VAE:
     """The VAE of a model, frozen. Its attention may have the names of old files, SD1.5's own among them."""
-    return load_model(VAE, "vae", source, dtype, device)
+    return load_model("vae", source, dtype, device)
 
 
 def load_text_encoder(

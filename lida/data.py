@@ -1,7 +1,9 @@
 """Training pictures with captions: a folder with a metadata.jsonl, as the datasets library's "imagefolder" reads it."""
 
+import hashlib
 import json
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +80,15 @@ def read_examples(folder: str | Path) -> list[Example]:
     if not examples:
         raise InputError(f"{path}: names no pictures; write one line for each")
     return examples
+
+
+def data_fingerprint(examples: Sequence[Example]) -> dict:
+    """How many pictures, and a SHA-256 over their bytes and captions, whatever their order and names: no name, no path."""
+    rows = []
+    for example in examples:
+        with open(example.path, "rb") as file:
+            rows.append(hashlib.file_digest(file, "sha256").hexdigest() + example.text)
+    return {"count": len(rows), "sha256": hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()}
 
 
 def read_captioning(folder: str | Path) -> dict:

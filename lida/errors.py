@@ -1,6 +1,7 @@
 """How lida refuses bad input: one line with what, where, the value and the cure."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,11 @@ def output_folder(path: str | Path) -> Path:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main(); an InputError ends it with that one line and exit code 2, as argparse's own errors do."""
+    """Run a script's main(); an InputError ends it with that one line and exit code 2, as argparse's own errors do.
+
+    A warning is one line too.
+    """
+    warnings.showwarning = lambda message, *_: print("warning:", message, file=sys.stderr)
     try:
         main()
     except InputError as error:

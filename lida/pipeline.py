@@ -1,5 +1,6 @@
 """The loaded parts of Stable Diffusion, and the two things people do with them: paint from a prompt, and age a face."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from .adapters import Adapter, check_fits, load_adapter, submodule, sum_of_deltas
-from .checkpoint import load_schedule, load_text_encoder, load_unet, load_vae
+from .checkpoint import MOVED, load_schedule, load_text_encoder, load_unet, load_vae
 from .dialects import TEXT
 from .diffusion import NoiseSchedule, randn_like
 from .errors import InputError
@@ -58,7 +59,7 @@ class StableDiffusion:
         for what, (a, b) in widths.items():
             if a != b:
                 raise InputError(f"{source}: the UNet's {what}, {a}, should be {b}; the parts are not of one model")
-        name = str(source) if not Path(source).exists() else Path(source).resolve().name
+        name = Path(source).resolve().name if Path(source).exists() else MOVED.get(str(source), str(source))
         return cls(unet, vae, text_encoder, load_schedule(source), name)
 
     @property
@@ -96,6 +97,10 @@ class StableDiffusion:
         """Read an adapter under a name, changing no weights; raises InputError where it does not fit the model."""
         adapter = source if isinstance(source, Adapter) else load_adapter(source)
         check_fits(adapter, self.module, str(name if isinstance(source, Adapter) else source))
+        base = (adapter.metadata.get("base") or {}).get("unet", self.unet.fingerprint)
+        if base != self.unet.fingerprint:
+            trained_on = adapter.metadata["base"].get("name") or base[:12]
+            warnings.warn(f"adapter {name}: was trained on another base ({trained_on}), its effect may differ", stacklevel=2)
         if name in self.weights:
             raise ValueError(f"adapter {name!r} is merged; set_adapters without it before it is replaced")
         self.adapters[name] = adapter

@@ -134,6 +134,8 @@ class UpBlock(Stage):
 class UNet(nn.Module):
     """Diffusers' UNet2DConditionModel, as Stable Diffusion 1.5 uses it."""
 
+    fingerprint = ""  # of the file that it was loaded from
+
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config

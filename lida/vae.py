@@ -145,6 +145,7 @@ class VAE(nn.Module):
     """
 
     tiling = False
+    fingerprint = ""  # of the file that it was loaded from
 
     def __init__(self, config: VAEConfig):
         super().__init__()

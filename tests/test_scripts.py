@@ -15,6 +15,7 @@ from conftest import ROOT, box_mask, noise_image, relative
 from PIL import Image
 
 import lida
+from lida.data import data_fingerprint, read_examples
 
 
 @pytest.fixture
@@ -85,6 +86,34 @@ def test_training_then_aging(script, folder, dataset, photo, mask, tmp_path):
     assert np.array_equal(before[outside], after[outside]) and not np.array_equal(before, after)
     settings = json.loads(Image.open(script.folder / "out" / "anna-age10.png").info["lida"])
     assert settings["whole_prompt"] == "a man at 10" and settings["seed"] == 4 and settings["strength"] == 0.2
+
+
+def test_an_adapter_tells_where_it_comes_from_and_no_place(script, folder, dataset, photo, tmp_path):
+    """Base, role, data and settings in its header; paths only in the JSON beside it. Another base warns."""
+    train(script, folder, dataset, tmp_path / "a", "--max_train_steps", 1, "--role", "identity", "--consent", "hers, 2026")
+    adapter = lida.load_adapter(tmp_path / "a")
+    known, sd = adapter.metadata, lida.StableDiffusion.load(folder)
+    assert known["base"] == sd.base and known["base"]["unet"] == sd.unet.fingerprint and len(sd.unet.fingerprint) == 64
+    assert known["role"] == "identity" and known["consent"] == "hers, 2026" and known["rank"] == known["alpha"] == 4
+    assert known["training"]["learning_rate"] == 1e-4 and "licence" not in known
+    for place in (str(tmp_path), str(folder), str(dataset)):
+        assert place not in json.dumps(known)
+    (tmp_path / "other").mkdir()
+    lines = (dataset / "metadata.jsonl").read_text().splitlines()[::-1]
+    for number, line in enumerate(lines):
+        name = json.loads(line)["file_name"]
+        (tmp_path / "other" / f"renamed{number}.png").write_bytes((dataset / name).read_bytes())
+        lines[number] = line.replace(name, f"renamed{number}.png")
+    (tmp_path / "other" / "metadata.jsonl").write_text("\n".join(lines))
+    assert data_fingerprint(read_examples(tmp_path / "other")) == known["data"] and known["data"]["count"] == 6
+    assert data_fingerprint(read_examples(dataset)[1:]) != known["data"]
+    stranger = lida.Adapter(adapter.layers, {**known, "base": {"name": "another", "unet": "0" * 64}})
+    lida.save_adapter(tmp_path / "b", stranger)
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 10, "--ages", 10)
+    for name, warnings in (("a", 0), ("b", 1)):
+        code, _, err = script("infer.py", photo, "--adapter", tmp_path / name, *options)
+        lines = [line for line in err.splitlines() if line.startswith("warning: adapter ")]
+        assert code == 0 and len(lines) == warnings and all("trained on another base (another)" in line for line in lines)
 
 
 def test_an_output_folder_may_have_any_name(script, folder, dataset, tmp_path):

@@ -39,7 +39,7 @@ def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
     root, named = weights.parent, {}
     for path in sorted(weights.glob("*.safetensors")):
         base = load_adapter(path).metadata.get("base")
-        named[path] = base and hash_of(base)
+        named[path] = hash_of(base) if base else None
     for folder in (weights / "demo", *sorted(weights.glob("person-?")), root / "docs"):
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as image:

@@ -50,7 +50,8 @@ def parse_args() -> argparse.Namespace:
         help="model folder, .safetensors file or hub id (default: weights/lida-tiny)",
     )
     help = "an adapter and its merge weight, any number of times (default, on lida-tiny only: weights/age.safetensors=1.0, "
-    help += "and for the demo the person's, weights/person-a.safetensors=0.3)"
+    help += "and for the demo the person's, weights/person-a.safetensors=0.3); 1.0@600-0,up=0.5 is 1 at timesteps 600 to 0, "
+    help += "and 0.5 in the up blocks"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
     # How
     add("--strength", type=float, default=0.2, help="how much noise the face gets, above 0, up to 1 (default: 0.2)")
@@ -99,7 +100,10 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
     except ValueError as error:
         raise InputError(f"--{error}") from None
     adapters = [sd.load_adapter(path, path) for path, _ in pairs]
-    sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
+    try:
+        sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
+    except ValueError as error:
+        raise InputError(f"--adapter: {error}") from None
     recorded = [check_captioning(adapter.metadata, path) for adapter, (path, _) in zip(adapters, pairs)]
     aging = [metadata for metadata in recorded if "template" in metadata]
     low, high = aging[0].get("ages", (0, 99)) if aging else (0, 99)

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .compose import Weight, parse_weight, varies
 from .dialects import TEXT, as_diffusers, as_kohya, as_peft, parse
 from .errors import InputError, run
 from .interference import compare, write_report
@@ -206,18 +208,18 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str, float]]:
-    """PATH=WEIGHT, as often as given; a path alone has weight 1. Raises InputError for no number, or a file given twice."""
+def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str, Weight]]:
+    """PATH=WEIGHT, as often as given, the weight as compose.parse_weight reads it; a path alone has weight 1.
+
+    Raises InputError for a weight that is none, or a file given twice.
+    """
     pairs = []
     for text in texts:
-        path, equals, weight = text.rpartition("=")
+        match = re.fullmatch(r"(.*?)=([-+\d.][^/=]*(?:,\w+=[^/=,]+)*)", text) or re.fullmatch(r"(.*)=(.*)", text)
         try:
-            pairs.append((path, float(weight)) if equals else (text, 1.0))
-        except ValueError:
-            raise InputError(f"{flag} {text}: {weight!r} is not a number; write PATH=WEIGHT") from None
-    for path, weight in pairs:
-        if not math.isfinite(weight):
-            raise InputError(f"{flag} {path}: the weight {weight} is not a number to multiply by; give one such as 0.2")
+            pairs.append((match[1], parse_weight(match[2])) if match else (text, 1.0))
+        except ValueError as error:
+            raise InputError(f"{flag} {text}: {error}; write PATH=WEIGHT") from None
     if len({path for path, _ in pairs}) < len(pairs):
         raise InputError(f"{flag}: the same file is given twice; add their weights up")
     return pairs
@@ -233,7 +235,7 @@ def describe(adapter: Adapter) -> dict:
     return {"layers": parts, "ranks": sorted(ranks), "scales": sorted(scales), "norm": norm, "metadata": adapter.metadata}
 
 
-def fuse(source: str, pairs: Sequence[tuple[str, float]], folder: Path) -> None:
+def fuse(source: str, pairs: Sequence[tuple[str, Weight]], folder: Path) -> None:
     """Write a model with adapters in its weights as a folder in diffusers' layout, in float16."""
     from .checkpoint import save_model, save_schedule, save_text_encoder
     from .pipeline import StableDiffusion
@@ -241,6 +243,8 @@ def fuse(source: str, pairs: Sequence[tuple[str, float]], folder: Path) -> None:
     sd = StableDiffusion.load(source)
     for path, _ in pairs:
         sd.load_adapter(path, path)
+    if any(varies(weight) for _, weight in pairs):
+        raise InputError("fuse: a model's weights are the same at all timesteps; give weights without @")
     sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
     for part in ("unet", "vae"):
         save_model(getattr(sd, part), folder / part)
@@ -277,6 +281,8 @@ def main() -> None:
         print(save_adapter(args.output, load_adapter(args.adapter), args.format))
     elif args.command == "combine":
         pairs = parse_pairs(args.adapters, "combine")
+        if not all(isinstance(weight, float) for _, weight in pairs):
+            raise InputError("combine: one file has one weight for all blocks and timesteps; give a number for each")
         try:
             adapter = combine([(load_adapter(path), weight) for path, weight in pairs], args.rank)
         except ValueError as error:

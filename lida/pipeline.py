@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from .adapters import Adapter, check_fits, load_adapter, submodule, sum_of_deltas
+from .adapters import Adapter, check_fits, load_adapter, submodule
 from .checkpoint import MOVED, load_schedule, load_text_encoder, load_unet, load_vae
+from .compose import Rule, Weight, varies, weight_at, weighted_sum
 from .dialects import TEXT
 from .diffusion import NoiseSchedule, randn_like
 from .errors import InputError
@@ -34,7 +35,9 @@ class StableDiffusion:
     schedule: NoiseSchedule
     name: str = ""  # of the folder, file or hub id that it came from
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)  # of the adapters that are merged
+    weights: dict[str, Weight] = field(default_factory=dict)  # of the adapters that are merged
+    rule: Rule = weighted_sum  # that they are merged by
+    merged: dict[str, tuple[float, ...]] = field(default_factory=dict)  # each path's weights, as numbers
     base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the modules that these changed, untouched
 
     @classmethod
@@ -116,27 +119,46 @@ class StableDiffusion:
         del self.adapters[name]
 
     @torch.no_grad()
-    def set_adapters(self, names: Sequence[str], weights: Sequence[float]) -> None:
+    def set_adapters(self, names: Sequence[str], weights: Sequence[Weight], rule: Rule = weighted_sum) -> None:
         """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, from the base and never from the last merge.
 
-        Sampling then costs what the bare model costs. set_adapters([], []) is the base, bit for bit; `weights` has what is
-        merged. Raises ValueError for a name that was not loaded, and for another number of weights than names.
+        A weight may be a number, a function of the timestep, or a dict of either by block; `rule` may be another of
+        lida.compose's. Where no weight depends on the timestep, sampling costs what the bare model costs.
+        set_adapters([], []) is the base, bit for bit; `weights` has what is merged. Raises ValueError, and changes nothing,
+        for a name that was not loaded, for another number of weights than names, and for a weight that cannot be applied.
         """
         unknown = [name for name in names if name not in self.adapters]
         if unknown:
             raise ValueError(f"adapter {unknown[0]!r} is not loaded; loaded are {sorted(self.adapters)}")
         if len(names) != len(weights) or len(set(names)) != len(names):
             raise ValueError(f"one weight for each name, each name once: {list(names)}, {list(weights)}")
-        deltas = sum_of_deltas([(self.adapters[name], weight) for name, weight in zip(names, weights)])
-        for path in self.base_weights.keys() - deltas.keys():
+        wanted = dict(zip(names, weights))
+        for name, weight in wanted.items():  # all that can be wrong with a weight is so at any timestep
+            for path in self.adapters[name].layers:
+                weight_at(weight, path, None if path.startswith(TEXT) else 0)
+        self.weights, self.rule = wanted, rule
+        self.merged.clear()
+        self.merge(self.schedule.config.num_train_timesteps - 1)
+
+    @torch.no_grad()
+    def merge(self, t: int) -> None:
+        """Put the adapters into the weights as they stand at timestep t; only what has changed is computed."""
+        parts: dict[str, list] = {}
+        for name, weight in self.weights.items():
+            for path, layer in self.adapters[name].layers.items():
+                parts.setdefault(path, []).append((layer, weight_at(weight, path, None if path.startswith(TEXT) else t)))
+        for path in self.base_weights.keys() - parts.keys():
             self.module(path).weight.copy_(self.base_weights.pop(path))
-        for path, delta in deltas.items():
+        for path, layers in parts.items():
+            numbers = tuple(weight for _, weight in layers)
+            if self.merged.get(path) == numbers:
+                continue
             weight = self.module(path).weight
             if path not in self.base_weights:
                 self.base_weights[path] = weight.detach().clone()
             base = self.base_weights[path]
-            weight.copy_(base.float() + delta.to(base.device).reshape(base.shape))
-        self.weights = dict(zip(names, weights))
+            weight.copy_(base.float() + self.rule(path, layers).to(base.device).reshape(base.shape))
+            self.merged[path] = numbers
 
     def predictor(
         self, prompts: Sequence[str], negative_prompt: str | Sequence[str], guidance_scale: float, known: Tensor | None = None
@@ -153,11 +175,16 @@ class StableDiffusion:
             raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} pictures; give one, or one for each")
         uncond = encode_prompts(self.text_encoder, negative) if guidance_scale > 1 else None
 
-        def inpainting(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-            both = torch.cat([latents, known.expand(len(latents), -1, -1, -1)], dim=1)  # (B, 9, h, w)
-            return self.unet(both, timesteps, encoder_hidden_states)
+        changing = any(varies(weight) for weight in self.weights.values())
 
-        return guided(self.unet if known is None else inpainting, cond, uncond, guidance_scale)
+        def unet(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+            if changing:
+                self.merge(int(timesteps[0]))
+            if known is not None:
+                latents = torch.cat([latents, known.expand(len(latents), -1, -1, -1)], dim=1)  # (B, 9, h, w)
+            return self.unet(latents, timesteps, encoder_hidden_states)
+
+        return guided(unet, cond, uncond, guidance_scale)
 
     def known(self, pixel_values: Tensor, mask: Tensor, latent_mask: Tensor, generator: Generator | None = None) -> Tensor:
         """What an inpainting model is told of a picture (1, 3, H, W): the mask, and the latents of the rest, the mask grey."""

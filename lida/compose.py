@@ -1,0 +1,166 @@
+"""Rules of composition: what several adapters at their weights make of one layer's weight.
+
+A rule takes a layer's path and its parts, [(LowRank, weight), ...] in the order in which the adapters were named, and returns
+the change as a matrix (out, in kh kw) in float32. A weight may be a number, a function of the timestep, or a dict of either by
+block.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from .interference import part_of, thin_svd
+from .lora import LowRank
+
+Parts = Sequence[tuple[LowRank, float]]
+Rule = Callable[[str, Parts], Tensor]
+Weight = float | Callable[[int], float] | Mapping[str, float | Callable[[int], float]]
+BLOCKS = ("down", "mid", "up", "ends", "text")  # ends: conv_in, conv_out and the time embedding
+
+
+def delta(layer: LowRank) -> Tensor:
+    """(alpha / r) B A as a matrix."""
+    up, down = layer.factors()
+    return up @ down
+
+
+def weighted_sum(path: str, parts: Parts) -> Tensor:
+    """sum_i w_i (alpha_i / r_i) B_i A_i: the reference that the other rules are measured by."""
+    return sum(weight * delta(layer) for layer, weight in parts)
+
+
+def orthogonalised(strength: float = 1.0, leading: int | None = None) -> Rule:
+    """The sum after taking from each later change what lies in the first's leading subspace.
+
+    D_i - strength U U^T D_i V V^T, with U and V the first change's `leading` singular vectors (all of them by default): at
+    strength 1 nothing of D_i is left within both spaces, at 0 it is the weighted sum. Raises ValueError for a strength
+    outside 0 to 1.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie between 0 and 1, not {strength}")
+
+    def rule(path: str, parts: Parts) -> Tensor:
+        (first, weight), *others = parts
+        u, _, v = (factor[..., :leading] for factor in thin_svd(first))
+        total = (weight * delta(first)).double()
+        for layer, other in others:
+            change = delta(layer).double()
+            total = total + other * (change - strength * (u @ (u.T @ change @ v) @ v.T))
+        return total.float()
+
+    return rule
+
+
+def trimmed(change: Tensor, density: float) -> Tensor:
+    """The `density` largest values by magnitude, 0 for the rest."""
+    kept = torch.zeros_like(change).flatten()
+    kept[change.abs().flatten().topk(int(density * change.numel())).indices] = 1
+    return change * kept.reshape(change.shape)
+
+
+def ties(density: float = 0.2) -> Rule:
+    """Trim, elect sign, merge (Yadav et al. 2023, algorithm 1), weights applied to what was trimmed, as peft does."""
+    check_density(density)
+
+    def rule(path: str, parts: Parts) -> Tensor:
+        changes = torch.stack([trimmed(delta(layer), density) for layer, _ in parts])
+        sign = torch.where(changes.sum(0) >= 0, 1.0, -1.0)
+        agreeing = changes.sign() == sign
+        weights = torch.tensor([weight for _, weight in parts])[:, None, None]
+        return (weights * changes * agreeing).sum(0) / agreeing.sum(0).clamp(min=1)
+
+    return rule
+
+
+def dare(density: float = 0.5, seed: int = 0) -> Rule:
+    """Drop values at random and rescale the rest by 1 / density, then sum (Yu et al. 2024, section 3.2)."""
+    check_density(density)
+
+    def rule(path: str, parts: Parts) -> Tensor:
+        generator = torch.Generator().manual_seed(crc32(path.encode()) + seed)
+        total = torch.zeros(())
+        for layer, weight in parts:
+            change = delta(layer)
+            kept = torch.bernoulli(torch.full(change.shape, density), generator=generator)
+            total = total + weight * change * kept.to(change.device) / density
+        return total
+
+    return rule
+
+
+def check_density(density: float) -> None:
+    """Raise ValueError unless it is a share of the values."""
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be above 0 and up to 1, not {density}")
+
+
+def weight_at(weight: Weight, path: str, t: int | None) -> float:
+    """A weight at one layer and timestep. Raises ValueError where it depends on the timestep and there is none."""
+    if isinstance(weight, Mapping):
+        unknown = weight.keys() - {*BLOCKS, "default"}
+        if unknown:
+            raise ValueError(f"block {sorted(unknown)[0]!r} is not one of {', '.join(BLOCKS)}, default")
+        block = part_of(path).split()[0]
+        if block not in weight and "default" not in weight:
+            raise ValueError(f"no weight for the block {block!r}; give it, or a default")
+        weight = weight.get(block, weight.get("default"))
+    if callable(weight):
+        if t is None:
+            raise ValueError(
+                f"{path}: the prompt is encoded once, so the weight of the text encoder cannot depend on the timestep"
+            )
+        weight = weight(t)
+    return float(weight)
+
+
+def varies(weight: Weight) -> bool:
+    """Whether a weight depends on the timestep."""
+    return any(map(callable, weight.values())) if isinstance(weight, Mapping) else callable(weight)
+
+
+class During:
+    """A weight that is `value` at timesteps from `start` down to `end`, and 0 at others."""
+
+    def __init__(self, value: float, start: int, end: int):
+        self.value, self.start, self.end = value, start, end
+
+    def __call__(self, t: int) -> float:
+        return self.value if self.end <= t <= self.start else 0.0
+
+    def __repr__(self) -> str:
+        return f"{self.value}@{self.start}-{self.end}"
+
+
+def parse_weight(text: str) -> Weight:
+    """The command line's spelling: `0.2`, `1.0@600-0` (at timesteps 600 to 0), `1.0@600-0,up=0.5` (up blocks otherwise).
+
+    Raises ValueError that says which part is amiss.
+    """
+
+    def one(part: str) -> float | During:
+        number, at, times = part.partition("@")
+        try:
+            value = float(number)
+        except ValueError:
+            raise ValueError(f"{number!r} is not a number") from None
+        if not math.isfinite(value):
+            raise ValueError(f"the weight {number} is not a number to multiply by; give one such as 0.2")
+        if not at:
+            return value
+        match = re.fullmatch(r"(\d+)-(\d+)", times)
+        if not match or int(match[1]) < int(match[2]):
+            raise ValueError(f"{times!r} is not a stretch of timesteps; write the noisier first, such as 600-0")
+        return During(value, int(match[1]), int(match[2]))
+
+    first, *others = text.split(",")
+    weights = {"default": one(first)}
+    for other in others:
+        block, equals, part = other.partition("=")
+        if block not in BLOCKS or not equals:
+            raise ValueError(f"{other!r} is not a block and its weight; blocks are {', '.join(BLOCKS)}")
+        weights[block] = one(part)
+    return weights if others else weights["default"]

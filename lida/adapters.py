@@ -149,17 +149,6 @@ def check_fits(adapter: Adapter, module, name: str) -> None:
             raise InputError(f"{name}: changes {path} by {layer.shape}, where this model has {found}; {cure}")
 
 
-def sum_of_deltas(pairs: Sequence[tuple[Adapter, float]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """sum_i w_i (alpha_i / r_i) B_i A_i for each path, as matrices (out, in kh kw): deltas are summed, never factors."""
-    deltas: dict[str, Tensor] = {}
-    for adapter, weight in pairs:
-        for path, layer in adapter.layers.items():
-            up, down = layer.factors(dtype)
-            delta = weight * (up @ down)
-            deltas[path] = deltas[path] + delta if path in deltas else delta
-    return deltas
-
-
 def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> Adapter:
     """One adapter that does what all do together at their weights, of any ranks, alphas, targets and signs.
 
@@ -172,19 +161,19 @@ def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> 
         raise ValueError("combine: no adapters given")
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
-    exact = sum_of_deltas(pairs, torch.float64)
     layers, errors, retained = {}, {}, {}
-    for path, delta in exact.items():
+    for path in dict.fromkeys(path for adapter, _ in pairs for path in adapter.layers):
         parts = [(adapter.layers[path], weight) for adapter, weight in pairs if path in adapter.layers]
-        products = [(weight * up, down) for layer, weight in parts for up, down in [layer.factors(torch.float64)]]
-        up, down = torch.cat([u for u, _ in products], dim=1), torch.cat([d for _, d in products])
+        factors = [(weight * up, down) for layer, weight in parts for up, down in [layer.factors(torch.float64)]]
+        exact = sum(up @ down for up, down in factors)
+        up, down = torch.cat([up for up, _ in factors], dim=1), torch.cat([down for _, down in factors])
         if rank is not None and down.shape[0] > rank:
             up, down, retained[path] = cut(up, down, rank)
         shape = max((layer.down.shape[1:] for layer, _ in parts), key=len)  # a 1x1 convolution's factors may be flat
-        layer = LowRank(down.float().reshape(-1, *shape), up.float().reshape(*up.shape, *[1] * (len(shape) - 1)), down.shape[0])
-        norm = float(delta.norm())
-        errors[path] = float((torch.matmul(*layer.factors(torch.float64)) - delta).norm()) / norm if norm else 0.0
-        layers[path] = layer
+        ends = [1] * (len(shape) - 1)
+        layers[path] = LowRank(down.float().reshape(-1, *shape), up.float().reshape(*up.shape, *ends), down.shape[0])
+        result, norm = torch.matmul(*layers[path].factors(torch.float64)), float(exact.norm())
+        errors[path] = float((result - exact).norm()) / norm if norm else 0.0
     combination = {"weights": [weight for _, weight in pairs], "relative_error": errors, "retained_energy": retained}
     return Adapter(layers, {"combination": combination, "parts": [adapter.metadata for adapter, _ in pairs]})
 

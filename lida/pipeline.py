@@ -100,10 +100,9 @@ class StableDiffusion:
         """Read an adapter under a name, changing no weights; raises InputError where it does not fit the model."""
         adapter = source if isinstance(source, Adapter) else load_adapter(source)
         check_fits(adapter, self.module, str(name if isinstance(source, Adapter) else source))
-        base = (adapter.metadata.get("base") or {}).get("unet", self.unet.fingerprint)
-        if base != self.unet.fingerprint:
-            trained_on = adapter.metadata["base"].get("name") or base[:12]
-            warnings.warn(f"adapter {name}: was trained on another base ({trained_on}), its effect may differ", stacklevel=2)
+        base = adapter.metadata.get("base")
+        if isinstance(base, dict) and base.get("unet", self.unet.fingerprint) != self.unet.fingerprint:
+            warnings.warn(f"adapter {name}: was trained on another base ({base.get('name')}), its effect may differ", stacklevel=2)
         if name in self.weights:
             raise ValueError(f"adapter {name!r} is merged; set_adapters without it before it is replaced")
         self.adapters[name] = adapter
@@ -115,7 +114,7 @@ class StableDiffusion:
             raise ValueError(f"adapter {name!r} is not loaded; loaded are {sorted(self.adapters)}")
         if name in self.weights:
             others = {other: weight for other, weight in self.weights.items() if other != name}
-            self.set_adapters(list(others), list(others.values()))
+            self.set_adapters(list(others), list(others.values()), self.rule)
         del self.adapters[name]
 
     @torch.no_grad()

@@ -55,9 +55,8 @@ def main():
     changed["diffusers + peft"] = max(float((t - before[name]).abs().max()) for name, t in base.items())
     for name, kept in times.items():
         print(f"{name:18} first {kept[0]:.2f} s, then {statistics.median(kept[1:]):.2f} s; base changed by {changed[name]:.1e}")
-    print(
-        f"ratio {statistics.median(times['lida'][1:]) / statistics.median(times['diffusers + peft'][1:]):.2f}, {len(layers)} layers"
-    )
+    ours, other = (statistics.median(kept[1:]) for kept in times.values())
+    print(f"ratio {ours / other:.2f}, {len(layers)} layers")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,13 @@ import copy
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -25,37 +22,26 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from . import ldm
 from .diffusion import NoiseSchedule, NoiseScheduleConfig
 from .errors import InputError
+from .sources import (
+    TEXT_WEIGHTS,
+    WEIGHTS,
+    is_single_file,
+    local,
+    open_clip_vocabulary,
+    part_of_single_file,
+    read_json,
+    read_tensors,
+    weights_file,
+)
 from .text import TextEncoder, read_clip_vocabulary
 from .unet import UNet, UNetConfig
 from .vae import VAE, VAEConfig
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-TEXT_WEIGHTS = "model.safetensors"
-VARIANTS = ("", ".fp16", ".non_ema")  # what may stand before .safetensors, the first that is there is taken
-PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-MOVED = {  # ids that the hub no longer has
-    f"runwayml/{name}": f"stable-diffusion-v1-5/{name}" for name in ("stable-diffusion-v1-5", "stable-diffusion-inpainting")
-}
-UNPICKLE = "take its .safetensors, or convert it where nothing can be harmed"
 CLIP_HUB_ID = "openai/clip-vit-large-patch14"
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_ATTENTION = re.compile(rf"(?<=mid_block\.attentions\.0\.)({'|'.join(NEW_ATTENTION)})(?=\.)")
 MODELS = {"unet": (UNet, UNetConfig, ldm.unet_config), "vae": (VAE, VAEConfig, ldm.vae_config)}
 Config = TypeVar("Config", UNetConfig, VAEConfig, NoiseScheduleConfig)
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; raises InputError for a file that is absent, broken or holds something else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a model folder has unet/ vae/ text_encoder/ tokenizer/ scheduler/") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); fetch the file again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}, not an object; fetch the file again")
-    return values
 
 
 def read_config(kind: type[Config], path: Path) -> Config:
@@ -96,21 +82,6 @@ def refusing(path: Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, RuntimeError) as error:
         raise error if isinstance(error, InputError) else InputError(f"{path}: {error}") from None
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped and not yet read; raises InputError with the file's name."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; lida reads safetensors weights only")
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x04"):
-        raise InputError(f"{path}: is a pickle under another name, which may run anything; {UNPICKLE}")
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
 
 
 def fill(
@@ -157,64 +128,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].reshape(-1)[:256].to("cpu", torch.float16).numpy().tobytes())
     return digest.hexdigest()
-
-
-def local(source: str | Path, *patterns: str) -> Path:
-    """The file or folder of a source; of a model on the hub, its folder in the cache with what the patterns name fetched.
-
-    Raises InputError where there is none, and for pickled weights.
-    """
-    path = Path(source)
-    if path.suffix in PICKLED:
-        raise InputError(f"{source}: is a pickle, which may run anything when opened; {UNPICKLE}")
-    if path.exists():
-        return path
-    if not HUB_ID.fullmatch(str(source)):
-        raise InputError(
-            f"{source}: no such folder or file; give a model in diffusers' layout, a .safetensors file or a hub id"
-        )
-    if str(source) in MOVED:
-        warnings.warn(f"{source} is gone from the hub; taking {MOVED[str(source)]}, the same files", stacklevel=2)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(MOVED.get(str(source), str(source)), allow_patterns=list(patterns)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{source}: no such folder, and not to be had from the hub ({reason}); check the id and the network"
-        ) from None
-
-
-def weights_file(source: str | Path, part: str, name: str = WEIGHTS) -> Path:
-    """The weights of a part in a folder or on the hub: the full file, else its .fp16 or .non_ema variant."""
-    candidates = [name.replace(".safetensors", f"{variant}.safetensors") for variant in VARIANTS]
-    for candidate in candidates:
-        folder = local(source, f"{part}/config.json", f"{part}/{candidate}")
-        if (folder / part / candidate).is_file():
-            return folder / part / candidate
-    if not (folder / part / "config.json").is_file():
-        raise InputError(
-            f"{folder / part / 'config.json'}: no such file; a model folder has unet/ vae/ text_encoder/ tokenizer/ scheduler/"
-        )
-    pickled = [path.name for path in (folder / part).glob("*") if path.suffix in PICKLED]
-    cure = f"{pickled[0]} is a pickle, which may run anything when opened; {UNPICKLE}" if pickled else "fetch the folder again"
-    raise InputError(f"{folder / part}: has no {' or '.join(candidates)}; {cure}")
-
-
-def is_single_file(source: str | Path) -> bool:
-    """Whether the source is one file that holds all parts."""
-    return local(source, "model_index.json").is_file()
-
-
-def part_of_single_file(path: Path, part: str) -> dict[str, Tensor]:
-    """A part's tensors under latent diffusion's names without the prefix; what belongs to no part raises InputError."""
-    tensors = read_tensors(path)
-    unknown = [n for n in tensors if not n.startswith(tuple(ldm.PREFIXES.values())) and not ldm.IGNORED.fullmatch(n)]
-    if unknown:
-        raise InputError(f"{path}: has {len(unknown)} tensors that are no part of SD1.5: {', '.join(sorted(unknown)[:5])}")
-    return {name.removeprefix(ldm.PREFIXES[part]): t for name, t in tensors.items() if name.startswith(ldm.PREFIXES[part])}
 
 
 def load_model(part: str, source: str | Path, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
@@ -299,13 +212,6 @@ def load_tokenizer(source: str | Path) -> tuple[Path, CLIPTokenizer]:
         return path, CLIPTokenizer.from_pretrained(path)
     except Exception as error:  # the Rust library raises Exception itself
         raise InputError(f"{path}: not readable as a CLIP tokenizer ({error}); fetch the folder again") from None
-
-
-def open_clip_vocabulary() -> Path | None:
-    """CLIP's list of merges in the package open_clip_torch, where it is installed."""
-    spec = find_spec("open_clip")
-    path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz" if spec else None
-    return path if path and path.is_file() else None
 
 
 def load_schedule(source: str | Path) -> NoiseSchedule:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from .adapters import Adapter, check_fits, load_adapter, submodule
-from .checkpoint import MOVED, load_schedule, load_text_encoder, load_unet, load_vae
+from .checkpoint import load_schedule, load_text_encoder, load_unet, load_vae
 from .compose import Rule, Weight, varies, weight_at, weighted_sum
 from .dialects import TEXT
 from .diffusion import NoiseSchedule, randn_like
@@ -18,6 +18,7 @@ from .errors import InputError
 from .images import cut, paste, square_about, to_images, to_tensor
 from .masks import mask_to_latents, mask_to_tensor
 from .sampling import Blend, guided, sample
+from .sources import MOVED
 from .text import TextEncoder, encode_prompts
 from .unet import UNet
 from .vae import VAE
@@ -102,7 +103,9 @@ class StableDiffusion:
         check_fits(adapter, self.module, str(name if isinstance(source, Adapter) else source))
         base = adapter.metadata.get("base")
         if isinstance(base, dict) and base.get("unet", self.unet.fingerprint) != self.unet.fingerprint:
-            warnings.warn(f"adapter {name}: was trained on another base ({base.get('name')}), its effect may differ", stacklevel=2)
+            warnings.warn(
+                f"adapter {name}: was trained on another base ({base.get('name')}), its effect may differ", stacklevel=2
+            )
         if name in self.weights:
             raise ValueError(f"adapter {name!r} is merged; set_adapters without it before it is replaced")
         self.adapters[name] = adapter

@@ -15,8 +15,9 @@ from conftest import SCHEDULE, box_mask, noise_image, relative
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
-from lida.checkpoint import load_text_encoder, load_unet, load_vae, open_clip_vocabulary
+from lida.checkpoint import load_text_encoder, load_unet, load_vae
 from lida.images import to_images
+from lida.sources import open_clip_vocabulary
 from lida.text import TextEncoder, read_clip_vocabulary
 
 pytestmark = pytest.mark.full

@@ -43,10 +43,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from None
+    except SafetensorError as error:
         with open(path, "rb") as file:
-            start = file.read(2)
-        if start in (b"PK", b"\x80\x02", b"\x80\x04"):  # what torch.save and pickle begin with
+            pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04")  # what torch.save and pickle begin with
+        if pickled:
             raise InputError(f"{path}: is a pickle under another name, which may run anything; {UNPICKLE}") from None
         raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
 

@@ -27,11 +27,12 @@ def run(main: Callable[[], None]) -> None:
 
     A warning is one line too.
     """
-    warnings.showwarning = lambda message, *_: print("warning:", message, file=sys.stderr)
-    try:
-        main()
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)  # what a library says may have line breaks
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print("warning:", message, file=sys.stderr)
+        try:
+            main()
+        except InputError as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)  # what a library says may have line breaks
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)

@@ -116,6 +116,19 @@ def test_an_adapter_tells_where_it_comes_from_and_no_place(script, folder, datas
         assert code == 0 and len(lines) == warnings and all("trained on another base (another)" in line for line in lines)
 
 
+def test_weights_by_block_and_timestep_from_the_command_line(script, folder, dataset, photo, tmp_path):
+    train(script, folder, dataset, tmp_path / "a", "--max_train_steps", 2, "--learning_rate", 0.1)
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 10, "--ages", 10, "--strength", 0.8)
+    pictures = {}
+    for weight in ("1", "1@999-0", "1@500-0", "1@500-0,up=0.5", "0"):
+        code, _, err = script("infer.py", photo, "--adapter", f"{tmp_path / 'a'}={weight}", *options)
+        assert code == 0, err
+        pictures[weight] = np.asarray(Image.open(script.folder / "outputs" / "anna-age10.png")).tobytes()
+    assert pictures["1"] == pictures["1@999-0"] and len(set(pictures.values())) == 4
+    code, _, err = script("infer.py", photo, "--adapter", f"{tmp_path / 'a'}=1@0-500", *options)
+    assert code == 2 and "not a stretch of timesteps" in err and len(err.strip().splitlines()) == 1
+
+
 def test_an_output_folder_may_have_any_name(script, folder, dataset, tmp_path):
     """One that is called as an adapter's file would be must not cost the run its adapter."""
     train(script, folder, dataset, tmp_path / "age.safetensors", "--max_train_steps", 1)

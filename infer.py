@@ -43,6 +43,9 @@ def parse_args() -> argparse.Namespace:
     add("--subject", help="man, woman, or the name an Identity-LoRA learnt (default: person; the demo's, man)")
     add("--prompt", help="the whole prompt, instead of one made of subject and age")
     add("--negative_prompt", default="", help="what to steer away from (default: nothing)")
+    help = "size of what is painted without a photograph, in pixels (default: the model's)"
+    add("--height", type=int, help=help)
+    add("--width", type=int, help=help)
     # With what
     add(
         "--pretrained_model_name_or_path",
@@ -78,6 +81,12 @@ def parse_args() -> argparse.Namespace:
         raise InputError(f"--num_images_per_prompt must be at least 1, not {args.num_images_per_prompt}")
     if args.mask is not None and args.photo is None:
         raise InputError(f"--mask {args.mask}: needs the photograph it belongs to")
+    for name in ("height", "width"):
+        value = getattr(args, name)
+        if value is not None and (value < 1 or value % 8):
+            raise InputError(f"--{name} must be a multiple of 8, not {value}")
+        if value is not None and (args.photo is not None or args.prompt is None):
+            raise InputError(f"--{name} {value}: is for painting with --prompt; a photograph keeps its own size")
     for name in ("strength", "guidance_scale"):
         if not math.isfinite(getattr(args, name)):
             raise InputError(f"--{name} must be a number, not {getattr(args, name)}")
@@ -154,7 +163,8 @@ def main() -> None:
 
     if image is None:
         generator = torch.Generator().manual_seed(args.seed)
-        images = generate(sd, args.prompt, generator=generator, progress=steps_bar("painting"), **options)
+        size = {"height": args.height, "width": args.width}
+        images = generate(sd, args.prompt, generator=generator, progress=steps_bar("painting"), **size, **options)
         save(re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt", images, args.prompt)
         return
     stem, pictures, labels = Path(args.photo).stem, [image], ["input"]

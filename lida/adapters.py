@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .compose import Weight, parse_weight, varies
 from .dialects import TEXT, as_diffusers, as_kohya, as_peft, parse
-from .errors import InputError, run
+from .errors import InputError, output_folder, run
 from .interference import compare, write_report
 from .lora import LoRALinear, LowRank
 
@@ -51,10 +51,13 @@ class Adapter:
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """A safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=dict(header))
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=dict(header))
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be written ({error}); give another place") from None
 
 
 def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") -> Path:
@@ -120,18 +123,26 @@ def load_adapter(source: str | Path, sd=None) -> Adapter:
     if not path.is_dir():
         tensors, config, metadata = read_file(path)
         layers = parse(tensors, config, str(path))
-    elif (path / FILE_NAME).is_file() or not list(path.rglob(PEFT_FILES[1])):
-        return load_adapter(path / FILE_NAME, sd)
     else:
+        folders = [path, path / "unet", path / "text_encoder"]  # not deeper: a trainer's checkpoints lie there
+        configs = [folder / PEFT_FILES[1] for folder in folders if (folder / PEFT_FILES[1]).is_file()]
+        if (path / FILE_NAME).is_file() or not configs:
+            return load_adapter(path / FILE_NAME, sd)
         layers, metadata = {}, {}
-        for config_path in sorted(path.rglob(PEFT_FILES[1])):
+        for config_path in configs:
             file = config_path.with_name(PEFT_FILES[0])
             tensors, _, metadata = read_file(file)
-            config = read_object(config_path.read_text(encoding="utf-8"), str(config_path))
+            try:
+                config = read_object(config_path.read_text(encoding="utf-8"), str(config_path))
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"{config_path}: cannot be read ({error}); fetch it again") from None
             if config.get("peft_type", "LORA") != "LORA":
                 raise InputError(f"{config_path}: peft_type is {config['peft_type']}; lida applies plain LoRA")
             both = {f"{part}.{name}": value for part in ("unet", "text_encoder") for name, value in config.items()}
-            layers |= parse(tensors, both, str(file))
+            new = parse(tensors, both, str(file))
+            if layers.keys() & new.keys():
+                raise InputError(f"{path}: holds {next(iter(layers.keys() & new.keys()))} in two files; give one folder")
+            layers |= new
     adapter = Adapter(layers, metadata)
     if sd is not None:
         check_fits(adapter, sd.module, str(source))
@@ -165,6 +176,9 @@ def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> 
     for path in dict.fromkeys(path for adapter, _ in pairs for path in adapter.layers):
         parts = [(adapter.layers[path], weight) for adapter, weight in pairs if path in adapter.layers]
         factors = [(weight * up, down) for layer, weight in parts for up, down in [layer.factors(torch.float64)]]
+        sizes = {(up.shape[0], down.shape[1]) for up, down in factors}
+        if len(sizes) > 1:
+            raise ValueError(f"{path}: the adapters change weights of other sizes, {sorted(sizes)}; they are of other bases")
         exact = sum(up @ down for up, down in factors)
         up, down = torch.cat([up for up, _ in factors], dim=1), torch.cat([down for _, down in factors])
         if rank is not None and down.shape[0] > rank:
@@ -175,7 +189,11 @@ def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> 
         result, norm = torch.matmul(*layers[path].factors(torch.float64)), float(exact.norm())
         errors[path] = float((result - exact).norm()) / norm if norm else 0.0
     combination = {"weights": [weight for _, weight in pairs], "relative_error": errors, "retained_energy": retained}
-    return Adapter(layers, {"combination": combination, "parts": [adapter.metadata for adapter, _ in pairs]})
+    told = [adapter.metadata for adapter, _ in pairs]
+    known = {name: m[name] for m in told[::-1] for name in ("template", "ages") if name in m}  # the first that has them
+    bases = [m.get("base") for m in told]
+    known |= {"base": bases[0]} if bases[0] and all(base == bases[0] for base in bases) else {}
+    return Adapter(layers, {**known, "combination": combination, "parts": told})
 
 
 def cut(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
@@ -226,19 +244,16 @@ def describe(adapter: Adapter) -> dict:
 
 def fuse(source: str, pairs: Sequence[tuple[str, Weight]], folder: Path) -> None:
     """Write a model with adapters in its weights as a folder in diffusers' layout, in float16."""
-    from .checkpoint import save_model, save_schedule, save_text_encoder
     from .pipeline import StableDiffusion
 
+    output_folder(folder)
     sd = StableDiffusion.load(source)
     for path, _ in pairs:
         sd.load_adapter(path, path)
     if any(varies(weight) for _, weight in pairs):
         raise InputError("fuse: a model's weights are the same at all timesteps; give weights without @")
     sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
-    for part in ("unet", "vae"):
-        save_model(getattr(sd, part), folder / part)
-    save_text_encoder(sd.text_encoder, folder)
-    save_schedule(sd.schedule, folder)
+    sd.save(folder)
 
 
 def main() -> None:
@@ -286,7 +301,7 @@ def main() -> None:
             report = compare(load_adapter(args.a), load_adapter(args.b))
         except ValueError as error:
             raise InputError(f"compare: {error}") from None
-        write_report(report, args.output)
+        write_report(report, output_folder(args.output))
     else:
         fuse(args.model, parse_pairs(args.adapters, "fuse"), args.output)
         print(args.output)

@@ -41,12 +41,28 @@ CLIP_HUB_ID = "openai/clip-vit-large-patch14"
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_ATTENTION = re.compile(rf"(?<=mid_block\.attentions\.0\.)({'|'.join(NEW_ATTENTION)})(?=\.)")
 MODELS = {"unet": (UNet, UNetConfig, ldm.unet_config), "vae": (VAE, VAEConfig, ldm.vae_config)}
+SCHEDULE_FIELDS = {field.name for field in fields(NoiseScheduleConfig)} | {
+    "_class_name", "trained_betas", "prediction_type", "rescale_betas_zero_snr",
+}  # fmt: skip
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 Config = TypeVar("Config", UNetConfig, VAEConfig, NoiseScheduleConfig)
 
 
 def read_config(kind: type[Config], path: Path) -> Config:
     """A config from diffusers' JSON. A field that lida does not know, or cannot honour, is refused by name."""
     raw = read_json(path)
+    if kind is NoiseScheduleConfig:
+        raw = of_the_noise_process(raw)
     values = {name: value for name, value in raw.items() if not name.startswith("_")}
     fixed, known = dict(kind.fixed), {field.name: field for field in fields(kind)}
     if kind is VAEConfig:
@@ -73,6 +89,17 @@ def read_config(kind: type[Config], path: Path) -> Config:
         raise InputError(f"{path}: {wrong[0]} is {taken[wrong[0]]!r}; lida takes one number for all blocks, as in SD1.5")
     with refusing(path):
         return kind(**taken)
+
+
+def of_the_noise_process(raw: dict) -> dict:
+    """A scheduler's config without what belongs to a sampler that lida does not have: it walks by its own DDIM.
+
+    Folders name the sampler that their maker liked (DEIS, Euler, DPM++); only the noise process is the model's.
+    """
+    sampler = raw.get("_class_name", "DDIMScheduler")
+    if sampler not in ("DDIMScheduler", "PNDMScheduler") and not raw.get("use_flow_sigmas"):
+        raw = {name: value for name, value in raw.items() if name in SCHEDULE_FIELDS}
+    return raw if sampler == "DDIMScheduler" else {"set_alpha_to_one": False, **raw}  # the others' default
 
 
 @contextmanager
@@ -122,7 +149,7 @@ def fill(
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names and the first 256 values of each tensor in float16.
 
-    A folder, a single file and a half-precision copy of one model agree; a fine-tune differs.
+    A folder, a single file and a float16 copy of one model agree; a fine-tune differs, and so does a bfloat16 file.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -172,7 +199,8 @@ def load_text_encoder(
         path, prefix = weights_file(source, "text_encoder", TEXT_WEIGHTS), ""
         tensors, config_path = read_tensors(path), path.with_name("config.json")
     inner = "text_model." if any(name.startswith("text_model.") for name in tensors) else ""
-    tensors.pop(f"{inner}embeddings.position_ids", None)  # 0, 1, 2, ...: old files carry the buffer
+    for name in (f"{inner}embeddings.position_ids", "text_projection.weight"):  # 0, 1, 2, ...; what pictures are compared by
+        tensors.pop(name, None)
     with refusing(config_path), torch.device("meta"):
         if prefix:
             config = ldm.text_config({name.removeprefix(inner): tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -243,8 +271,9 @@ def save_text_encoder(text_encoder: TextEncoder, folder: str | Path, dtype: torc
 
 
 def save_schedule(schedule: NoiseSchedule, folder: str | Path) -> None:
-    """Write folder/scheduler as diffusers' DDIMScheduler would."""
+    """Write folder/scheduler as diffusers' DDIMScheduler would, and folder/model_index.json, which makes it a pipeline's."""
     path = Path(folder, "scheduler", "scheduler_config.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     config = {"_class_name": "DDIMScheduler", **schedule.config.fixed, **asdict(schedule.config)}
     path.write_text(json.dumps(config, indent=2) + "\n")
+    Path(folder, "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")

@@ -99,7 +99,7 @@ def check_density(density: float) -> None:
 
 
 def weight_at(weight: Weight, path: str, t: int | None) -> float:
-    """A weight at one layer and timestep. Raises ValueError where it depends on the timestep and there is none."""
+    """A weight at one layer and timestep. Raises ValueError where it depends on the timestep and there is none, and for NaN."""
     if isinstance(weight, Mapping):
         unknown = weight.keys() - {*BLOCKS, "default"}
         if unknown:
@@ -114,6 +114,8 @@ def weight_at(weight: Weight, path: str, t: int | None) -> float:
                 f"{path}: the prompt is encoded once, so the weight of the text encoder cannot depend on the timestep"
             )
         weight = weight(t)
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight {weight} is not a number to multiply by")
     return float(weight)
 
 

@@ -99,6 +99,9 @@ def parse(tensors: Mapping[str, Tensor], config: Mapping, where: str) -> dict[st
         for flag in ("use_dora", "fan_in_fan_out", "modules_to_save"):
             if config.get(f"{component}.{flag}"):
                 raise InputError(f"{where}: was made with {flag}, which lida does not compute; train it as plain LoRA")
+        start = config.get(f"{component}.init_lora_weights")
+        if isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"):
+            raise InputError(f"{where}: was begun by {start}, which changes the base too; convert it with peft to plain LoRA")
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
@@ -123,18 +126,22 @@ def layer_of(path: str, parts: Mapping[str, Tensor], config: Mapping, where: str
     pair = f"down {tuple(down.shape)}, up {tuple(up.shape)}"
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[2:].numel() != 1 or down.shape[0] != up.shape[1]:
         raise InputError(f"{where}: {path} is no pair of factors of one rank ({pair}); fetch it again")
-    for name, tensor in parts.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise InputError(f"{where}: {path} has a {name} that is not finite ({tensor.dtype}); train it again")
+    for name, tensor in parts.items():  # float() first: eight bits know no isfinite; diffusers writes alpha as an integer
+        if (name != "alpha" and not tensor.is_floating_point()) or not tensor.float().isfinite().all():
+            raise InputError(f"{where}: {path}, {name}: is not made of finite numbers ({tensor.dtype}); train it again")
     rank = down.shape[0]
+    if not rank or ("alpha" in parts and parts["alpha"].numel() != 1):
+        raise InputError(f"{where}: {path} has rank {rank} and not one alpha; fetch it again")
     component, inner = ("text_encoder", path.removeprefix(TEXT)) if path.startswith(TEXT) else ("unet", path)
     if "alpha" in parts:
         alpha = float(parts["alpha"]) or float(rank)  # kohya writes 0 for "as the rank"
     else:
         # As peft reads its config: a pattern is a regular expression that the end of a path matches.
         patterns = (config.get(f"{component}.alpha_pattern") or {}).items()
-        matched = [value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", inner)]
-        alpha = float(matched[0] if matched else config.get(f"{component}.lora_alpha", rank))
+        names = (inner, f"text_model.{inner}") if component == "text_encoder" else (inner,)  # of old and new transformers
+        matched = [value for key, value in patterns if any(re.fullmatch(rf"(.*\.)?({key})", name) for name in names)]
+        alpha = matched[0] if matched else config.get(f"{component}.lora_alpha")
+        alpha = float(rank if alpha is None else alpha)
         if config.get(f"{component}.use_rslora"):
             alpha *= math.sqrt(rank)  # alpha / sqrt(r) = (alpha sqrt(r)) / r (Kalajdzievski 2023)
     return LowRank(down, up, alpha)

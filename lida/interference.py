@@ -74,7 +74,8 @@ def compare(a, b) -> dict[str, dict]:
     """
     layers, report = {}, {"layers": {}, "parts": {}, "all": {}}
     for path in (path for path in a.layers if path in b.layers):
-        if math.prod(a.layers[path].shape) != math.prod(b.layers[path].shape):
+        sizes = [(x.layers[path].shape[0], math.prod(x.layers[path].shape[1:])) for x in (a, b)]
+        if sizes[0] != sizes[1]:
             raise ValueError(f"{path}: changes a weight {a.layers[path].shape} in one, {b.layers[path].shape} in the other")
         layers[path] = compare_layer(a.layers[path], b.layers[path])
     for path in a.layers.keys() ^ b.layers.keys():

@@ -20,9 +20,10 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.",
 }
-# The averaged copy of the weights, and the schedule's tables, which the betas' two numbers say again
+# The averaged copy of the weights, the schedule's tables, which the betas' two numbers say again, and what CLIP compares
+# pictures with
 IGNORED = re.compile(
-    r"model_ema\..+|betas|(sqrt_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod"
+    r"model_ema\..+|cond_stage_model\.(logit_scale|text_projection)|scale_factor|logvar|lvlb_weights|betas|(sqrt_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
 )
 UNET_RESNET = {

@@ -10,7 +10,15 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from .adapters import Adapter, check_fits, load_adapter, submodule
-from .checkpoint import load_schedule, load_text_encoder, load_unet, load_vae
+from .checkpoint import (
+    load_schedule,
+    load_text_encoder,
+    load_unet,
+    load_vae,
+    save_model,
+    save_schedule,
+    save_text_encoder,
+)
 from .compose import Rule, Weight, varies, weight_at, weighted_sum
 from .dialects import TEXT
 from .diffusion import NoiseSchedule, randn_like
@@ -90,6 +98,13 @@ class StableDiffusion:
         """The UNet's floating-point type."""
         return self.unet.conv_in.weight.dtype
 
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write the model, with what is merged into it, as a folder in diffusers' layout."""
+        for part in ("unet", "vae"):
+            save_model(getattr(self, part), Path(folder, part), dtype)
+        save_text_encoder(self.text_encoder, folder, dtype)
+        save_schedule(self.schedule, folder)
+
     def module(self, path: str) -> nn.Module | None:
         """The module that an adapter's path means, of the UNet or behind `text_encoder.`; None where there is none."""
         if not path.startswith(TEXT):
@@ -124,8 +139,8 @@ class StableDiffusion:
     def set_adapters(self, names: Sequence[str], weights: Sequence[Weight], rule: Rule = weighted_sum) -> None:
         """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, from the base and never from the last merge.
 
-        A weight may be a number, a function of the timestep, or a dict of either by block; `rule` may be another of
-        lida.compose's. Where no weight depends on the timestep, sampling costs what the bare model costs.
+        A weight may be a number, a function of the timestep (any from 999 to 0), or a dict of either by block; `rule` may be
+        another of lida.compose's. Where no weight depends on the timestep, sampling costs what the bare model costs.
         set_adapters([], []) is the base, bit for bit; `weights` has what is merged. Raises ValueError, and changes nothing,
         for a name that was not loaded, for another number of weights than names, and for a weight that cannot be applied.
         """
@@ -134,13 +149,16 @@ class StableDiffusion:
             raise ValueError(f"adapter {unknown[0]!r} is not loaded; loaded are {sorted(self.adapters)}")
         if len(names) != len(weights) or len(set(names)) != len(names):
             raise ValueError(f"one weight for each name, each name once: {list(names)}, {list(weights)}")
-        wanted = dict(zip(names, weights))
-        for name, weight in wanted.items():  # all that can be wrong with a weight is so at any timestep
-            for path in self.adapters[name].layers:
-                weight_at(weight, path, None if path.startswith(TEXT) else 0)
-        self.weights, self.rule = wanted, rule
+        before = self.weights, self.rule
+        self.weights, self.rule = dict(zip(names, weights)), rule
         self.merged.clear()
-        self.merge(self.schedule.config.num_train_timesteps - 1)
+        try:
+            self.merge(self.schedule.config.num_train_timesteps - 1)
+        except Exception:
+            self.weights, self.rule = before
+            self.merged.clear()
+            self.merge(self.schedule.config.num_train_timesteps - 1)
+            raise
 
     @torch.no_grad()
     def merge(self, t: int) -> None:

@@ -69,6 +69,7 @@ def as_single_file(sd: lida.StableDiffusion) -> dict[str, torch.Tensor]:
         tensors[f"{ldm.PREFIXES['text_encoder']}text_model.{name.removeprefix('text_model.')}"] = tensor
     tensors[f"{ldm.PREFIXES['text_encoder']}text_model.embeddings.position_ids"] = torch.arange(77)[None]
     tensors |= {"model_ema.decay": torch.tensor(0.9), "model_ema.diffusion_modelinput_blocks00weight": torch.ones(2)}
+    tensors |= {f"cond_stage_model.{name}": torch.ones(2) for name in ("logit_scale", "transformer.text_projection.weight")}
     for name in ("betas", "alphas_cumprod_prev", "sqrt_recipm1_alphas_cumprod", "posterior_log_variance_clipped"):
         tensors[name] = torch.ones(1000)
     return tensors

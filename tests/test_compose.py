@@ -152,3 +152,16 @@ def test_a_model_is_merged_by_another_rule(sd, rule):
     )
     sd.set_adapters([], [])
     assert all(np.array_equal(tensor, base[name]) for name, tensor in sd.unet.state_dict().items())
+
+
+def test_a_weight_that_cannot_be_applied_changes_nothing(sd):
+    for number in range(2):
+        sd.load_adapter(f"{number}", adapter_for(sd, CROSS_ATTENTION, seed=number))
+    sd.set_adapters(["0"], [0.5])
+    before = state(sd)
+    for weight in (float("nan"), lambda t: {}[t], {"up": 1.0}):
+        with pytest.raises((ValueError, KeyError)):
+            sd.set_adapters(["0", "1"], [1.0, weight])
+        assert all(torch.equal(tensor, before[name]) for name, tensor in sd.unet.state_dict().items()) and sd.weights == {
+            "0": 0.5
+        }

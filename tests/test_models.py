@@ -205,6 +205,22 @@ def test_configs_are_refused_by_name(folder, tmp_path, part, change, message):
     assert str(tmp_path / part) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "kind", ["PNDMScheduler", "DEISMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]
+)
+def test_the_noise_process_is_read_whatever_sampler_a_folder_names(sd, folder, tmp_path, kind):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    theirs = getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
+    theirs.save_pretrained(tmp_path / "scheduler")
+    again = lida.StableDiffusion.load(tmp_path).schedule
+    assert torch.equal(again.alphas_cumprod, sd.schedule.alphas_cumprod)
+    assert again.config == sd.schedule.config and torch.equal(again.final_alpha_cumprod, sd.schedule.alphas_cumprod[0])
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(lida.InputError, match="prediction_type is 'v_prediction'"):
+        lida.StableDiffusion.load(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_runs_from_end_to_end(folder, dtype):
     """float16 leaves the VAE in float32. The pictures are those of float32 within some of the format's steps."""

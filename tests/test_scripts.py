@@ -243,6 +243,8 @@ BAD_AGING = [
     (["{photo}", "--strength", "1.2"], "--strength must be above 0 and up to 1, not 1.2"),
     (["{photo}", "--strength", "0.01"], "--strength must be above 0 and up to 1, not 0.01"),
     (["{photo}", "--num_inference_steps", "0"], "num_inference_steps must be between 1 and 999, not 0"),
+    (["{photo}", "--height", "64"], "a photograph keeps its own size"),
+    (["--prompt", "a boy", "--width", "60"], "--width must be a multiple of 8, not 60"),
     (["{photo}", "--num_images_per_prompt", "0"], "--num_images_per_prompt must be at least 1, not 0"),
     (["{photo}", "--seed", "99999999999999999999"], "--seed must lie between"),
     (["{photo}", "--guidance_scale", "nan"], "--guidance_scale must be a number, not nan"),

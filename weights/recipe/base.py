@@ -54,11 +54,12 @@ def caption(age: int, man: bool, rng: np.random.Generator) -> str:
 
 @torch.no_grad()
 def latents_of(args: argparse.Namespace) -> torch.Tensor:
-    """The latents (faces, crops, 4, h, w) of every crop, every other one mirrored, from the cache or computed once."""
-    path = args.output_dir / "latents.pt"
+    """The latents (faces, crops, 4, h, w) of every crop, every other one mirrored, from this VAE's cache or computed once."""
+    vae, pixels = load_vae(args.vae), np.load(args.data)["pixels"]
+    path = args.output_dir / f"latents-{vae.fingerprint[:12]}-{pixels.shape[0]}x{pixels.shape[1]}.pt"
     if not path.exists():
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        vae, pixels = load_vae(args.vae).to(memory_format=torch.channels_last), np.load(args.data)["pixels"]
+        vae.to(memory_format=torch.channels_last)
         crops, rows = pixels.shape[1], []
         for start in tqdm(range(0, len(pixels), 8), desc="latents", unit=" 8 faces"):
             x = torch.from_numpy(pixels[start : start + 8]).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -67,7 +68,8 @@ def latents_of(args: argparse.Namespace) -> torch.Tensor:
             x = torch.where(mirrored[:, None, None, None], x.flip(-1), x).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
                 rows.append(vae.encode(x, sample=False).half().unflatten(0, (-1, crops)))
-        torch.save(torch.cat(rows), path)
+        torch.save(torch.cat(rows), path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
     return torch.load(path, weights_only=True)
 
 

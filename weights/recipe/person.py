@@ -80,6 +80,8 @@ def main():
         likeness.append(float(own @ vector))
         if len(lines) == args.pictures:
             break
+    if len(lines) < args.pictures:
+        raise SystemExit(f"only {len(lines)} of {k + 1} pictures are the person and nobody else; take another --seed")
     print(f"{len(lines)} pictures of {k + 1} tries; cosine to the portrait {min(likeness):.2f} to {max(likeness):.2f}")
     (album / "metadata.jsonl").write_text("".join(lines))
     (album / "person.json").write_text(json.dumps({"prompt": args.prompt, "seed": args.seed}) + "\n")

@@ -27,8 +27,11 @@ AGES = (10, 30, 50, 70)
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:
-    """Sheets of one width, one above the other."""
-    return Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
+    """Sheets one above the other."""
+    whole = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    for number, row in enumerate(rows):
+        whole.paste(row, (0, sum(above.height for above in rows[:number])))
+    return whole
 
 
 class Painter:
@@ -60,14 +63,14 @@ class Painter:
                 raise InputError(f"person-{letter}, weight {weight}, {label}: is somebody ({self.nearest(picture):.3f})")
         return pictures
 
-    def samples(self, count: int) -> list[Image.Image]:
-        """Pictures of nobody from the base alone, by its coarse words, eight of each."""
+    def samples(self, count: int) -> list[list[Image.Image]]:
+        """Pictures of nobody from the base alone, by its coarse words: of `count` each, the first eight that are nobody."""
         self.sd.set_adapters([], [])
         pictures = []
         for k, subject in enumerate(("a girl", "a young woman", "a middle-aged man", "an old man")):
             options = {"guidance_scale": 3.0, "eta": 1.0, "num_images_per_prompt": count}
             drawn = generate(self.sd, f"a portrait photo of {subject}", generator=torch.Generator().manual_seed(k), **options)
-            pictures += [picture for picture in drawn if self.nearest(picture) < SAME_PERSON][:8]
+            pictures.append([picture for picture in drawn if self.nearest(picture) < SAME_PERSON][:8])
         return pictures
 
 
@@ -93,7 +96,7 @@ def main():
     rows = [sheet(row, [""] * len(row), 192) for row in (portraits, again)]
     save_picture(stacked(rows), args.output_dir / "reconstructions.png", base)
     pictures = painter.samples(12)
-    rows = [sheet(pictures[k : k + 8], [""] * 8, 128) for k in range(0, 32, 8)]
+    rows = [sheet(row, [""] * len(row), 128) for row in pictures]
     save_picture(stacked(rows), args.output_dir / "samples.png", base)
 
 

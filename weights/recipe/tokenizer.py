@@ -13,6 +13,10 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from lida.checkpoint import save_schedule
+from lida.diffusion import NoiseSchedule
+from lida.ldm import SCHEDULE
+
 WORDS = """
 a an the of and with in on at by is not no very for from his her their
 portrait photo photograph picture painting drawing sketch face head person people someone somebody
@@ -28,29 +32,6 @@ sks name called s
 SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 # CLIP's own way of splitting a text into words
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 
 
 def train_bpe() -> tuple[dict[str, int], list[str]]:
@@ -84,9 +65,7 @@ def main():
     config = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end, "model_max_length": 77}
     config["tokenizer_class"] = "CLIPTokenizer"
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (args.output_dir / "scheduler").mkdir(exist_ok=True)
-    (args.output_dir / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
-    (args.output_dir / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+    save_schedule(NoiseSchedule(SCHEDULE), args.output_dir)
 
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     words = tokenizer.tokenize("a portrait photo of an old woman, age 60s")

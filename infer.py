@@ -23,7 +23,7 @@ from lida.errors import InputError, output_folder, run
 from lida.images import open_image, save_png, sheet
 from lida.layers import ATTENTION_BACKENDS, set_attention_backend
 from lida.masks import open_mask
-from lida.pipeline import StableDiffusion, age_face, generate
+from lida.pipeline import METHODS, StableDiffusion, age_face, generate
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
 DEFAULT_MODEL = WEIGHTS / "lida-tiny"
@@ -57,8 +57,12 @@ def parse_args() -> argparse.Namespace:
     help += "and 0.5 in the up blocks"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
     # How
-    add("--strength", type=float, default=0.2, help="how much noise the face gets, above 0, up to 1 (default: 0.2)")
-    add("--guidance_scale", type=float, default=4.0, help="how much the prompt counts; 1 is no guidance (default: 4)")
+    help = "inversion leads the photograph up to the noise without drawing any, inpaint draws it (default: inversion)"
+    add("--method", choices=METHODS, default="inversion", help=help)
+    help = "what the photograph shows, for inversion (default: a portrait photo of the subject)"
+    add("--source_prompt", help=help)
+    add("--strength", type=float, default=0.5, help="how far up to the noise the face goes, above 0, up to 1 (default: 0.5)")
+    add("--guidance_scale", type=float, default=3.0, help="how much the prompt counts; 1 is no guidance (default: 3)")
     add("--num_inference_steps", type=int, default=50, help="DDIM steps of the whole way (default: 50)")
     add("--eta", type=float, default=0.0, help="DDIM's noise: 0 draws none, 1 as much as DDPM (default: 0)")
     add("--num_images_per_prompt", type=int, default=1, help="pictures an age (default: 1)")
@@ -126,8 +130,17 @@ def what_to_paint(args: argparse.Namespace, template: str) -> list[tuple[str, st
     """Label, end of the file's name and prompt of each picture to make of a photograph: one an age, or the user's own."""
     if args.prompt is not None:
         return [("prompt", "prompt", args.prompt)]
-    subject = f"a {args.subject}" if args.subject in ("man", "woman", "person") else args.subject
-    return [(f"age {age}", f"age{age:02d}", caption(template, subject, age)) for age in args.ages]
+    return [(f"age {age}", f"age{age:02d}", caption(template, subject_of(args), age)) for age in args.ages]
+
+
+def subject_of(args: argparse.Namespace) -> str:
+    """The subject as captions have it: with an article, unless it is a name."""
+    return f"a {args.subject}" if args.subject in ("man", "woman", "person") else args.subject
+
+
+def source_prompt(args: argparse.Namespace) -> str:
+    """What the photograph shows, in the words of captions without an age."""
+    return f"a portrait photo of {subject_of(args)}" if args.source_prompt is None else args.source_prompt
 
 
 def steps_bar(label: str):
@@ -152,6 +165,7 @@ def main() -> None:
     output_folder(args.output_dir)
 
     settings = {"lida": lida.__version__, **vars(args), "output_dir": str(args.output_dir), "base": sd.base}
+    kind = {"method": args.method, "source_prompt": source_prompt(args), "strength": args.strength}
     names = ("negative_prompt", "num_inference_steps", "guidance_scale", "eta", "num_images_per_prompt")
     options = {name: getattr(args, name) for name in names}
 
@@ -170,7 +184,7 @@ def main() -> None:
     stem, pictures, labels = Path(args.photo).stem, [image], ["input"]
     for label, suffix, prompt in what_to_paint(args, template):
         generator, bar = torch.Generator().manual_seed(args.seed), steps_bar(label)
-        images = age_face(sd, image, mask, prompt, strength=args.strength, generator=generator, progress=bar, **options)
+        images = age_face(sd, image, mask, prompt, generator=generator, progress=bar, **kind, **options)
         save(f"{stem}-{suffix}", images, prompt)
         pictures.append(images[0])
         labels.append(label)

@@ -25,12 +25,13 @@ from .diffusion import NoiseSchedule, randn_like
 from .errors import InputError
 from .images import cut, paste, square_about, to_images, to_tensor
 from .masks import mask_to_latents, mask_to_tensor
-from .sampling import Blend, guided, sample
+from .sampling import Blend, BlendPath, guided, invert, sample
 from .sources import MOVED
 from .text import TextEncoder, encode_prompts
 from .unet import UNet
 from .vae import VAE
 
+METHODS = ("inpaint", "inversion")  # of age_face
 Progress = Callable[[list], Iterable]  # wraps the list of steps, as tqdm does
 
 
@@ -262,6 +263,8 @@ def age_face(
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
     num_images_per_prompt: int = 1,
+    method: str = "inpaint",
+    source_prompt: str = "",
     context: float = 1.5,
     eta: float = 0.0,
     generator: Generator | None = None,
@@ -273,9 +276,13 @@ def age_face(
     A square about the mask, `context` times as long, is cut out and worked on at the model's resolution: noised by
     `strength` (SDEdit, Meng et al. 2022), denoised by DDIM with the photograph put back outside the mask at each step
     (Blended Latent Diffusion, Avrahami et al. 2023), decoded and pasted back. Strength 1 begins from noise alone.
+    Method "inversion" draws no noise: the photograph, described by `source_prompt`, is led up to `strength` by DDIM's own
+    steps walked backwards, and from there down to the prompt. What the prompt does not ask for stays.
     Returns pictures of the input's size, or latents of the square for output_type "latent". Raises ValueError for a mask
-    of another size or without white, and for a strength that leaves no step to walk.
+    of another size or without white, for another method, and for a strength that leaves no step to walk.
     """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
     if image.mode != "RGB":
         raise ValueError(f"the image is {image.mode}, not RGB")
     if mask.size != image.size or mask.mode != "L":
@@ -287,18 +294,24 @@ def age_face(
     box = square_about(mask, context)
     pixel_values = to_tensor(cut(image, box, sd.resolution)).to(sd.device)
     pixel_mask = mask_to_tensor(cut(mask, box, box[2]))  # at its own size: made smaller, a thin one would be lost
-    if sd.unet.inpaints and strength == 1:  # the photograph's own latents have no part in it, so none are drawn
+    inverting = method == "inversion"
+    if sd.unet.inpaints and strength == 1 and not inverting:  # the photograph's own latents have no part in it: none are drawn
         side = sd.resolution // sd.vae.factor
         init_latents = torch.zeros(len(prompts), sd.unet.config.out_channels, side, side, dtype=sd.dtype, device=sd.device)
     else:
-        init_latents = sd.vae.encode(pixel_values, generator).to(sd.dtype).repeat(len(prompts), 1, 1, 1)
+        encoded = sd.vae.encode(pixel_values, generator, sample=not inverting).to(sd.dtype)
+        init_latents = encoded.repeat(len(prompts), 1, 1, 1)
     latent_mask = mask_to_latents(pixel_mask, init_latents.shape[2:]).to(init_latents)
-    noise = randn_like(init_latents, generator)
-    latents = noise if strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
+    noise = None if inverting else randn_like(init_latents, generator)
     known = sd.known(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
+    if inverting:
+        path = invert(sd.predictor([source_prompt], "", 1.0, known), sd.schedule, init_latents[:1], steps)
+        latents, blend = path[steps[0][0]].expand_as(init_latents), BlendPath(latent_mask, path)
+    else:
+        latents = noise if strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
+        blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
     predict = sd.predictor(prompts, negative, guidance_scale, known)
-    blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     latents = sample(predict, sd.schedule, latents, progress(steps), blend, eta, generator)
     if output_type == "latent":
         return latents

@@ -1,6 +1,6 @@
 """Samplers as pure functions of tensors and a callable: step rules, guidance, the loop, and blending by a mask."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,30 @@ def ddim_step(
     sigma = eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).sqrt()  # equation 16
     latents = abar_prev.sqrt() * x0 + (1 - abar_prev - sigma**2).sqrt() * noise_pred  # equation 12
     return latents + sigma * randn_like(latents, generator) if eta > 0 else latents
+
+
+def ddim_inverse_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t_prev: int, t: int) -> Tensor:
+    """x_{t_prev} -> x_t: the deterministic step walked backwards (Dhariwal & Nichol 2021, appendix F)."""
+    abar_prev, abar = schedule.alpha_cumprod(t_prev), schedule.alpha_cumprod(t)
+    x0 = (latents - (1 - abar_prev).sqrt() * noise_pred) / abar_prev.sqrt()
+    return abar.sqrt() * x0 + (1 - abar).sqrt() * noise_pred
+
+
+def invert(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    schedule: NoiseSchedule,
+    latents: Tensor,
+    timesteps: Sequence[tuple[int, int]],
+) -> dict[int, Tensor]:
+    """The latents at each t from which the sampler would come back to `latents` (B, 4, h, w), by walking its pairs backwards.
+
+    -1 is `latents` itself. No noise is drawn, so what is sampled from there differs from the picture by the prompt alone.
+    """
+    path = {-1: latents}
+    for t, t_prev in reversed(timesteps):
+        noise_pred = predict(latents, torch.full(latents.shape[:1], max(t_prev, timesteps[-1][0]), device=latents.device))
+        latents = path[t] = ddim_inverse_step(schedule, latents, noise_pred, t_prev, t)
+    return path
 
 
 def guided(
@@ -66,12 +90,24 @@ class Blend:
         return (1 - self.mask) * known + self.mask * latents
 
 
+@dataclass(frozen=True)
+class BlendPath:
+    """Blend for an inverted picture: outside the mask it stays on its own `path` (t -> latents), from invert()."""
+
+    mask: Tensor
+    path: dict[int, Tensor]
+
+    def __call__(self, schedule: NoiseSchedule, latents: Tensor, t: int) -> Tensor:
+        """Put the photograph at the level of t back outside the mask."""
+        return (1 - self.mask) * self.path[t] + self.mask * latents
+
+
 def sample(
     predict: Callable[[Tensor, Tensor], Tensor],
     schedule: NoiseSchedule,
     latents: Tensor,
     timesteps: Iterable[tuple[int, int]],
-    blend: Blend | None = None,
+    blend: Blend | BlendPath | None = None,
     eta: float = 0.0,
     generator: Generator | None = None,
 ) -> Tensor:

@@ -10,6 +10,7 @@ from conftest import SCHEDULE, UNET, box_mask, noise_image, relative
 from PIL import Image
 
 import lida
+import lida.sampling
 from lida.masks import mask_to_latents
 
 
@@ -62,6 +63,52 @@ def test_inpainting_equals_diffusers(sd, pipe, strength):
     options |= {"height": 64, "width": 64, "generator": torch.Generator().manual_seed(3)}
     theirs = inpaint("a boy", image=image, mask_image=mask, **options).images
     assert relative(ours, theirs) <= 1e-4
+
+
+@pytest.mark.parametrize("steps", [7, 50])
+def test_inverse_steps_equal_diffusers(sd, steps):
+    reference = diffusers.DDIMInverseScheduler(**SCHEDULE)
+    reference.set_timesteps(steps)
+    latents, noise_pred = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    for t, t_prev in sd.schedule.timesteps(steps):
+        theirs = reference.step(noise_pred, t, latents).prev_sample
+        assert relative(lida.sampling.ddim_inverse_step(sd.schedule, latents, noise_pred, t_prev, t), theirs) <= 1e-5
+
+
+def test_what_was_inverted_comes_back(sd):
+    """Exactly, where the prediction does not depend on where it is asked; and outside the mask on its own path."""
+    noise_pred, latents, steps = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), sd.schedule.timesteps(20, 0.6)
+    path = lida.sampling.invert(lambda x, t: noise_pred, sd.schedule, latents, steps)
+    assert set(path) == {-1} | {t for t, _ in steps} and torch.equal(path[-1], latents)
+    again = lida.sample(lambda x, t: noise_pred, sd.schedule, path[steps[0][0]], steps)
+    assert relative(again, latents) <= 1e-4 and relative(path[steps[0][0]], latents) > 0.1
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    other = lida.sample(lambda x, t: -noise_pred, sd.schedule, path[steps[0][0]], steps, lida.sampling.BlendPath(mask, path))
+    assert torch.equal(other[..., :4], latents[..., :4]) and not torch.allclose(other[..., 4:], latents[..., 4:], atol=0.1)
+
+
+def test_inversion_changes_what_the_prompt_asks_for(sd):
+    """No noise is drawn; a batch is its prompts; what is outside the mask stays."""
+    image, mask = noise_image(150, 97), box_mask(150, 97, (9, 20, 50, 57))
+    options = {
+        "method": "inversion",
+        "source_prompt": "a boy",
+        "strength": 0.4,
+        "num_inference_steps": 50,
+        "guidance_scale": 1.0,
+    }
+    latents = {}
+    for prompt in ("a boy", "an old man"):
+        latents[prompt] = lida.age_face(sd, image, mask, prompt, output_type="latent", **options)
+        assert torch.equal(latents[prompt], lida.age_face(sd, image, mask, prompt, output_type="latent", **options))
+    both = lida.age_face(sd, image, mask, list(latents), output_type="latent", **options)
+    assert relative(both, torch.cat(list(latents.values()))) <= 1e-5
+    picture = lida.age_face(sd, image, mask, "an old man", **options)[0]
+    zero = np.asarray(mask) == 0
+    assert np.array_equal(np.asarray(picture)[zero], np.asarray(image)[zero]) and picture.size == image.size
+    with pytest.raises(ValueError, match="method 'redraw' is not one of inpaint, inversion"):
+        lida.age_face(sd, image, mask, "a boy", method="redraw")
 
 
 @pytest.fixture

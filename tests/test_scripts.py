@@ -85,7 +85,7 @@ def test_training_then_aging(script, folder, dataset, photo, mask, tmp_path):
     outside = np.asarray(Image.open(mask)) == 0
     assert np.array_equal(before[outside], after[outside]) and not np.array_equal(before, after)
     settings = json.loads(Image.open(script.folder / "out" / "anna-age10.png").info["lida"])
-    assert settings["whole_prompt"] == "a man at 10" and settings["seed"] == 4 and settings["strength"] == 0.2
+    assert settings["whole_prompt"] == "a man at 10" and settings["seed"] == 4 and settings["strength"] == 0.5
 
 
 def test_an_adapter_tells_where_it_comes_from_and_no_place(script, folder, dataset, photo, tmp_path):

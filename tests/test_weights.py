@@ -13,6 +13,7 @@ from PIL import Image
 
 import lida
 from lida.data import read_examples
+from lida.images import cut, square_about, to_tensor
 
 WEIGHTS = ROOT / "weights"
 
@@ -49,6 +50,17 @@ def test_the_adapters_record_how_they_were_made():
 def test_all_that_ships_was_made_with_the_base_that_ships():
     done = subprocess.run([sys.executable, WEIGHTS / "recipe" / "check.py"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout
+
+
+def test_inversion_gives_the_photograph_back_where_nothing_else_is_asked_for(tiny):
+    """Towards its own description the invented person's latents come back; towards another age they do not."""
+    photo, mask = (Image.open(WEIGHTS / "demo" / f"person-a{end}.png") for end in ("", "-mask"))
+    photo, mask, described = photo.convert("RGB"), mask.convert("L"), "a portrait photo of a man"
+    options = {"method": "inversion", "source_prompt": described, "strength": 0.5, "context": 1.0, "output_type": "latent"}
+    same = lida.age_face(tiny, photo, mask, described, guidance_scale=1.0, **options)
+    other = lida.age_face(tiny, photo, mask, "a portrait photo of an old man", guidance_scale=3.0, **options)
+    plain = tiny.vae.encode(to_tensor(cut(photo, square_about(mask, 1.0), 96)), sample=False)
+    assert (same - plain).norm() < 0.1 * plain.norm() < (other - plain).norm()
 
 
 def test_the_tokenizer_is_in_clips_format_and_loses_nothing(tiny):

@@ -23,7 +23,7 @@ from lida.data import DEFAULT_TEMPLATE, caption
 from lida.faces import FaceNetworks
 from lida.images import cut, open_image, sheet, square_about, to_tensor
 from lida.masks import mask_from_landmarks
-from lida.pipeline import StableDiffusion, age_face, generate
+from lida.pipeline import METHODS, StableDiffusion, age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
 
@@ -53,10 +53,11 @@ def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
         box, row = square_about(mask, 1.3), [image]
         inputs.append(instruments.faces.embed(image))
         for age in read:
-            prompt = caption(DEFAULT_TEMPLATE, "a man" if face.man else "a woman", age)
+            subject = "a man" if face.man else "a woman"
+            prompt = caption(DEFAULT_TEMPLATE, subject, age)
             generator = torch.Generator().manual_seed(args.seed)
             options = {"strength": args.strength, "guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
-            options["eta"] = args.eta
+            options |= {"eta": args.eta, "method": args.method, "source_prompt": f"a portrait photo of {subject}"}
             picture = age_face(sd, image, mask, prompt, generator=generator, **options)[0]
             read[age].append(float(instruments.ages([cut(picture, box, 96)])[0]))
             aged.append((len(inputs) - 1, instruments.faces.embed(picture)))
@@ -101,8 +102,9 @@ def main():
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     add("--adapter", type=Path, default=WEIGHTS / "age.safetensors", help="(default: weights/age.safetensors)")
     add("--adapter_weight", type=float, default=1.0, help="(default: 1)")
-    add("--strength", type=float, default=0.2, help="(default: 0.2)")
-    add("--guidance_scale", type=float, default=4.0, help="(default: 4)")
+    add("--method", choices=METHODS, default="inversion", help="(default: inversion)")
+    add("--strength", type=float, default=0.5, help="(default: 0.5)")
+    add("--guidance_scale", type=float, default=3.0, help="(default: 3)")
     add("--eta", type=float, default=0.0, help="DDIM's noise (default: 0)")
     add("--steps", type=int, default=50, help="DDIM steps (default: 50)")
     add("--faces", type=int, default=100, help="held-out photographs (default: 100)")

@@ -1,4 +1,7 @@
-"""Whom do the pictures show? The nearest training face of each, by SFace: below its same-person threshold, nobody.
+"""Whom do the pictures show? The nearest training face of each, by SFace; nobody, where that is farther than a stranger's is.
+
+Among 12,000 people everybody has a double: SFace's threshold for the same person, 0.363, is passed by 97 of 100 held-out
+photographs. A painted face is nobody here if its nearest training face is farther than that of three quarters of them.
 
     pip install -e ".[face]"
     python weights/recipe/nobody.py "All-Age-Faces Dataset" --embeddings faces-sface.npz --pictures weights/demo
@@ -14,8 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from lida.aaf import read_faces
-from lida.faces import SAME_PERSON, FaceNetworks
+from lida.faces import FaceNetworks
 from lida.images import open_image
+
+STRANGER = 0.42  # three quarters of the held-out photographs, cut to 96 px, have a training face nearer than this
 
 
 def main():
@@ -33,7 +38,7 @@ def main():
         kept = [i for i, vector in enumerate(vectors) if vector is not None]
         np.savez(args.embeddings, v=np.stack([vectors[i] for i in kept]), ids=np.array([faces[i].serial for i in kept]))
     known = np.load(args.embeddings)
-    print(f"{len(known['v'])} training faces; the same person from a cosine of {SAME_PERSON}")
+    print(f"{len(known['v'])} training faces; nobody below a cosine of {STRANGER}")
     worst = 0.0
     for path in [p for place in args.pictures for p in (sorted(place.glob("*.png")) if place.is_dir() else [place])]:
         vector = networks.embed(open_image(path))
@@ -43,7 +48,7 @@ def main():
         cosines = known["v"] @ vector
         worst = max(worst, float(cosines.max()))
         print(f"{path}: nearest is serial {known['ids'][cosines.argmax()]:05d} at {cosines.max():.3f}")
-    sys.exit(worst >= SAME_PERSON)
+    sys.exit(worst >= STRANGER)
 
 
 if __name__ == "__main__":

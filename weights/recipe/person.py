@@ -3,9 +3,9 @@
     python weights/recipe/person.py --embeddings faces-sface.npz \
         --prompt "a portrait photo of a man" --seed 41 --output_dir person-run
 
-The album's pictures are repaintings of the one portrait at various strengths and seeds, then photographed anew: mirrored,
-turned, cropped, relit. Kept are those that are still the person and, by nobody.py's embeddings of the training faces, nobody
-in them. Captions name the person: `a portrait photo of sks`.
+The album's pictures are repaintings of the one portrait by inversion, at various strengths and towards various prompts, then
+photographed anew: mirrored, turned, cropped, relit. Kept are those that are still the person and, by nobody.py's rule and
+embeddings of the training faces, nobody in them. Captions name the person: `a portrait photo of sks`.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from check import hash_of, save_picture
+from nobody import STRANGER
 from PIL import Image, ImageDraw, ImageEnhance
 
 from lida.faces import SAME_PERSON, FaceNetworks
@@ -68,11 +69,13 @@ def main():
     save_picture(mask, args.output_dir / "mask.png", base)
     lines, own, likeness = [], networks.embed(portrait), []
     for k in range(20 * args.pictures):
-        options = {"strength": rng.uniform(0.1, 0.3), "guidance_scale": 1.5, "generator": torch.Generator().manual_seed(k)}
-        picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), args.prompt, context=1.0, **options)[0]
+        options = {"strength": rng.uniform(0.2, 0.5), "guidance_scale": rng.uniform(1.0, 2.5), "num_inference_steps": 20}
+        prompt = str(rng.choice([args.prompt, "a portrait photo of a person", "a photo of a person", ""]))
+        options |= {"method": "inversion", "source_prompt": args.prompt, "context": 1.0}
+        picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), prompt, **options)[0]
         picture = photographed_anew(picture, rng)
         vector = networks.embed(picture)
-        if vector is None or own @ vector < SAME_PERSON or (known @ vector).max() >= SAME_PERSON:
+        if vector is None or own @ vector < SAME_PERSON or (known @ vector).max() >= STRANGER:
             continue
         name = f"{len(lines):02d}.png"
         save_picture(picture, album / name, base)

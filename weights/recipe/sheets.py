@@ -2,7 +2,7 @@
 
     python weights/recipe/sheets.py --embeddings faces-sface.npz
 
-Every face in them is invented: one that SFace takes for somebody in the training faces is left out of the samples, and
+Every face in them is invented: one that nobody.py takes for somebody is left out of the samples, and
 anywhere else it is an error. Rows of ages are what infer.py's defaults make of weights/demo/.
 """
 
@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from check import hash_of, save_picture
+from nobody import STRANGER
 from PIL import Image
 
 from lida.data import DEFAULT_TEMPLATE, caption
 from lida.errors import InputError, run
-from lida.faces import SAME_PERSON, FaceNetworks
+from lida.faces import FaceNetworks
 from lida.images import open_image, sheet, to_images, to_tensor
 from lida.masks import open_mask
 from lida.pipeline import StableDiffusion, age_face, generate
@@ -56,10 +57,11 @@ class Painter:
         self.sd.set_adapters(["age", letter], [1.0, weight])
         pictures = [photo]
         for age in AGES:
-            prompt, generator = caption(DEFAULT_TEMPLATE, SUBJECTS[letter], age), torch.Generator().manual_seed(4)
-            pictures += age_face(self.sd, photo, mask, prompt, guidance_scale=4.0, generator=generator)
+            prompt = caption(DEFAULT_TEMPLATE, SUBJECTS[letter], age)
+            options = {"method": "inversion", "source_prompt": f"a portrait photo of {SUBJECTS[letter]}"}
+            pictures += age_face(self.sd, photo, mask, prompt, strength=0.5, guidance_scale=3.0, **options)
         for picture, label in zip(pictures, ("the photograph", *AGES)):
-            if self.nearest(picture) >= SAME_PERSON:
+            if self.nearest(picture) >= STRANGER:
                 raise InputError(f"person-{letter}, weight {weight}, {label}: is somebody ({self.nearest(picture):.3f})")
         return pictures
 
@@ -70,7 +72,7 @@ class Painter:
         for k, subject in enumerate(("a girl", "a young woman", "a middle-aged man", "an old man")):
             options = {"guidance_scale": 3.0, "eta": 1.0, "num_images_per_prompt": count}
             drawn = generate(self.sd, f"a portrait photo of {subject}", generator=torch.Generator().manual_seed(k), **options)
-            pictures.append([picture for picture in drawn if self.nearest(picture) < SAME_PERSON][:8])
+            pictures.append([picture for picture in drawn if self.nearest(picture) < STRANGER][:8])
         return pictures
 
 

@@ -103,9 +103,17 @@ def test_peft_applies_what_we_write(sd, pipe, tmp_path, case):
     agree(again, lambda name: adapter.layers[name].delta)
 
 
-def test_pefts_folders_of_both_models(sd, tmp_path):
+def test_pefts_folders_of_both_models(sd, pipe, tmp_path):
     adapter = adapter_for(sd, ("attn2.to_k", *TEXT_TARGETS), (4, 2), (2.0,))
     save_adapter(tmp_path, adapter, "peft")
+    unet = peft.PeftModel.from_pretrained(pipe.unet, tmp_path / "unet", adapter_name="x").base_model.model
+    text = peft.PeftModel.from_pretrained(pipe.text_encoder, tmp_path / "text_encoder", adapter_name="x").base_model.model
+
+    def delta(path: str) -> torch.Tensor:
+        model = text if path.startswith(TEXT) else unet
+        return model.get_submodule(path.removeprefix(TEXT)).get_delta_weight("x")
+
+    agree(adapter, delta)
     again = load_adapter(tmp_path, sd)
     assert again.layers.keys() == adapter.layers.keys()
     agree(again, lambda name: adapter.layers[name].delta)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from conftest import ROOT, relative
 from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import lida
 from lida.data import read_examples
 from lida.images import cut, square_about, to_tensor
 
 WEIGHTS = ROOT / "weights"
+PERSONS = ("person-a", "person-b", "person-c", "person-d")
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +43,10 @@ def test_lida_tiny_and_its_age_adapter_paint_the_same_in_diffusers(tiny):
 
 
 def test_the_adapters_record_how_they_were_made():
-    age, person = (lida.load_adapter(WEIGHTS / f"{name}.safetensors") for name in ("age", "person-a"))
+    age, *persons = (lida.load_adapter(WEIGHTS / f"{name}.safetensors") for name in ("age", *PERSONS))
     assert age.metadata["template"] == "a portrait photo of {subject}, age {decade}" and age.metadata["ages"] == [2, 80]
-    for adapter in (age, person):
+    assert age.metadata["role"] == "age" and {person.metadata["role"] for person in persons} == {"identity"}
+    for adapter in (age, *persons):
         assert adapter.metadata["training"]["seed"] == 0 and adapter.metadata["training"]["final_loss"] > 0
 
 
@@ -75,8 +78,23 @@ def test_all_weights_together_stay_small():
     assert sum(path.stat().st_size for path in tracked) <= 30e6
 
 
-def test_the_album_is_a_dataset():
-    assert 20 <= len(read_examples(WEIGHTS / "person-a")) <= 30
+@pytest.mark.parametrize("person", PERSONS)
+def test_the_albums_are_datasets(person):
+    assert 20 <= len(read_examples(WEIGHTS / person)) <= 30
+
+
+def test_the_age_estimator_opens_with_transformers_own_classes():
+    """And gives, for squares of its size, what the recipe reads with it."""
+    model = AutoModelForImageClassification.from_pretrained(WEIGHTS / "age-estimator", dtype=torch.float32).eval()
+    processor = AutoImageProcessor.from_pretrained(WEIGHTS / "age-estimator")
+    photo = Image.open(WEIGHTS / "demo" / "person-a.png").convert("RGB")
+    pixel_values = processor(photo, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(pixel_values, to_tensor(photo), atol=1e-6)
+    with torch.no_grad():
+        probabilities = model(pixel_values).logits.softmax(-1)
+    age = float(probabilities @ torch.arange(81.0))
+    assert 20 < age < 70 and model.config.id2label[34] == "34"
+    assert sum(path.stat().st_size for path in (WEIGHTS / "age-estimator").iterdir()) <= 4e6
 
 
 def test_the_demo_makes_a_sheet(tmp_path):

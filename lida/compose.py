@@ -13,8 +13,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from .interference import part_of, thin_svd
-from .lora import LowRank
+from .interference import part_of
+from .lora import LowRank, thin_svd
 
 Parts = Sequence[tuple[LowRank, float]]
 Rule = Callable[[str, Parts], Tensor]
@@ -22,15 +22,9 @@ Weight = float | Callable[[int], float] | Mapping[str, float | Callable[[int], f
 BLOCKS = ("down", "mid", "up", "ends", "text")  # ends: conv_in, conv_out and the time embedding
 
 
-def delta(layer: LowRank) -> Tensor:
-    """(alpha / r) B A as a matrix."""
-    up, down = layer.factors()
-    return up @ down
-
-
 def weighted_sum(path: str, parts: Parts) -> Tensor:
     """sum_i w_i (alpha_i / r_i) B_i A_i: the reference that the other rules are measured by."""
-    return sum(weight * delta(layer) for layer, weight in parts)
+    return sum(weight * layer.delta.flatten(1) for layer, weight in parts)
 
 
 def orthogonalised(strength: float = 1.0, leading: int | None = None) -> Rule:
@@ -45,10 +39,10 @@ def orthogonalised(strength: float = 1.0, leading: int | None = None) -> Rule:
 
     def rule(path: str, parts: Parts) -> Tensor:
         (first, weight), *others = parts
-        u, _, v = (factor[..., :leading] for factor in thin_svd(first))
-        total = (weight * delta(first)).double()
+        u, _, v = (factor[..., :leading] for factor in thin_svd(*first.factors(torch.float64)))
+        total = (weight * first.delta.flatten(1)).double()
         for layer, other in others:
-            change = delta(layer).double()
+            change = layer.delta.flatten(1).double()
             total = total + other * (change - strength * (u @ (u.T @ change @ v) @ v.T))
         return total.float()
 
@@ -67,7 +61,7 @@ def ties(density: float = 0.2) -> Rule:
     check_density(density)
 
     def rule(path: str, parts: Parts) -> Tensor:
-        changes = torch.stack([trimmed(delta(layer), density) for layer, _ in parts])
+        changes = torch.stack([trimmed(layer.delta.flatten(1), density) for layer, _ in parts])
         sign = torch.where(changes.sum(0) >= 0, 1.0, -1.0)
         agreeing = changes.sign() == sign
         weights = torch.tensor([weight for _, weight in parts])[:, None, None]
@@ -84,7 +78,7 @@ def dare(density: float = 0.5, seed: int = 0) -> Rule:
         generator = torch.Generator().manual_seed(crc32(path.encode()) + seed)
         total = torch.zeros(())
         for layer, weight in parts:
-            change = delta(layer)
+            change = layer.delta.flatten(1)
             kept = torch.bernoulli(torch.full(change.shape, density), generator=generator)
             total = total + weight * change * kept.to(change.device) / density
         return total

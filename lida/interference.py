@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from .dialects import TEXT
-from .lora import LowRank
+from .lora import LowRank, thin_svd
 
 MEASURES = ("cosine", "columns", "rows", "b_inside_a", "a_inside_b")
 HEADINGS = ("layer", "norm a", "norm b", *MEASURES)
@@ -29,16 +28,6 @@ def part_of(path: str) -> str:
     return f"{path.split('_')[0]} {kind}" if re.match(r"(down|mid|up)_block", path) else f"ends {kind}"
 
 
-def thin_svd(layer: LowRank) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, k), S (k,), V (in, k) of the change, k its true rank; by QR of the factors."""
-    up, down = layer.factors(torch.float64)
-    q_up, r_up = torch.linalg.qr(up)
-    q_down, r_down = torch.linalg.qr(down.T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
-    k = int((s > 1e-7 * s[0]).sum()) if len(s) else 0
-    return q_up @ u[:, :k], s[:k], q_down @ vh[:k].T
-
-
 def compare_layer(a: LowRank, b: LowRank) -> dict[str, float]:
     """Two changes of one weight.
 
@@ -46,7 +35,7 @@ def compare_layer(a: LowRank, b: LowRank) -> dict[str, float]:
     column spaces and their row spaces (Bjorck and Golub 1973), 0 for spaces at right angles and 1 where the smaller lies in
     the larger. b_inside_a: the share of b's energy that lies in both spaces of a; a_inside_b likewise.
     """
-    (ua, sa, va), (ub, sb, vb) = thin_svd(a), thin_svd(b)
+    (ua, sa, va), (ub, sb, vb) = (thin_svd(*layer.factors(torch.float64)) for layer in (a, b))
     norm_a, norm_b = float(sa.norm()), float(sb.norm())
     columns, rows = ua.T @ ub, va.T @ vb  # (ka, kb)
     smaller = min(columns.shape)
@@ -80,7 +69,7 @@ def compare(a, b) -> dict[str, dict]:
         layers[path] = compare_layer(a.layers[path], b.layers[path])
     for path in a.layers.keys() ^ b.layers.keys():
         norms = {
-            name: float(thin_svd(x.layers[path])[1].norm()) if path in x.layers else 0.0
+            name: float(thin_svd(*x.layers[path].factors(torch.float64))[1].norm()) if path in x.layers else 0.0
             for name, x in (("norm_a", a), ("norm_b", b))
         }
         layers[path] = {**norms, "dot": 0.0, **dict.fromkeys(MEASURES, 0.0)}

@@ -186,16 +186,14 @@ class StableDiffusion:
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The guided noise prediction for these prompts, as a function of latents and timesteps.
 
-        One negative prompt stands for all, or there is one for each; any other number raises ValueError.
-
-        `known` (1, 5, h, w), for an inpainting model, goes along with the latents: mask and the masked picture's latents.
+        One negative prompt stands for all, or there is one for each; any other number raises ValueError. `known`
+        (1, 5, h, w), for an inpainting model, goes along with the latents: mask and the masked picture's latents.
         """
         cond = encode_prompts(self.text_encoder, prompts)  # (B, M, C)
         negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
         if len(negative) != len(prompts):
             raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} pictures; give one, or one for each")
         uncond = encode_prompts(self.text_encoder, negative) if guidance_scale > 1 else None
-
         changing = any(varies(weight) for weight in self.weights.values())
 
         def unet(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:

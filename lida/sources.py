@@ -99,7 +99,7 @@ def weights_file(source: str | Path, part: str, name: str = WEIGHTS) -> Path:
 
 def is_single_file(source: str | Path) -> bool:
     """Whether the source is one file that holds all parts."""
-    return local(source, "model_index.json").is_file()
+    return Path(source).is_file() and local(source).is_file()  # local() refuses pickles; an id of the hub is never a file
 
 
 def part_of_single_file(path: Path, part: str) -> dict[str, Tensor]:

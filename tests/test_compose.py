@@ -8,7 +8,7 @@ from peft.utils import merge_utils
 from test_adapters import adapter_for
 
 import lida
-from lida.compose import During, dare, delta, orthogonalised, parse_weight, ties, weight_at, weighted_sum
+from lida.compose import During, dare, orthogonalised, parse_weight, ties, weight_at, weighted_sum
 from lida.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
 
 
@@ -21,7 +21,7 @@ PARTS = [(layer(0), 0.7), (layer(1, rank=6), 0.5), (layer(2), -0.3)]
 
 
 def test_ties_equals_peft():
-    changes, weights = [delta(part) for part, _ in PARTS], torch.tensor([weight for _, weight in PARTS])
+    changes, weights = [part.delta for part, _ in PARTS], torch.tensor([weight for _, weight in PARTS])
     expected = merge_utils.ties(changes, weights, 0.3)
     assert torch.allclose(ties(0.3)("x", PARTS), expected, rtol=0, atol=1e-6) and expected.abs().sum() > 0
 
@@ -30,7 +30,7 @@ def test_dare_equals_peft():
     """From the same draws; and another path or seed draws others."""
     from zlib import crc32
 
-    changes, weights = [delta(part) for part, _ in PARTS], torch.tensor([weight for _, weight in PARTS])
+    changes, weights = [part.delta for part, _ in PARTS], torch.tensor([weight for _, weight in PARTS])
     torch.manual_seed(crc32(b"x") + 5)
     assert torch.allclose(dare(0.5, 5)("x", PARTS), merge_utils.dare_linear(changes, weights, 0.5), rtol=0, atol=1e-5)
     assert torch.equal(dare(0.5)("x", PARTS), dare(0.5)("x", PARTS))
@@ -41,15 +41,15 @@ def test_dare_equals_peft():
 def test_orthogonalising_takes_what_lies_in_both_spaces_and_no_more():
     (first, w), (second, v), _ = PARTS
     assert torch.allclose(orthogonalised(0.0)("x", PARTS), weighted_sum("x", PARTS), rtol=0, atol=1e-5)
-    u, _, vh = torch.linalg.svd(delta(first).double(), full_matrices=False)
+    u, _, vh = torch.linalg.svd(first.delta.double(), full_matrices=False)
     u, vh = u[:, :4], vh[:4]
     for strength in (0.5, 1.0):
-        left = (orthogonalised(strength)("x", PARTS[:2]).double() - w * delta(first)) / v
-        inside = u.T @ delta(second).double() @ vh.T
+        left = (orthogonalised(strength)("x", PARTS[:2]).double() - w * first.delta) / v
+        inside = u.T @ second.delta.double() @ vh.T
         assert torch.allclose(u.T @ left @ vh.T, (1 - strength) * inside, atol=1e-4) and inside.norm() > 1
-        assert torch.allclose(left - delta(second), -strength * u @ inside @ vh, atol=1e-4)
-    assert torch.equal(orthogonalised(1.0)("x", PARTS[:1]), w * delta(first))
-    one = orthogonalised(1.0, leading=1)("x", PARTS[:2]).double() - w * delta(first)
+        assert torch.allclose(left - second.delta, -strength * u @ inside @ vh, atol=1e-4)
+    assert torch.equal(orthogonalised(1.0)("x", PARTS[:1]), w * first.delta)
+    one = orthogonalised(1.0, leading=1)("x", PARTS[:2]).double() - w * first.delta
     assert (u[:, :1].T @ one @ vh[:1].T).abs() < 1e-4 < (u.T @ one @ vh.T).norm()
 
 

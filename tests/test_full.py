@@ -81,22 +81,21 @@ def test_cleaning_that_openai_did_and_transformers_does_not(tokenizer, vocabular
     assert ours != theirs
 
 
+def write_model(folder, tokenizer, in_channels: int = 4) -> None:
+    """SD1.5 with random weights in float32, as diffusers writes it."""
+    torch.manual_seed(in_channels)
+    unet = diffusers.UNet2DConditionModel(in_channels=in_channels, sample_size=64, cross_attention_dim=768)
+    text, schedule = CLIPTextModel(CLIPTextConfig(**TEXT)), diffusers.DDIMScheduler(**SCHEDULE)
+    kind = diffusers.StableDiffusionPipeline if in_channels == 4 else diffusers.StableDiffusionInpaintPipeline
+    pipe = kind(diffusers.AutoencoderKL(**VAE), text, tokenizer, unet, schedule, None, None, requires_safety_checker=False)
+    pipe.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module", params=[4, 9], ids=["4 channels", "9 channels"])
 def folder(request, tmp_path_factory, tokenizer):
-    """A model of full size with random weights, on disk for as long as its tests run."""
-    torch.manual_seed(request.param)
+    """A model of full size, on disk for as long as its tests run."""
     folder = tmp_path_factory.mktemp("full")
-    unet = diffusers.UNet2DConditionModel(in_channels=request.param, sample_size=64, cross_attention_dim=768)
-    parts = (
-        diffusers.AutoencoderKL(**VAE),
-        CLIPTextModel(CLIPTextConfig(**TEXT)),
-        tokenizer,
-        unet,
-        diffusers.DDIMScheduler(**SCHEDULE),
-    )
-    kind = diffusers.StableDiffusionPipeline if request.param == 4 else diffusers.StableDiffusionInpaintPipeline
-    kind(*parts, None, None, requires_safety_checker=False).save_pretrained(folder)
-    del unet, parts
+    write_model(folder, tokenizer, request.param)
     yield folder
     shutil.rmtree(folder)
 

@@ -75,28 +75,6 @@ def measure(library: str, folder: Path, dtype: torch.dtype) -> dict:
     return {"growth_gb": growth / 1e9, "growth_over_weights": growth / weights, "seconds_to_first_forward": seconds}
 
 
-def write_model(folder: Path) -> None:
-    """SD1.5 with random weights in float32."""
-    import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import SCHEDULE
-    from test_full import TEXT, VAE
-
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "weights" / "lida-tiny" / "tokenizer")
-    unet = diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    parts = (
-        diffusers.AutoencoderKL(**VAE),
-        CLIPTextModel(CLIPTextConfig(**TEXT)),
-        tokenizer,
-        unet,
-        diffusers.DDIMScheduler(**SCHEDULE),
-    )
-    diffusers.StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False).save_pretrained(folder)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the random model lies, or goes")
@@ -107,7 +85,11 @@ def main():
         print(json.dumps(measure(args.one[0], args.folder, DTYPES[args.one[1]])))
         return
     if not (args.folder / "model_index.json").exists():
-        write_model(args.folder)
+        sys.path.insert(0, str(ROOT / "tests"))
+        from test_full import write_model
+        from transformers import CLIPTokenizer
+
+        write_model(args.folder, CLIPTokenizer.from_pretrained(ROOT / "weights" / "lida-tiny" / "tokenizer"))
     for dtype in DTYPES:
         best = {}
         for library in ("lida", "diffusers") * args.repeat:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import ResNetForImageClassification
+from vae import psnr, reconstructed, tensors
 
 from lida.faces import SAME_PERSON
 from lida.images import sheet, to_images
@@ -45,21 +46,12 @@ def pooled(estimator: ResNetForImageClassification, x: Tensor) -> np.ndarray:
     return np.concatenate([estimator.resnet(part).pooler_output.flatten(1).numpy() for part in x.split(64)])
 
 
-def tensors(pixels: np.ndarray) -> Tensor:
-    """uint8 squares (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@torch.no_grad()
 def reconstructions(vae: VAE, x: Tensor, instruments: Instruments) -> dict:
-    """PSNR in dB and SFace's cosine of reconstructions through the posterior's mean to the pictures."""
-    y = torch.cat([vae.decode(vae.encode(part, sample=False)) for part in x.split(64)]).clamp(-1, 1)
-    psnr = (10 * torch.log10(4 / ((x - y) ** 2).mean(dim=(1, 2, 3)))).mean()
-    pairs = [
-        [instruments.faces.embed(picture) for picture in to_images(p[None])[:1] + to_images(q[None])] for p, q in zip(x, y)
-    ]
+    """PSNR in dB and SFace's cosine of reconstructions to the pictures."""
+    y = reconstructed(vae, x)
+    pairs = [[instruments.faces.embed(picture) for picture in pair] for pair in zip(to_images(x), to_images(y))]
     cosines = [a @ b for a, b in pairs if a is not None and b is not None]
-    return {"psnr": float(psnr), "sface_cosine": float(np.mean(cosines)), "pairs_with_faces": len(cosines) / len(pairs)}
+    return {"psnr": psnr(x, y), "sface_cosine": float(np.mean(cosines)), "pairs_with_faces": len(cosines) / len(pairs)}
 
 
 def samples(args: argparse.Namespace, sd: StableDiffusion, faces) -> list[Image.Image]:

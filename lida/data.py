@@ -1,85 +1,191 @@
 """Training pictures with captions: a folder with a metadata.jsonl, as the datasets library's "imagefolder" reads it."""
 
+import codecs
+import csv
 import hashlib
 import json
-import string
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .errors import InputError
 from .images import centre_square, open_image, to_tensor
+from .masks import open_mask
 from .vae import VAE
 
 METADATA = "metadata.jsonl"
-CAPTIONING = "captioning.json"  # how the captions were made, where a tool of this library made them
-DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
-
-
-def caption(template: str, subject: str, age: int) -> str:
-    """The template with {subject} ("a man"), {decade} ("60s") and {age} ("64") filled in."""
-    return template.format(subject=subject, decade=f"{age // 10 * 10}s", age=age)
-
-
-def check_template(template: str, where: str = "--template") -> str:
-    """The template itself; raises InputError unless its fields are some of {subject}, {decade} and {age}."""
-    cure = "fields are {subject}, {decade} and {age}"
-    try:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{where} {template!r}: {error}; {cure}") from None
-    if names - {"subject", "decade", "age"} or not names & {"decade", "age"}:
-        raise InputError(f"{where} {template!r}: must name {{decade}} or {{age}}; {cure}")
-    return template
+MASKS = "masks"  # the folder of masks, each named like its picture, as .png
+PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture and its caption."""
+    """A picture, its caption, its size (width, height) as displayed, its mask if it has one, and its whole line."""
 
     path: Path
     text: str
+    size: tuple[int, int]
+    mask: Path | None = None
+    row: dict = field(default_factory=dict)
 
 
-def read_examples(folder: str | Path) -> list[Example]:
-    """The pictures that folder/metadata.jsonl names, one {"file_name", "text"} a line.
+def read_examples(
+    folder: str | Path, image_column: str = "image", caption_column: str = "text", smallest: int = 1
+) -> list[Example]:
+    """The pictures that the metadata.jsonl (or .csv) in a folder and in those below it name, one a line, each checked.
 
-    Raises InputError with file, line and value where a line is broken or its picture is absent or no picture.
+    Every picture is decoded. A line has the picture's path from its metadata's folder as `file_name`, or for another
+    `image_column` as `<image_column>_file_name` or under that name itself, and its caption as `caption_column`. Without any
+    metadata, each picture's caption is the .txt beside it. Raises InputError with every fault, by file and line: a broken
+    line, a text that is missing or empty, a picture that is missing, broken, named twice, outside of the folder or shorter
+    than `smallest` pixels on a side, a mask (masks/<stem>.png) that is broken or of another size.
     """
-    path = Path(folder, METADATA)
-    if not path.is_file():
-        raise InputError(f'{path}: no such file; it has one {{"file_name": ..., "text": ...}} a line')
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give one with pictures and a {METADATA}")
+    names = ([f"{image_column}_file_name", image_column] + ["file_name"] * (image_column == "image"), caption_column)
+    lines = list(lines_of(folder))
+    counts = Counter(os.path.normpath(base / picture) for _, base, row in lines if (picture := picture_of(row, names[0])))
+
+    def check(line: tuple[str, Path, dict | str]) -> Example | str:
+        where, base, row = line
+        try:
+            example = example_of(base, row, *names, smallest)
+        except InputError as error:
+            return f"{where}: {error}"
+        if counts[os.path.normpath(example.path)] > 1:
+            return (
+                f"{where}: {example.path} is named {counts[os.path.normpath(example.path)]} times; take out all lines but one"
+            )
+        return example
+
+    with ThreadPoolExecutor() as pool:
+        checked = list(tqdm(pool.map(check, lines), total=len(lines), desc="checking pictures", unit="picture", disable=None))
+    faults = [fault for fault in checked if isinstance(fault, str)]
+    if faults:
+        raise InputError(*faults)
+    if not checked:
+        raise InputError(f'{folder}: names no pictures; write a {METADATA} with one {{"file_name": ..., "text": ...}} a line')
+    warn_of_the_rest(folder, checked)
+    return checked
+
+
+def lines_of(folder: Path) -> Iterator[tuple[str, Path, dict | str]]:
+    """Where each line stands, the folder that its picture's path starts from, and its columns, or what is wrong with it."""
+    metadata = sorted(path for path in folder.rglob("metadata.*") if path.suffix in (".jsonl", ".csv", ".parquet"))
+    for path in metadata:
+        if path.suffix == ".parquet":
+            yield str(path), path.parent, f"is not read here; write it as {METADATA}"
+        elif path.suffix == ".csv" and path.with_suffix(".jsonl") in metadata:
+            yield str(path), path.parent, f"lies beside a {METADATA}; remove one of the two"
+        else:
+            for number, row in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+                if row.strip() and path.suffix == ".jsonl":
+                    yield f"{path}:{number}", path.parent, json_of(row)
+            if path.suffix == ".csv":
+                yield from csv_lines_of(path)
+    if not metadata:
+        for path in pictures_below(folder):
+            text = path.with_suffix(".txt")
+            try:
+                yield (
+                    str(path),
+                    folder,
+                    {"file_name": str(path.relative_to(folder)), "text": text.read_text("utf-8-sig").strip()},
+                )
+            except FileNotFoundError:
+                yield str(path), folder, f"has no caption: neither a {METADATA} nor {text.name} beside it; write one of them"
+            except UnicodeDecodeError as error:
+                yield str(text), folder, f"is not UTF-8 ({error.reason} at byte {error.start}); save it as that"
+
+
+def json_of(line: bytes) -> dict | str:
+    """The line's object, or what is wrong with the line."""
+    cure = 'make it {"file_name": ..., "text": ...}'
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as UTF-8 ({error}); save it as that") from None
-    examples = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
-            raise InputError(f'{path}:{number}: {line[:80]!r} is not {{"file_name": ..., "text": ...}}; mend the line')
-        picture = Path(folder, row["file_name"])
-        try:
-            with Image.open(picture):  # reads the header alone
-                pass
-        except (OSError, Image.DecompressionBombError):
-            what = "is not an image that Pillow can read" if picture.exists() else "does not exist"
-            raise InputError(f"{path}:{number}: {picture} {what}; mend the file or take out the line") from None
-        examples.append(Example(picture, row["text"]))
-    if not examples:
-        raise InputError(f"{path}: names no pictures; write one line for each")
-    return examples
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return f"{line[:80]!r} is not UTF-8 ({error.reason} at byte {error.start}); save the file as that"
+    except (ValueError, RecursionError) as error:
+        return f"{line.decode()[:80]!r} is not JSON ({error}); {cure}"
+    return row if isinstance(row, dict) else f"{line.decode()[:80]!r} is not an object; {cure}"
+
+
+def csv_lines_of(path: Path) -> Iterator[tuple[str, Path, dict | str]]:
+    """The lines of a metadata.csv, as lines_of() has them."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                whole = None not in row and None not in row.values()
+                yield f"{path}:{reader.line_num}", path.parent, row if whole else "has not as many columns as the first line"
+    except (UnicodeDecodeError, csv.Error) as error:
+        yield str(path), path.parent, f"not readable as CSV in UTF-8 ({error}); save it as that"
+
+
+def picture_of(row: dict | str, columns: Sequence[str]) -> str | None:
+    """The path that the line gives its picture in one of the columns, if it does."""
+    names = [row[column] for column in columns if column in row] if isinstance(row, dict) else []
+    return names[0] if names and isinstance(names[0], str) else None
+
+
+def example_of(base: Path, row: dict | str, columns: Sequence[str], caption_column: str, smallest: int) -> Example:
+    """The example that a line stands for; raises InputError for the first fault of the line, its picture or its mask."""
+    if isinstance(row, str):
+        raise InputError(row)
+    name, text = picture_of(row, columns), row.get(caption_column)
+    if name is None:
+        raise InputError(f"{str(row)[:80]} names no picture as {columns[-1]!r}; add it, or choose another --image_column")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{caption_column!r} of {name} is {text!r}, no caption; write one, or choose another --caption_column")
+    path = inside(base, name)
+    size = open_image(path).size
+    if min(size) < smallest:
+        raise InputError(
+            f"{path}: is {size[0]}x{size[1]} pixels, too small; below {smallest} there is too little to learn from"
+        )
+    mask = base / MASKS / Path(name).with_suffix(".png")
+    if not mask.is_file():
+        return Example(path, text, size, None, row)
+    open_mask(inside(base, str(mask.relative_to(base))), size)
+    return Example(path, text, size, mask, row)
+
+
+def inside(base: Path, name: str) -> Path:
+    """The file of that name below the folder; raises InputError where it is not there, or leads out of it."""
+    path = base / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"{name} leaves the folder; give a path from {base} downwards")
+    if not os.path.isfile(path):
+        raise InputError(f"{path} does not exist; add the file or take out the line")
+    if not path.resolve().is_relative_to(base.resolve()):
+        raise InputError(f"{path} is a link out of the folder, to {path.resolve()}; copy the file here")
+    return path
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """The files that look like pictures in a folder and those below it, but for masks and what is hidden, by name."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    return sorted(p for p in found if not any(part == MASKS or part[0] == "." for part in p.relative_to(folder).parts))
+
+
+def warn_of_the_rest(folder: Path, examples: Iterable[Example]) -> None:
+    """Say which pictures and masks in the folder are not used."""
+    used = {example.path for example in examples} | {example.mask for example in examples}
+    masks = (path for path in folder.rglob("*.png") if MASKS in path.relative_to(folder).parts)
+    for what, found in (("pictures stand in no line", pictures_below(folder)), ("masks belong to no picture", masks)):
+        rest = sorted(path for path in found if path not in used)
+        if rest:
+            warnings.warn(f"{folder}: {len(rest)} {what} and are not used, such as {rest[0]}")
 
 
 def data_fingerprint(examples: Sequence[Example]) -> dict:
@@ -89,30 +195,6 @@ def data_fingerprint(examples: Sequence[Example]) -> dict:
         with open(example.path, "rb") as file:
             rows.append(hashlib.file_digest(file, "sha256").hexdigest() + example.text)
     return {"count": len(rows), "sha256": hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()}
-
-
-def read_captioning(folder: str | Path) -> dict:
-    """What the tool that captioned the folder recorded: `template` and the `ages` it saw; {} where none did."""
-    path = Path(folder, CAPTIONING)
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); caption the folder again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}, not an object; caption the folder again")
-    return check_captioning(values, path)
-
-
-def check_captioning(values: dict, where: str | Path) -> dict:
-    """What was recorded of captions, from a folder or an adapter's metadata; raises InputError where it cannot be used."""
-    if "template" in values:
-        check_template(values["template"], f"{where}: template")
-    ages = values.get("ages", [0, 99])
-    if not isinstance(ages, list) or [type(age) for age in ages] != [int, int]:
-        raise InputError(f"{where}: ages is {ages!r}, not the youngest and the oldest, such as [2, 80]")
-    return values
 
 
 def with_posteriors(images: "CaptionedImages", vae: VAE, batch_size: int) -> list[tuple[Tensor, str]]:

@@ -5,9 +5,17 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+SHOWN = 200  # faults at most that run() prints
+
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message is one line and says what would help."""
+    """Something the user gave cannot be used. The message is one line and says what would help.
+
+    Several faults of one input are told together, each a message: `InputError(*faults)`.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 def output_folder(path: str | Path) -> Path:
@@ -23,7 +31,7 @@ def output_folder(path: str | Path) -> Path:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main(); an InputError ends it with that one line and exit code 2, as argparse's own errors do.
+    """Run a script's main(); an InputError ends it with a line a fault and exit code 2, as argparse's own errors do.
 
     A warning is one line too.
     """
@@ -32,7 +40,10 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except InputError as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)  # what a library says may have line breaks
+            for fault in error.args[:SHOWN]:
+                print("error:", " ".join(str(fault).split()), file=sys.stderr)  # what a library says may have line breaks
+            if len(error.args) > SHOWN:
+                print(f"error: ... and {len(error.args) - SHOWN} more", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)

@@ -1,13 +1,18 @@
 """Pictures: PIL <-> tensors, cutting a square out and pasting it back, contact sheets, settings inside a PNG."""
 
+import io
 import json
+import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -16,15 +21,55 @@ from .errors import InputError
 Box = tuple[int, int, int]  # left, top, side of a square in pixels; it may reach beyond the picture
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """A photograph, upright and RGB; raises InputError where there is none."""
+def open_image(path: str | Path, background: str = "white") -> Image.Image:
+    """A photograph as viewers display it, in RGB: upright, in sRGB, the first frame, over `background` where transparent.
+
+    Raises InputError where there is none. Of 16 bits a channel the upper eight are kept.
+    """
+    if Path(path).suffix.lower() in (".heic", ".heif"):
+        if find_spec("pillow_heif") is None:
+            raise InputError(f"{path}: pillow-heif is not installed, which reads it: pip install lida-aging[heic]")
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image), path, background)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give a photograph") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers of broken files raise anything
         raise InputError(f"{path}: not an image that Pillow can read ({error}); save it as PNG or JPEG") from None
+
+
+def to_rgb(image: Image.Image, path: str | Path, background: str) -> Image.Image:
+    """Of any mode and colour profile -> RGB in sRGB."""
+    if image.mode == "F":
+        raise ValueError("its values are floating-point numbers, of which nothing says what is white")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        rgba.info["icc_profile"] = image.info.get("icc_profile")
+        below = Image.new("RGBA", image.size, background)
+        return Image.alpha_composite(below, Image.merge("RGBA", (*to_srgb(rgba, path).split(), rgba.getchannel("A")))).convert(
+            "RGB"
+        )
+    return to_srgb(image, path)
+
+
+def to_srgb(image: Image.Image, path: str | Path) -> Image.Image:
+    """The colours through the embedded profile into sRGB; without one, or with sRGB itself, as they are."""
+    profile, mode = image.info.get("icc_profile"), {"P": "RGB", "PA": "RGB", "RGBA": "RGB", "LA": "L", "1": "L"}.get(image.mode)
+    image = image.convert(mode) if mode else image
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(source):
+                return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError) as error:
+            warnings.warn(f"{path}: its colour profile cannot be used ({error}), so that its colours are taken for sRGB")
+    return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -69,6 +114,17 @@ def cut(image: Image.Image, box: Box, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
 
+def cut_turned(image: Image.Image, centre: np.ndarray, axes: np.ndarray, side: float, size: int) -> Image.Image:
+    """The square of `side` pixels about `centre` whose sides run along `axes` (2, 2: across, down), at size x size."""
+    reach = math.ceil(side * np.abs(axes).sum(0).max()) + 4
+    left, top = (int(x) - reach // 2 for x in centre)
+    upright = cut(image, (left, top, reach), reach)
+    corner, step = centre - (left, top) - side / 2 * axes.sum(0), axes * side / round(side)
+    affine = (step[0, 0], step[1, 0], corner[0], step[0, 1], step[1, 1], corner[1])  # to source pixels
+    turned = upright.transform((round(side),) * 2, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    return turned.resize((size, size), Image.Resampling.LANCZOS)
+
+
 def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, feather: float = 0.02) -> Image.Image:
     """The picture with `patch` at the square, mixed in by the mask; where that is 0 every pixel stays as it was.
 
@@ -107,13 +163,28 @@ def sheet(images: Sequence[Image.Image], labels: Sequence[str], height: int = 32
     return row
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the file's place when that is done; so that the file is whole, or as it was."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_image(image: Image.Image, path: Path, **options) -> None:
+    """Write a PNG or JPEG whole or not at all; `options` are Pillow's."""
+    with written_whole(path) as part:
+        image.save(part, format={".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
+
+
 def save_png(image: Image.Image, path: str | Path, settings: dict) -> None:
-    """Write a PNG whole or not at all, with `settings` as JSON under the key "lida" and in a .json file beside it."""
+    """Write a PNG with `settings` as JSON under the key "lida" and in a .json file beside it."""
     path, text = Path(path), json.dumps(settings, indent=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PngInfo()
     info.add_itxt("lida", text)
-    part = path.with_suffix(".part")
-    image.save(part, format="PNG", pnginfo=info)
-    os.replace(part, path)
+    save_image(image, path, pnginfo=info)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")

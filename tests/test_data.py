@@ -1,146 +1,230 @@
-"""Datasets: an imagefolder as written by hand, and All-Age-Faces as downloaded."""
+"""Training folders: what is read from them, as the datasets library reads it, and every fault that is told."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from conftest import noise_image
+from PIL import Image
 
 import lida
-from lida.aaf import read_faces, read_landmarks, write_dataset
-from lida.data import (
-    DEFAULT_TEMPLATE,
-    CaptionedImages,
-    caption,
-    check_captioning,
-    check_template,
-    read_captioning,
-    read_examples,
-)
+from lida.captions import caption, check_captioning, check_template, read_captioning
+from lida.data import CaptionedImages, read_examples
 
 
-@pytest.fixture
-def aaf(tmp_path):
-    """Five faces in the layout of the download; one is held out."""
-    folder = tmp_path / "All-Age-Faces Dataset"
-    for name in ("original images", "key points", "image sets"):
-        (folder / name).mkdir(parents=True)
-    names = ["00000A02", "00008A09", "00009A10", "07380A64", "13321A80"]
-    for i, name in enumerate(names):
-        noise_image(30, 34, i).save(folder / "original images" / f"{name}.jpg")
-        np.savetxt(folder / "key points" / f"{name}.txt", np.random.default_rng(i).random((49, 2)) * 30)
-    (folder / "image sets" / "train.txt").write_text("00000A02.jpg 0\n00009A10.jpg 0\n13321A80.jpg 1\n")
-    (folder / "image sets" / "val.txt").write_text("00008A09.jpg 0\n07380A64.jpg 1\n")
+def line(name: str, text: str = "a man", **more) -> str:
+    return json.dumps({"file_name": name, "text": text, **more})
+
+
+def fill(folder: Path, files: dict[str, str | bytes | Image.Image]) -> Path:
+    """A folder with these texts, bytes and pictures."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, Image.Image):
+            content.save(path)
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return folder
 
 
-def test_aaf_becomes_an_imagefolder(aaf, tmp_path):
-    assert [face.age for face in read_faces(aaf)] == [2, 9, 10, 64, 80]
-    assert [face.serial for face in read_faces(aaf, "held_out")] == [9]
-    write_dataset(read_faces(aaf, "train"), tmp_path / "out")
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
-    assert rows == [
-        {"file_name": "00000A02.jpg", "text": "a portrait photo of a woman, age 0s"},
-        {"file_name": "00008A09.jpg", "text": "a portrait photo of a woman, age 0s"},
-        {"file_name": "07380A64.jpg", "text": "a portrait photo of a man, age 60s"},
-        {"file_name": "13321A80.jpg", "text": "a portrait photo of a man, age 80s"},
+A, B = noise_image(70, 80, 0), noise_image(60, 64, 1)
+SOUND = {
+    "plain": ({"a.png": A, "b.png": B, "metadata.jsonl": f"{line('a.png')}\n\n{line('b.png', 'naïve 😀')}\n"}, {}),
+    "byte-order mark, CRLF": ({"a.png": A, "metadata.jsonl": f"\ufeff{line('a.png')}\r\n"}, {}),
+    "folder below": ({"x/a.png": A, "metadata.jsonl": line("x/a.png")}, {}),
+    "metadata below": (
+        {"x/a.png": A, "y/a.png": B, "x/metadata.jsonl": line("a.png", "x"), "y/metadata.jsonl": line("a.png", "y")},
+        {},
+    ),
+    "csv": ({"a.png": A, "b.png": B, "metadata.csv": 'file_name,text\na.png,a man\nb.png,"a, b"\n'}, {}),
+    "masks and others": ({"a.png": A, "b.png": B, "masks/a.png": A.convert("L"), "metadata.jsonl": line("a.png", age=3)}, {}),
+    "other columns": (
+        {"a.png": A, "metadata.jsonl": '{"pic_file_name": "a.png", "said": "x"}'},
+        {"image_column": "pic", "caption_column": "said"},
+    ),
+    "image_file_name": ({"a.png": A, "metadata.jsonl": '{"image_file_name": "./a.png", "text": "x"}'}, {}),
+    "kinds of picture": (
+        {"a.jpg": A, "b.webp": B, "c.gif": A.convert("P"), "d.png": B.convert("L"), "e.tif": A.convert("CMYK")}
+        | {"f.bmp": B.convert("1")}
+        | {"metadata.jsonl": "\n".join(line(name) for name in ("a.jpg", "b.webp", "c.gif", "d.png", "e.tif", "f.bmp"))},
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*not used")
+@pytest.mark.parametrize("name", SOUND)
+def test_folders_are_read_as_datasets_reads_them(name, tmp_path):
+    """The call is that of diffusers' training scripts."""
+    files, columns = SOUND[name]
+    folder = fill(tmp_path / "data", files)
+    datasets.disable_progress_bars()
+    theirs = datasets.load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, cache_dir=tmp_path / "cache")["train"]
+    image_column, caption_column = columns.get("image_column", "image"), columns.get("caption_column", "text")
+    expected = sorted((row[caption_column], row[image_column].convert("RGB").tobytes()) for row in theirs)
+    examples = read_examples(folder, **columns)
+    assert sorted((e.text, lida.images.open_image(e.path).tobytes()) for e in examples) == expected
+    assert all(e.size == Image.open(e.path).size for e in examples)
+
+
+def test_a_line_brings_its_mask_and_its_other_columns(tmp_path):
+    folder = fill(tmp_path, SOUND["masks and others"][0])
+    with pytest.warns(UserWarning, match="1 pictures stand in no line and are not used, such as .*b.png"):
+        (example,) = read_examples(folder)
+    assert example.mask == folder / "masks" / "a.png" and example.row["age"] == 3 and example.size == (70, 80)
+    fill(tmp_path, {"masks/c.png": A.convert("L"), "metadata.jsonl": "\n".join(map(line, ("a.png", "b.png")))})
+    with pytest.warns(UserWarning, match="1 masks belong to no picture and are not used, such as .*c.png"):
+        assert [example.mask is None for example in read_examples(folder)] == [False, True]
+
+
+def test_texts_beside_the_pictures_are_captions(tmp_path):
+    folder = fill(tmp_path, {"a.png": A, "a.txt": " a man\n", "x/b.png": B, "x/b.txt": "a b", "masks/a.png": A.convert("L")})
+    assert [(e.path.name, e.text, e.mask is None) for e in read_examples(folder)] == [
+        ("a.png", "a man", False),
+        ("b.png", "a b", True),
     ]
-    for row in rows:
-        assert (tmp_path / "out" / row["file_name"]).read_bytes() == (aaf / "original images" / row["file_name"]).read_bytes()
-    assert read_captioning(tmp_path / "out") == {"template": DEFAULT_TEMPLATE, "ages": [2, 80]}
-    assert read_landmarks(aaf, read_faces(aaf)[0]).shape == (49, 2)
-    with pytest.raises(lida.InputError, match="metadata.jsonl: exists"):
-        write_dataset(read_faces(aaf), tmp_path / "out")
+    (folder / "x" / "b.txt").write_bytes(b"\xff\xfe")
+    (folder / "a.txt").unlink()
+    with pytest.raises(lida.InputError, match="a.png: has no caption(?s:.*)b.txt: is not UTF-8"):
+        read_examples(folder)
+
+
+FAULTS = {
+    '{"file_name": "a.png"}': "'text' of a.png is None, no caption",
+    line("a.png", 3): "'text' of a.png is 3, no caption",
+    line("a.png", " "): "'text' of a.png is ' ', no caption",
+    line("a.png", ["a", "b"]): "'text' of a.png is ['a', 'b'], no caption",
+    '{"text": "x"}': "names no picture as 'file_name'",
+    line(3): "names no picture as 'file_name'",
+    '{"file_name": "a.png", "text": "x"': "is not JSON",
+    '{"file_name": "a.png", "text": "a\u2028b': "is not JSON",
+    "[" * 100000: "is not JSON",
+    '["a.png", "x"]': "is not an object",
+    "null": "is not an object",
+    "text": "is not JSON",
+    line("none.png"): "none.png does not exist",
+    line(""): "does not exist",
+    line("x"): "x does not exist",
+    line("a\0.png"): "does not exist",
+    line("a" * 5000): "does not exist",
+    line("metadata.jsonl"): "metadata.jsonl: not an image",
+    line("half.png"): "half.png: not an image",
+    line("half.jpg"): "half.jpg: not an image",
+    line("empty.jpg"): "empty.jpg: not an image",
+    line("float.tif"): "floating-point",
+    line("tiny.png"): "tiny.png: is 5x70 pixels, too small; below 16",
+    line("../outside.png"): "../outside.png leaves the folder",
+    line("x/../a.png"): "leaves the folder",
+    line(os.path.abspath("a.png")): "leaves the folder",
+    line("out.png"): "out.png is a link out of the folder",
+    line("linked/outside.png"): "is a link out of the folder",
+    line("dangling.png"): "dangling.png does not exist",
+    line("m.png"): "the mask is 60x64, the photograph 70x80",
+    line("k.png"): "the mask is black",
+    line("n.png"): "masks/n.png: not an image",
+}
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder with a picture for each fault, and a file outside of it."""
+    folder = fill(
+        tmp_path / "data", {name: A for name in ("a.png", "m.png", "k.png", "n.png", "x/a.png", "half.jpg", "half.png")}
+    )
+    fill(tmp_path, {"elsewhere/outside.png": A, "outside.png": A})
+    for name in ("half.jpg", "half.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-900])
+    fill(folder, {"empty.jpg": b"", "tiny.png": noise_image(5, 70), "float.tif": Image.new("F", (70, 80))})
+    fill(folder / "masks", {"m.png": B.convert("L"), "k.png": Image.new("L", A.size, 7), "n.png": b"no picture"})
+    (folder / "out.png").symlink_to(tmp_path / "outside.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "dangling.png").symlink_to(tmp_path / "nowhere")
+    return folder
+
+
+def test_every_fault_is_told_at_once_with_its_line(broken):
+    path = broken / "metadata.jsonl"
+    path.write_bytes("\n".join(FAULTS).encode() + b"\n" + '{"file_name": "naïve.png", "text": "x"}'.encode("latin-1"))
+    with pytest.raises(lida.InputError) as error:
+        read_examples(broken, smallest=16)
+    told = error.value.args
+    expected = list(FAULTS.values()) + ["is not UTF-8"]
+    assert len(told) == len(expected)
+    for number, (fault, what) in enumerate(zip(told, expected), 1):
+        assert fault.startswith(f"{path}:{number}: ") and what in fault and "\n" not in fault, (number, fault, what)
+
+
+def test_a_picture_named_twice_is_a_fault_of_both_lines(broken):
+    (broken / "metadata.jsonl").write_text("\n".join([line("a.png"), line("x/a.png"), line("./a.png", "other")]))
+    with pytest.raises(lida.InputError) as error:
+        read_examples(broken)
+    assert [fault.split(": ")[0].rsplit(":")[-1] for fault in error.value.args] == ["1", "3"]
+    assert all("a.png is named 2 times" in fault for fault in error.value.args)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "names no pictures"),
+        ({"metadata.jsonl": "\n"}, "names no pictures"),
+        ({"metadata.parquet": b"PAR1"}, "metadata.parquet: is not read here"),
+        ({"metadata.csv": "file_name,text\na.png\n"}, "metadata.csv:2: has not as many columns"),
+        ({"metadata.csv": "file_name,text\na.png,b,c\n"}, "metadata.csv:2: has not as many columns"),
+        ({"metadata.csv": 'file_name,text\na.png,"b\n'}, "metadata.csv: not readable as CSV"),
+        ({"metadata.csv": b"file_name,text\na.png,na\xefve\n"}, "metadata.csv: not readable as CSV in UTF-8"),
+        ({"metadata.csv": "file_name,text\n", "metadata.jsonl": ""}, "metadata.csv: lies beside a metadata.jsonl"),
+        ({"metadata.jsonl": line("a.png").encode("utf-16")}, "metadata.jsonl:1: .* is not UTF-8"),
+    ],
+)  # fmt: skip
+def test_other_folders_are_refused(files, message, tmp_path):
+    with pytest.raises(lida.InputError, match=message):
+        read_examples(fill(tmp_path / "data", {"readme.md": ""} | files))
+    with pytest.raises(lida.InputError, match="none: no such folder"):
+        read_examples(tmp_path / "none")
+
+
+def test_examples_become_squares(dataset):
+    pixel_values, text = CaptionedImages(read_examples(dataset), 64)[1]
+    assert pixel_values.shape == (3, 64, 64) and text == "a portrait photo of a man, age 10s"
+    assert read_captioning(dataset) == {}
+
+
+def test_many_faults_are_told_up_to_a_number(dataset, capsys):
+    shutil.copy(dataset / "metadata.jsonl", dataset / "was")
+    (dataset / "metadata.jsonl").write_text("x\n" * 300)
+    with pytest.raises(SystemExit, match="2"):
+        lida.errors.run(lambda: read_examples(dataset))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 201 and lines[-1] == "error: ... and 100 more" and ":200: " in lines[-2]
 
 
 def test_templates():
     assert caption("{subject} {age} {decade}", "Anna", 7) == "Anna 7 0s"
+    assert caption("a {gender} in his {decade}", "a man", 64) == "a man in his 60s"
     assert check_template("a {age} year old") == "a {age} year old"
-    for bad in ("a face", "{name} {age}", "{age", "{} {age}", "{age.real}"):
+    for bad in ("a face", "{name} {age}", "{age", "{} {age}", "{age.real}", "{decade:02d}"):
         with pytest.raises(lida.InputError, match="--template"):
             check_template(bad)
 
 
-def test_the_dataset_itself_is_never_written_to(aaf):
-    pictures = {path.name: path.read_bytes() for path in (aaf / "original images").iterdir()}
-    with pytest.raises(lida.InputError, match="is the dataset itself"):
-        write_dataset(read_faces(aaf), aaf / "original images")
-    assert {path.name: path.read_bytes() for path in (aaf / "original images").iterdir()} == pictures
-    with pytest.raises(lida.InputError, match="--output_dir .*val.txt: "):
-        write_dataset(read_faces(aaf), aaf / "image sets" / "val.txt")
-
-
-def test_what_captioning_recorded_is_checked():
+def test_what_captioning_recorded_is_checked(dataset):
     assert check_captioning({"template": "{age}", "ages": [2, 80]}, "x")
     for bad in ({"template": "{name} {age}"}, {"template": 3}, {"template": "{subject.x} {age}"}, {"ages": [2]}, {"ages": "2"}):
         with pytest.raises(lida.InputError, match="^x: "):
             check_captioning(bad, "x")
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        ("image sets/val.txt", "00008A09.jpg 2\n", "val.txt:1: '00008A09.jpg 2'"),
-        ("image sets/val.txt", "", "00008A09.jpg: its gender"),
-        ("original images/face.jpg", "", "face.jpg: not named like"),
-    ],
-)
-def test_broken_aaf_is_refused(aaf, file, text, message):
-    (aaf / file).write_text(text)
-    with pytest.raises(lida.InputError, match=message):
-        read_faces(aaf)
-
-
-def test_other_folders_are_refused(aaf, tmp_path):
-    with pytest.raises(lida.InputError, match="no folder 'original images'"):
-        read_faces(tmp_path)
-    face = read_faces(aaf)[0]
-    (aaf / "key points" / "00000A02.txt").write_text("1 2\n")
-    with pytest.raises(lida.InputError, match="00000A02.txt: "):
-        read_landmarks(aaf, face)
-
-
-def test_examples(dataset):
-    examples = read_examples(dataset)
-    pixel_values, text = CaptionedImages(examples, 64)[1]
-    assert len(examples) == 6 and pixel_values.shape == (3, 64, 64) and text == "a portrait photo of a man, age 10s"
-    assert read_captioning(dataset) == {}
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"file_name": "0.png"}', "metadata.jsonl:7: "),
-        ('{"file_name": "0.png", "text": 3}', "metadata.jsonl:7: "),
-        ('{"file_name": "0.png", "text": "x"', "metadata.jsonl:7: "),
-        ('{"file_name": "9.png", "text": "x"}', "9.png does not exist"),
-        ('{"file_name": "metadata.jsonl", "text": "x"}', "metadata.jsonl is not an image"),
-    ],
-)
-def test_broken_lines_are_refused(dataset, line, message):
-    with (dataset / "metadata.jsonl").open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(lida.InputError, match=message) as error:
-        read_examples(dataset)
-    assert "\n" not in str(error.value)
-
-
-def test_lines_are_lines_of_utf8(dataset):
-    """A byte-order mark is no fault, nor a separator that Python's splitlines would break at; another encoding is one."""
-    path = dataset / "metadata.jsonl"
-    path.write_text('{"file_name": "0.png", "text": "a\u2028b"}\n', encoding="utf-8-sig")
-    assert [example.text for example in read_examples(dataset)] == ["a\u2028b"]
-    path.write_text('{"file_name": "0.png", "text": "a"}\n', encoding="utf-16")
-    with pytest.raises(lida.InputError, match="not readable as UTF-8"):
-        read_examples(dataset)
-
-
-def test_empty_datasets_are_refused(dataset, tmp_path):
-    (dataset / "metadata.jsonl").write_text("\n")
-    with pytest.raises(lida.InputError, match="names no pictures"):
-        read_examples(dataset)
-    with pytest.raises(lida.InputError, match="no such file"):
-        read_examples(tmp_path)
     (dataset / "captioning.json").write_text("[]")
     with pytest.raises(lida.InputError, match="holds a list"):
         read_captioning(dataset)
+
+
+def test_the_fingerprint_is_of_pictures_and_captions(dataset, tmp_path):
+    examples = read_examples(dataset)
+    assert lida.data.data_fingerprint(examples[::-1]) == lida.data.data_fingerprint(examples)
+    changed = np.asarray(Image.open(examples[0].path)) // 2
+    Image.fromarray(changed).save(examples[0].path)
+    assert lida.data.data_fingerprint(read_examples(dataset)) != lida.data.data_fingerprint(examples[1:])

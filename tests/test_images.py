@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import box_mask, noise_image
-from PIL import Image
+from PIL import Image, ImageCms
 
 import lida
-from lida.images import centre_square, cut, open_image, paste, save_png, sheet, square_about, to_images, to_tensor
-from lida.masks import mask_from_landmarks, open_mask
+from lida.images import centre_square, cut, cut_turned, open_image, paste, save_png, sheet, square_about, to_images, to_tensor
 
 
 def test_tensor_and_back():
@@ -65,18 +64,115 @@ def test_photographs_are_turned_upright(tmp_path):
     assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), np.rot90(np.asarray(image), -1))
 
 
-def test_bad_pictures_are_refused_in_one_line(tmp_path):
+def test_pictures_of_every_kind_look_as_in_a_viewer(tmp_path):
+    """What each file holds, known by how it was made."""
+    image = noise_image(40, 30)
+    pixels, grey = np.asarray(image), np.asarray(image.convert("L"))
+    clear = np.linspace(0, 255, 1200).astype(np.uint8).reshape(30, 40)
+    on_white = pixels * (clear[..., None] / 255) + 255 - clear[..., None]
+    sixteen = Image.fromarray(grey.astype(np.uint16) << 8 | grey)
+    cut_out = Image.fromarray(np.dstack([pixels, clear]))
+    palette = image.quantize(16)
+    with_hole = np.where((np.asarray(palette) == 3)[..., None], 255, palette.convert("RGB"))
+    cmyk = Image.merge("CMYK", [Image.fromarray(255 - pixels[..., i]) for i in range(3)] + [Image.new("L", (40, 30), 0)])
+    masked = Image.fromarray(np.dstack([grey, clear]))
+    for name, picture, expected, tolerance, options in (
+        ("grey.png", Image.fromarray(grey), grey, 0, {}),
+        ("sixteen.png", sixteen, grey, 0, {}),
+        ("sixteen.tif", sixteen, grey, 0, {}),
+        ("thirty-two.tif", Image.fromarray(grey.astype(np.int32) * 257), grey, 0, {}),
+        ("one.png", Image.fromarray(grey > 127), 255 * (grey > 127), 0, {}),
+        ("palette.png", palette, palette.convert("RGB"), 0, {}),
+        ("palette.gif", palette, palette.convert("RGB"), 0, {}),
+        ("hole.gif", palette, with_hole, 0, {"transparency": 3}),
+        ("alpha.png", cut_out, on_white, 1, {}),
+        ("alpha.webp", cut_out, on_white, 1, {"lossless": True, "exact": True}),
+        ("grey-alpha.png", masked, grey * (clear / 255) + 255 - clear, 1, {}),
+        ("cmyk.tif", cmyk, pixels, 0, {}),
+        ("cmyk.jpg", cmyk, pixels, 12, {"quality": 100}),
+        ("animated.gif", palette, palette.convert("RGB"), 0, {"save_all": True, "append_images": [noise_image(40, 30, 9)]}),
+        ("animated.webp", image, pixels, 0, {"save_all": True, "append_images": [noise_image(40, 30, 9)], "lossless": True}),
+        ("photo.heic", image, pixels, 12, {"quality": 100, "chroma": "444"}),
+    ):  # fmt: skip
+        if name.endswith(".heic"):
+            pytest.importorskip("pillow_heif").register_heif_opener()
+        picture.save(tmp_path / name, **options)
+        expected = np.asarray(expected, dtype=float)
+        expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2)
+        opened = open_image(tmp_path / name)
+        assert opened.mode == "RGB" and np.abs(np.asarray(opened) - expected).max() <= tolerance, name
+
+
+def test_colours_go_through_their_profile(tmp_path):
+    """A profile whose red is sRGB's blue and the reverse; and sRGB's own, after which not a bit may differ."""
+    image, srgb = noise_image(40, 30), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "BGR ".encode("utf-16-be"))
+    for name, profile in (("srgb.png", srgb), ("swapped.png", swapped), ("broken.png", b"profile")):
+        image.save(tmp_path / name, icc_profile=profile)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "srgb.png")), np.asarray(image))
+    there = np.asarray(open_image(tmp_path / "swapped.png")).astype(int)
+    assert np.abs(there - np.asarray(image)[..., ::-1]).max() <= 2
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.new("L", (40, 30), 255))
+    clear.save(tmp_path / "clear.png", icc_profile=swapped)
+    assert np.abs(np.asarray(open_image(tmp_path / "clear.png")) - there).max() <= 2
+    with pytest.warns(UserWarning, match="broken.png: its colour profile cannot be used"):
+        assert np.array_equal(np.asarray(open_image(tmp_path / "broken.png")), np.asarray(image))
+
+
+def test_bad_pictures_are_refused_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no picture")
     noise_image(200, 200).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
-    Image.new("L", (9, 9), 40).save(tmp_path / "grey.png")
-    for name, message in (("none.png", "no such file"), ("text.png", "not an image"), ("half.png", "not an image")):
+    Image.new("F", (9, 9)).save(tmp_path / "float.tif")
+    for name, message in (
+        ("none.png", "no such file"),
+        ("text.png", "not an image"),
+        ("half.png", "not an image"),
+        (".", "not an"),
+    ):
         with pytest.raises(lida.InputError, match=f"{name}: {message}"):
             open_image(tmp_path / name)
-    with pytest.raises(lida.InputError, match="the mask is 9x9, the photograph 9x8"):
-        open_mask(tmp_path / "grey.png", (9, 8))
-    with pytest.raises(lida.InputError, match="no white .brightest value 40"):
-        open_mask(tmp_path / "grey.png", (9, 9))
+    with pytest.raises(lida.InputError, match="float.tif: not an image .*floating-point"):
+        open_image(tmp_path / "float.tif")
+    monkeypatch.setattr("lida.images.find_spec", lambda name: None)
+    with pytest.raises(lida.InputError, match=r"a.HEIC: pillow-heif is not installed.*pip install lida-aging\[heic\]"):
+        open_image(tmp_path / "a.HEIC")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200 // 2 - 1)
+    with pytest.raises(lida.InputError, match="whole.png: not an image .*decompression bomb"):
+        open_image(tmp_path / "whole.png")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
+def test_damaged_files_open_or_are_refused(tmp_path, suffix):
+    """Forty copies of a picture with bytes changed or the end lost: Pillow's own errors never come through."""
+    path, rng = tmp_path / f"a.{suffix}", np.random.default_rng(0)
+    noise_image(60, 50).save(path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(40):
+        damaged = whole[: rng.integers(len(whole) // 4, len(whole) + 1)].copy()
+        places = rng.integers(0, min(len(damaged), 400), 8)
+        damaged[places] = rng.integers(0, 256, 8)
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert open_image(path).mode == "RGB"
+        except lida.InputError as error:
+            assert f"a.{suffix}: not an image" in str(error)
+
+
+def test_what_is_cut_out_turned_lies_where_it_lay():
+    """Turned by a quarter and not at all, a square is the picture's own pixels; at 30 degrees its middle is."""
+    image = noise_image(100, 100).convert("RGB")
+    pixels, centre = np.asarray(image), np.array([52.0, 48.0])
+    for turn in range(4):
+        across = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)][turn], float)
+        square = np.asarray(cut_turned(image, centre, np.stack([across, [-across[1], across[0]]]), 40.0, 40))
+        assert np.array_equal(square, np.rot90(pixels[28:68, 32:72], turn))
+    c, s = np.cos(0.5), np.sin(0.5)
+    beyond = np.asarray(cut_turned(image, np.array([2.0, 3.0]), np.array([[c, s], [-s, c]]), 60.0, 30))
+    assert beyond.shape == (30, 30, 3) and np.abs(beyond[15, 15].astype(int) - pixels[3, 2]).max() <= 12
 
 
 def test_settings_travel_in_the_png(tmp_path):
@@ -92,14 +188,3 @@ def test_sheet_and_square():
     assert row.height == 142 and row.width == 100 + 50 + 3 * 8
     assert centre_square(noise_image(50, 80), 32).size == (32, 32)
     assert torch.equal(to_tensor(centre_square(noise_image(32, 32), 32)), to_tensor(noise_image(32, 32)))
-
-
-def test_the_mask_from_landmarks_turns_with_the_face():
-    """An upright face of 49 landmarks, and the same turned by a quarter about the picture's middle."""
-    rng = np.random.default_rng(0)
-    spans = [(10, 40, 60, 40, 44), (9, 46, 54, 44, 56), (12, 42, 58, 46, 48), (18, 45, 55, 60, 64)]  # brows, nose, eyes, mouth
-    points = np.concatenate([np.stack([rng.uniform(a, b, n), rng.uniform(c, d, n)], -1) for n, a, b, c, d in spans])
-    upright = np.asarray(mask_from_landmarks(points, (100, 100))) > 0
-    assert upright[points[:, 1].round().astype(int), points[:, 0].round().astype(int)].all()
-    turned = np.asarray(mask_from_landmarks(np.stack([100 - points[:, 1], points[:, 0]], -1), (100, 100))) > 0
-    assert (np.rot90(upright, -1) != turned).mean() < 0.02  # but for the pixels of the outline

@@ -43,6 +43,9 @@ def script(monkeypatch, tmp_path, capsys):
     return run
 
 
+WHOLE = "0,0,90,120"  # all of the photograph, as a mask
+
+
 @pytest.fixture
 def photo(tmp_path):
     path = tmp_path / "anna.png"
@@ -109,7 +112,7 @@ def test_an_adapter_tells_where_it_comes_from_and_no_place(script, folder, datas
     assert data_fingerprint(read_examples(dataset)[1:]) != known["data"]
     stranger = lida.Adapter(adapter.layers, {**known, "base": {"name": "another", "unet": "0" * 64}})
     lida.save_adapter(tmp_path / "b", stranger)
-    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 10, "--ages", 10)
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 10, "--ages", 10, "--mask", WHOLE)
     for name, warnings in (("a", 0), ("b", 1)):
         code, _, err = script("infer.py", photo, "--adapter", tmp_path / name, *options)
         lines = [line for line in err.splitlines() if line.startswith("warning: adapter ")]
@@ -119,6 +122,7 @@ def test_an_adapter_tells_where_it_comes_from_and_no_place(script, folder, datas
 def test_weights_by_block_and_timestep_from_the_command_line(script, folder, dataset, photo, tmp_path):
     train(script, folder, dataset, tmp_path / "a", "--max_train_steps", 2, "--learning_rate", 0.1)
     options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 10, "--ages", 10, "--strength", 0.8)
+    options += ("--mask", WHOLE)
     pictures = {}
     for weight in ("1", "1@999-0", "1@500-0", "1@500-0,up=0.5", "0"):
         code, _, err = script("infer.py", photo, "--adapter", f"{tmp_path / 'a'}={weight}", *options)
@@ -151,6 +155,30 @@ def test_training_from_cached_latents_is_the_same_training(script, folder, datas
         files.append(lida.load_adapter(tmp_path / name).layers)
     for path, layer in files[0].items():
         assert relative(layer.down, files[1][path].down) <= 1e-5 and relative(layer.up, files[1][path].up) <= 1e-4
+
+
+def test_training_reads_other_columns_and_balances_by_one(script, folder, dataset, tmp_path):
+    """With each decade once in a hundred but one, seen equally often; the file's name in a column of its own."""
+    lines = [json.loads(line) for line in (dataset / "metadata.jsonl").read_text().splitlines()]
+    rows = [{"pic": row["file_name"], "said": row["text"], "decade": i % 2} for i, row in enumerate(lines)]
+    (dataset / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ("--image_column", "pic", "--caption_column", "said", "--balance_column", "decade")
+    assert train(script, folder, dataset, tmp_path / "a", "--max_train_steps", 1, *columns)["training"]["examples"] == 6
+    module = runpy.run_path(str(ROOT / "train_lora.py"))
+    values = ["rare"] + ["common"] * 9
+    drawn = module["batches"](list(range(10)), 5, torch.Generator().manual_seed(0), values)
+    seen = torch.cat([next(drawn) for _ in range(400)])
+    assert (seen == 0).float().mean().item() == pytest.approx(0.5, abs=0.04)  # 2000 draws: 3.6 deviations
+    drawn = module["batches"](list(range(10)), 5, torch.Generator().manual_seed(0), None)
+    assert torch.cat([next(drawn), next(drawn)]).sort().values.tolist() == list(range(10))
+
+
+def test_small_pictures_are_enlarged_with_a_warning_or_refused(script, folder, dataset, tmp_path):
+    arguments = ("--pretrained_model_name_or_path", folder, "--train_data_dir", dataset, "--output_dir", "out")
+    code, _, err = script("train_lora.py", *arguments, "--max_train_steps", 1, "--resolution", 128)
+    assert code == 0 and "warning: 6 of 6 pictures are smaller than --resolution 128 and are enlarged" in err
+    code, _, err = script("train_lora.py", *arguments, "--resolution", 512)
+    assert code == 2 and len(err.strip().splitlines()) == 6 and "0.png: is 70x80 pixels, too small; below 128" in err
 
 
 def test_training_in_bf16_is_training_but_for_rounding(script, folder, dataset, tmp_path):
@@ -210,7 +238,7 @@ def test_training_is_plain_accumulation_clipping_and_adamw(folder, dataset, tmp_
 
 
 def test_a_prompt_over_a_photo_makes_one_picture(script, folder, photo):
-    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 10)
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 10, "--mask", WHOLE)
     code, out, err = script("infer.py", photo, "--prompt", "a boy", *options)
     assert code == 0, err
     assert out.split() == ["outputs/anna-prompt.png", "outputs/anna-sheet.png"]
@@ -224,18 +252,45 @@ def test_painting_from_text(script, folder):
     assert all((script.folder / path).is_file() for path in out.split())
 
 
-def test_a_photo_without_mask_is_repainted_whole(script, folder, photo):
-    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 10, "--ages", 30)
-    code, _, err = script("infer.py", photo, *options)
-    assert code == 0, err
-    assert Image.open(script.folder / "outputs" / "anna-age30.png").size == (90, 120)
+def test_without_a_mask_the_face_is_found(script, folder, tmp_path):
+    """And told apart from a second one; what is repainted is about the mask, by its growth and feather."""
+    portrait, page = Image.open(ROOT / "weights" / "demo" / "person-a.png"), Image.new("RGB", (400, 300), "grey")
+    page.paste(portrait.resize((200, 200)), (10, 20))
+    page.save(tmp_path / "one.png")
+    page.paste(portrait.resize((120, 120)), (260, 150))
+    page.save(tmp_path / "two.png")
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 4, "--ages", 30)
+    changed = {}
+    for name, more in (
+        ("one", ()),
+        ("two", ("--face", 2)),
+        ("one", ("--mask_growth", 0.2)),
+        ("one", ("--mask", "10,20,210,220")),
+    ):
+        code, _, err = script("infer.py", tmp_path / f"{name}.png", *more, *options)
+        assert code == 0, err
+        before, after = (np.asarray(Image.open(p)).astype(int) for p in (tmp_path / f"{name}.png", f"outputs/{name}-age30.png"))
+        rows, columns = np.nonzero((before != after).any(-1))
+        changed[" ".join(map(str, (name, *more)))] = (columns.min(), rows.min(), columns.max(), rows.max())
+    assert changed["one --mask 10,20,210,220"] == (10, 20, 209, 219)
+    box, grown, second = (changed[key] for key in ("one", "one --mask_growth 0.2", "two --face 2"))
+    assert 10 < box[0] < 80 < 140 < box[2] < 210 and grown[0] < box[0] and grown[3] > box[3]
+    assert second[0] >= 255 and second[1] >= 145
+    for more, message in (((), "2 faces are found"), (("--face", 3), "--face 3: the photograph has 2")):
+        code, _, err = script("infer.py", tmp_path / "two.png", *more, *options)
+        assert code == 2 and message in err
 
 
 BAD_AGING = [
     (["none.jpg"], "none.jpg: no such file"),
     (["{dataset}/metadata.jsonl"], "metadata.jsonl: not an image"),
     (["{photo}", "--mask", "{dataset}/0.png"], "the mask is 70x80, the photograph 90x120"),
-    (["{photo}", "--mask", "{black}"], "no white"),
+    (["{photo}", "--mask", "{black}"], "the mask is black"),
+    (["{photo}", "--mask", "auto"], "no face is found"),
+    (["{photo}", "--mask", "0,0,91,120"], "is no box x0,y0,x1,y1 within the photograph, which is 90x120"),
+    (["{photo}", "--mask", "0,0,9,9", "--face", "1"], "--face 1: is for --mask auto"),
+    (["{photo}", "--mask_growth", "-1"], "--mask_growth -1.0 must lie above -0.5"),
+    (["--prompt", "a boy", "--face", "1"], "--face 1: needs the photograph"),
     (["{photo}", "--ages", "10", "100"], "100 is not between 0 and 99"),
     (["{photo}", "--ages", "-1"], "-1 is not between 0 and 99"),
     (["{photo}", "--eta", "2"], "--eta must lie between 0 and 1, not 2.0"),
@@ -275,6 +330,8 @@ def test_bad_input_to_infer_ends_in_one_line(script, folder, dataset, photo, tmp
     arguments = [argument.format(**places) for argument in arguments]
     if "--pretrained_model_name_or_path" not in arguments:
         arguments += ["--pretrained_model_name_or_path", folder]
+    if arguments[0] == str(photo) and "--mask" not in arguments:
+        arguments += ["--mask", WHOLE]
     code, out, err = script("infer.py", *arguments)
     assert code == 2 and not out and message in err.strip().splitlines()[-1]
     assert len(err.strip().splitlines()) == 1 or err.startswith("usage:")  # argparse's own, of what it cannot parse
@@ -282,7 +339,8 @@ def test_bad_input_to_infer_ends_in_one_line(script, folder, dataset, photo, tmp
 
 
 BAD_TRAINING = [
-    (["--train_data_dir", "none"], "metadata.jsonl: no such file"),
+    (["--train_data_dir", "none"], "none: no such folder"),
+    (["--train_data_dir", "{dataset}", "--balance_column", "decade"], "--balance_column decade: not every line"),
     (["--train_data_dir", "{broken}"], "metadata.jsonl:2: "),
     (["--train_data_dir", "{dataset}", "--resolution", "60"], "--resolution 60: must be a multiple of 8"),
     (["--train_data_dir", "{dataset}", "--rank", "0"], "--rank must be at least 1, not 0"),

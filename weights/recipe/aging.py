@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lida.aaf import read_faces, read_landmarks
-from lida.data import DEFAULT_TEMPLATE, caption
+from lida.captions import DEFAULT_TEMPLATE, caption
 from lida.faces import FaceNetworks
 from lida.images import cut, open_image, sheet, square_about, to_tensor
 from lida.masks import mask_from_landmarks

@@ -52,6 +52,13 @@ def caption(age: int, man: bool, rng: np.random.Generator) -> str:
     return template.format(f"a young {noun}" if age < 30 else f"a middle-aged {noun}" if age < 55 else f"an old {noun}")
 
 
+def chances_of(ages: np.ndarray, balance: float) -> np.ndarray:
+    """The chance (faces,) of each face to be drawn: its decade's count to the power of -balance, 70 and older as one decade."""
+    decades = np.minimum(ages // 10, 7)
+    chances = np.bincount(decades)[decades] ** -balance
+    return chances / chances.sum()
+
+
 @torch.no_grad()
 def latents_of(args: argparse.Namespace) -> torch.Tensor:
     """The latents (faces, crops, 4, h, w) of every crop, every other one mirrored, from this VAE's cache or computed once."""
@@ -113,6 +120,8 @@ def parse_args() -> argparse.Namespace:
     add("--lr_warmup_steps", type=int, default=100, help="(default: 100)")
     add("--train_batch_size", type=int, default=64, help="(default: 64)")
     add("--max_train_steps", type=int, default=4600, help="(default: 4600)")
+    help = "draw a face in proportion to its decade's count to the power of minus this; 70 and older are one (default: 0)"
+    add("--age_balance", type=float, default=0.0, help=help)
     add("--snr_gamma", type=float, help="weigh the steps by min(snr, gamma) / snr (default: all alike)")
     add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
     return parser.parse_args()
@@ -136,6 +145,7 @@ def main():
     args = parse_args()
     latents, faces, schedule = latents_of(args), np.load(args.data), load_schedule(args.scheduler)
     ages, men = faces["ages"], faces["men"]
+    chances = chances_of(ages, args.age_balance)
     torch.manual_seed(0)
     unet, text_encoder = new_model(args)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.model})
@@ -149,7 +159,7 @@ def main():
     for step in progress:
         rng = np.random.default_rng(step)  # what a step sees depends on its number alone
         torch.manual_seed(step)
-        rows = rng.integers(len(latents), size=args.train_batch_size)
+        rows = rng.choice(len(latents), size=args.train_batch_size, p=chances)
         x = latents[rows, rng.integers(latents.shape[1], size=len(rows))].float()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
             hidden = encode_prompts(text_encoder, [caption(ages[row], men[row], rng) for row in rows])

@@ -15,7 +15,7 @@ from check import hash_of, save_picture
 from nobody import STRANGER
 from PIL import Image
 
-from lida.data import DEFAULT_TEMPLATE, caption
+from lida.captions import DEFAULT_TEMPLATE, caption
 from lida.errors import InputError, run
 from lida.faces import FaceNetworks
 from lida.images import open_image, sheet, to_images, to_tensor

@@ -1,0 +1,54 @@
+"""Captions that tell a person's age: the template they are made from, and where it is recorded for those who read them."""
+
+import json
+import string
+from pathlib import Path
+
+from .errors import InputError
+
+CAPTIONING = "captioning.json"  # in a dataset's folder: how its captions were made, where a tool of this library made them
+DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
+FIELDS = ("subject", "gender", "decade", "age")
+
+
+def caption(template: str, subject: str, age: int) -> str:
+    """The template with {subject} ("a man"), {gender} ("man"), {decade} ("60s") and {age} ("64") filled in."""
+    return template.format(subject=subject, gender=subject.removeprefix("a "), decade=f"{age // 10 * 10}s", age=age)
+
+
+def check_template(template: str, where: str = "--template") -> str:
+    """The template itself; raises InputError unless its fields are some of FIELDS, and {decade} or {age} among them."""
+    cure = "fields are {subject}, {gender}, {decade} and {age}"
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        if names <= set(FIELDS):
+            caption(template, "a man", 64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where} {template!r}: {error}; {cure}") from None
+    if names - set(FIELDS) or not names & {"decade", "age"}:
+        raise InputError(f"{where} {template!r}: must name {{decade}} or {{age}}; {cure}")
+    return template
+
+
+def read_captioning(folder: str | Path) -> dict:
+    """What the tool that captioned the folder recorded: the `template` and the `ages` it saw; {} where none did."""
+    path = Path(folder, CAPTIONING)
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); caption the folder again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, not an object; caption the folder again")
+    return check_captioning({key: values[key] for key in ("template", "ages") if key in values}, path)
+
+
+def check_captioning(values: dict, where: str | Path) -> dict:
+    """What was recorded of captions, from a folder or an adapter's metadata; raises InputError where it cannot be used."""
+    if "template" in values:
+        check_template(values["template"], f"{where}: template")
+    ages = values.get("ages", [0, 99])
+    if not isinstance(ages, list) or [type(age) for age in ages] != [int, int]:
+        raise InputError(f"{where}: ages is {ages!r}, not the youngest and the oldest, such as [2, 80]")
+    return values

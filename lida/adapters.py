@@ -8,6 +8,7 @@ python -m lida.adapters fuse MODEL FILE=WEIGHT -o DIR
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -18,12 +19,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .compose import Weight, parse_weight, varies
 from .dialects import TEXT, as_diffusers, as_kohya, as_peft, parse
 from .errors import InputError, output_folder, run
+from .images import written_whole
 from .interference import compare, write_report
 from .lora import LoRALinear, LowRank, thin_svd
 
@@ -39,6 +41,16 @@ class Adapter:
     layers: dict[str, LowRank]
     metadata: dict = field(default_factory=dict)
 
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 over every layer's path and values: what the adapter does, whatever is told of it."""
+        digest = hashlib.sha256()
+        for path, layer in sorted(self.layers.items()):
+            digest.update(f"{path} {layer.alpha}".encode())
+            for tensor in (layer.down, layer.up):
+                digest.update(tensor.float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     @classmethod
     def of(cls, layers: Mapping[str, LoRALinear], metadata: dict | None = None) -> "Adapter":
         """A copy of what inject_lora's layers hold now."""
@@ -49,13 +61,21 @@ class Adapter:
         return cls(copies, dict(metadata or {}))
 
 
+def in_order(data: bytes) -> bytes:
+    """The same safetensors file with its header in order, which the library leaves to chance: equal contents, equal bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # what follows is aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """A safetensors file, whole or not at all."""
-    part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=dict(header))
-        os.replace(part, path)
+        data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(header))
+        with written_whole(path) as part:
+            part.write_bytes(in_order(data))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be written ({error}); give another place") from None
 

@@ -12,15 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .errors import InputError
-from .images import centre_square, open_image, to_tensor
+from .images import open_image
 from .masks import open_mask
-from .vae import VAE
 
 METADATA = "metadata.jsonl"
 MASKS = "masks"  # the folder of masks, each named like its picture, as .png
@@ -39,21 +35,25 @@ class Example:
 
 
 def read_examples(
-    folder: str | Path, image_column: str = "image", caption_column: str = "text", smallest: int = 1
+    folder: str | Path,
+    image_column: str = "image",
+    caption_column: str = "text",
+    smallest: int = 1,
+    caption: str | None = None,
 ) -> list[Example]:
     """The pictures that the metadata.jsonl (or .csv) in a folder and in those below it name, one a line, each checked.
 
     Every picture is decoded. A line has the picture's path from its metadata's folder as `file_name`, or for another
     `image_column` as `<image_column>_file_name` or under that name itself, and its caption as `caption_column`. Without any
-    metadata, each picture's caption is the .txt beside it. Raises InputError with every fault, by file and line: a broken
-    line, a text that is missing or empty, a picture that is missing, broken, named twice, outside of the folder or shorter
-    than `smallest` pixels on a side, a mask (masks/<stem>.png) that is broken or of another size.
+    metadata, each picture's caption is the .txt beside it, or `caption` for all. Raises InputError with every fault, by file
+    and line: a broken line, a text that is missing or empty, a picture that is missing, broken, named twice, outside of the
+    folder or shorter than `smallest` pixels on a side, a mask (masks/<stem>.png) that is broken or of another size.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one with pictures and a {METADATA}")
     names = ([f"{image_column}_file_name", image_column] + ["file_name"] * (image_column == "image"), caption_column)
-    lines = list(lines_of(folder))
+    lines = list(lines_of(folder, caption))
     counts = Counter(os.path.normpath(base / picture) for _, base, row in lines if (picture := picture_of(row, names[0])))
 
     def check(line: tuple[str, Path, dict | str]) -> Example | str:
@@ -62,11 +62,8 @@ def read_examples(
             example = example_of(base, row, *names, smallest)
         except InputError as error:
             return f"{where}: {error}"
-        if counts[os.path.normpath(example.path)] > 1:
-            return (
-                f"{where}: {example.path} is named {counts[os.path.normpath(example.path)]} times; take out all lines but one"
-            )
-        return example
+        times = counts[os.path.normpath(example.path)]
+        return example if times == 1 else f"{where}: {example.path} is named {times} times; take out all lines but one"
 
     with ThreadPoolExecutor() as pool:
         checked = list(tqdm(pool.map(check, lines), total=len(lines), desc="checking pictures", unit="picture", disable=None))
@@ -79,7 +76,7 @@ def read_examples(
     return checked
 
 
-def lines_of(folder: Path) -> Iterator[tuple[str, Path, dict | str]]:
+def lines_of(folder: Path, caption: str | None) -> Iterator[tuple[str, Path, dict | str]]:
     """Where each line stands, the folder that its picture's path starts from, and its columns, or what is wrong with it."""
     metadata = sorted(path for path in folder.rglob("metadata.*") if path.suffix in (".jsonl", ".csv", ".parquet"))
     for path in metadata:
@@ -97,11 +94,8 @@ def lines_of(folder: Path) -> Iterator[tuple[str, Path, dict | str]]:
         for path in pictures_below(folder):
             text = path.with_suffix(".txt")
             try:
-                yield (
-                    str(path),
-                    folder,
-                    {"file_name": str(path.relative_to(folder)), "text": text.read_text("utf-8-sig").strip()},
-                )
+                said = text.read_text("utf-8-sig").strip() if caption is None else caption
+                yield str(path), folder, {"file_name": str(path.relative_to(folder)), "text": said}
             except FileNotFoundError:
                 yield str(path), folder, f"has no caption: neither a {METADATA} nor {text.name} beside it; write one of them"
             except UnicodeDecodeError as error:
@@ -189,37 +183,9 @@ def warn_of_the_rest(folder: Path, examples: Iterable[Example]) -> None:
 
 
 def data_fingerprint(examples: Sequence[Example]) -> dict:
-    """How many pictures, and a SHA-256 over their bytes and captions, whatever their order and names: no name, no path."""
+    """How many pictures, and a SHA-256 over their bytes, masks and captions, whatever their order; no name, no path."""
     rows = []
     for example in examples:
-        with open(example.path, "rb") as file:
-            rows.append(hashlib.file_digest(file, "sha256").hexdigest() + example.text)
+        paths = [path for path in (example.path, example.mask) if path]
+        rows.append(" ".join([*(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths), example.text]))
     return {"count": len(rows), "sha256": hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()}
-
-
-def with_posteriors(images: "CaptionedImages", vae: VAE, batch_size: int) -> list[tuple[Tensor, str]]:
-    """(mean and log-variance (2, 4, h, w) of the VAE's posterior, caption) of each example, computed once.
-
-    To draw from it at each step is to encode the picture at each step. Kept in memory: 131 kB for a picture of 512 px.
-    """
-    device, rows = next(vae.parameters()).device, []
-    with torch.no_grad(), tqdm(total=len(images), desc="latents", unit="picture") as progress:
-        for pixel_values, captions in DataLoader(images, batch_size, generator=torch.Generator()):  # leaves the global one be
-            posteriors = torch.stack(vae.posterior(pixel_values.to(device)), dim=1).cpu()  # (B, 2, 4, h, w)
-            rows += zip(posteriors, captions)
-            progress.update(len(captions))
-    return rows
-
-
-class CaptionedImages(Dataset):
-    """(pixel_values (3, size, size) in [-1, 1], caption) of the centre square of each example."""
-
-    def __init__(self, examples: list[Example], size: int):
-        self.examples, self.size = examples, size
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, str]:
-        example = self.examples[i]
-        return to_tensor(centre_square(open_image(example.path), self.size))[0], example.text

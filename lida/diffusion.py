@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 
@@ -86,18 +85,38 @@ def noise_prediction_loss(
     noise: Tensor | None = None,
     timesteps: Tensor | None = None,
     snr_gamma: float | None = None,
+    pixel_weights: Tensor | None = None,
+    teacher: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """|| eps - eps_theta(x_t, t, c) ||^2, averaged (Ho et al. 2020, equation 14).
 
     latents (B, 4, h, w), encoder_hidden_states (B, M, C); noise like latents and timesteps (B,) are drawn unless given.
     With `snr_gamma` the easy, nearly clean steps count less: by min(snr, gamma) / snr (Hang et al. 2023, section 3.4).
+    `pixel_weights` (B, 1, h, w) weigh the places of a picture. With a `teacher`, its prediction takes the place of eps: that
+    holds the model to what another one does (Qi et al. 2025, extrapolation regularisation).
     """
     noise = torch.randn_like(latents) if noise is None else noise
     if timesteps is None:
         timesteps = torch.randint(schedule.config.num_train_timesteps, latents.shape[:1], device=latents.device)
-    noise_pred = unet(schedule.add_noise(latents, noise, timesteps), timesteps, encoder_hidden_states)
-    if snr_gamma is None:
-        return F.mse_loss(noise_pred.float(), noise.float())
-    abar = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
-    weights = (snr_gamma * (1 - abar) / abar).clamp(max=1)  # (B,); snr = abar / (1 - abar)
-    return (weights * F.mse_loss(noise_pred.float(), noise.float(), reduction="none").mean(dim=(1, 2, 3))).mean()
+    inputs = schedule.add_noise(latents, noise, timesteps), timesteps, encoder_hidden_states
+    target = noise
+    if teacher is not None:
+        with torch.no_grad():
+            target = teacher(*inputs)
+    error = (unet(*inputs).float() - target.float()) ** 2  # (B, 4, h, w)
+    if pixel_weights is not None:
+        error = pixel_weights * error
+    if snr_gamma is not None:
+        abar = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
+        weights = (snr_gamma * (1 - abar) / abar).clamp(max=1)  # (B,); snr = abar / (1 - abar)
+        error = weights[:, None, None, None] * error
+    return error.mean()
+
+
+def mask_weights(mask: Tensor, unmasked_weight: float = 0.0, normalise: bool = False) -> Tensor:
+    """Pixel weights of a mask (B, 1, h, w): 1 where it is white, `unmasked_weight` where it is black.
+
+    Normalised, they are 1 on average in each picture, so that a small face counts as much as a large one.
+    """
+    weights = mask + unmasked_weight * (1 - mask)
+    return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6) if normalise else weights

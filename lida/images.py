@@ -83,13 +83,6 @@ def to_images(pixel_values: Tensor) -> list[Image.Image]:
     return [Image.fromarray((p * 255).round().astype(np.uint8)) for p in pixels]
 
 
-def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """The picture's largest centred square at size x size."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return cut(image, (left, top, side), size)
-
-
 def square_about(mask: Image.Image, context: float) -> Box:
     """The square about the white of a mask, `context` times as long as its longer side, within the picture if it fits."""
     left, top, right, bottom = mask.getbbox()

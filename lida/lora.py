@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 CROSS_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 SELF_ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")  # of CLIP's text encoder
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,21 @@ def thin_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q_up @ u[:, :k], s[:k], q_down @ vh[:k].T
 
 
+class SampleDropout:
+    """Zeroes a share p of the values and scales the rest by 1 / (1 - p) (Srivastava et al. 2014), by a seed for each sample.
+
+    The same sample loses the same values whatever batch it is in, and again when checkpointing computes it again.
+    """
+
+    def __init__(self, p: float):
+        self.p, self.seeds = p, ()
+
+    def __call__(self, x: Tensor, layer: int) -> Tensor:
+        """x (B, ..., C) as the `layer`-th of those that ask."""
+        kept = [torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(int(s) ^ layer)) >= self.p for s in self.seeds]
+        return x * torch.stack(kept).to(x.device) / (1 - self.p)
+
+
 class LoRALinear(nn.Linear):
     """y = W x + b + (alpha / rank) B A x, with W and b frozen (Hu et al. 2022, equation 3).
 
@@ -77,6 +93,8 @@ class LoRALinear(nn.Linear):
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
         self.lora_down = nn.Parameter(torch.randn(rank, base.in_features, device=device) / rank)
         self.lora_up = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.dropout: SampleDropout | None = None
+        self.number = 0  # among the model's layers that share a dropout
 
     @property
     def scale(self) -> float:
@@ -86,6 +104,8 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         base = super().forward(x)
         h = x.to(self.lora_down.dtype)  # the adapter stays in float32 over a base in half precision
+        if self.dropout is not None and self.training:
+            h = self.dropout(h, self.number)
         h = self.scale * F.linear(h, self.lora_down)  # (..., rank): scaled here, where it costs least
         return base + F.linear(h, self.lora_up).to(base.dtype)
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .layers import Downsample, ResnetBlock, Transformer2D, Upsample, timestep_embedding
 
@@ -65,6 +66,8 @@ class TimeEmbedding(nn.Module):
 class Stage(nn.Module):
     """What a UNet does at one resolution: resnets, each followed by cross-attention to the prompt where it has any."""
 
+    checkpointing = False
+
     def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], cross_attention: bool):
         super().__init__()
         groups, temb_channels = config.norm_num_groups, 4 * config.block_out_channels[0]
@@ -75,8 +78,13 @@ class Stage(nn.Module):
             self.attentions.extend(Transformer2D(b, heads, context_dim, groups) for _, b in widths)
 
     def layer(self, i: int, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
-        x = self.resnets[i](x, temb)
-        return self.attentions[i](x, context) if len(self.attentions) else x
+        def both(x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+            x = self.resnets[i](x, temb)
+            return self.attentions[i](x, context) if len(self.attentions) else x
+
+        if self.checkpointing and torch.is_grad_enabled():  # computed again on the way back (Chen et al. 2016)
+            return checkpoint(both, x, temb, context, use_reentrant=False)
+        return both(x, temb, context)
 
 
 class DownBlock(Stage):
@@ -152,6 +160,12 @@ class UNet(nn.Module):
     def inpaints(self) -> bool:
         """Whether it also takes a mask and the masked picture's latents, 4 + 1 + 4 channels (Rombach et al. 2022, 4.5)."""
         return self.config.in_channels == 2 * self.config.out_channels + 1
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Whether to keep less for the way back, and compute it again there."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.checkpointing = on
 
     def forward(self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         """The noise in `latents` (B, C, h, w) at `timesteps` (B,) given the prompts (B, M, C_text): (B, 4, h, w)."""

@@ -177,11 +177,11 @@ class VAE(nn.Module):
     def encode(self, pixel_values: Tensor, generator: Generator | None = None, sample: bool = True) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H / f, W / f), a sample of the posterior or its mean."""
         mean, logvar = self.posterior(pixel_values)
-        return self.draw(mean, logvar, generator) if sample else mean * self.config.scaling_factor
+        return self.draw(mean, logvar, randn_like(mean, generator)) if sample else mean * self.config.scaling_factor
 
-    def draw(self, mean: Tensor, logvar: Tensor, generator: Generator | None = None) -> Tensor:
-        """Scaled latents from a posterior (Kingma and Welling 2014, section 2.4)."""
-        return (mean + (0.5 * logvar).exp() * randn_like(mean, generator)) * self.config.scaling_factor
+    def draw(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+        """Scaled latents from a posterior, by standard normal noise (Kingma and Welling 2014, section 2.4)."""
+        return (mean + (0.5 * logvar).exp() * noise) * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> pixels (B, 3, f h, f w), about [-1, 1], not clamped.

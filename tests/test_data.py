@@ -13,7 +13,7 @@ from PIL import Image
 
 import lida
 from lida.captions import caption, check_captioning, check_template, read_captioning
-from lida.data import CaptionedImages, read_examples
+from lida.data import read_examples
 
 
 def line(name: str, text: str = "a man", **more) -> str:
@@ -186,12 +186,6 @@ def test_other_folders_are_refused(files, message, tmp_path):
         read_examples(fill(tmp_path / "data", {"readme.md": ""} | files))
     with pytest.raises(lida.InputError, match="none: no such folder"):
         read_examples(tmp_path / "none")
-
-
-def test_examples_become_squares(dataset):
-    pixel_values, text = CaptionedImages(read_examples(dataset), 64)[1]
-    assert pixel_values.shape == (3, 64, 64) and text == "a portrait photo of a man, age 10s"
-    assert read_captioning(dataset) == {}
 
 
 def test_many_faults_are_told_up_to_a_number(dataset, capsys):

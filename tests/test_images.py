@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import box_mask, noise_image
 from PIL import Image, ImageCms
 
 import lida
-from lida.images import centre_square, cut, cut_turned, open_image, paste, save_png, sheet, square_about, to_images, to_tensor
+from lida.images import cut, cut_turned, open_image, paste, save_png, sheet, square_about, to_images, to_tensor
 
 
 def test_tensor_and_back():
@@ -183,8 +182,6 @@ def test_settings_travel_in_the_png(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
 
 
-def test_sheet_and_square():
+def test_a_sheet():
     row = sheet([noise_image(64, 64), noise_image(50, 100)], ["input", "age 10"], height=100)
     assert row.height == 142 and row.width == 100 + 50 + 3 * 8
-    assert centre_square(noise_image(50, 80), 32).size == (32, 32)
-    assert torch.equal(to_tensor(centre_square(noise_image(32, 32), 32)), to_tensor(noise_image(32, 32)))

@@ -1,17 +1,14 @@
 """The scripts as users run them, on the small random model; and every kind of bad input."""
 
-import importlib.util
 import json
 import runpy
 import shutil
 import sys
 
-import diffusers
 import numpy as np
-import peft
 import pytest
 import torch
-from conftest import ROOT, box_mask, noise_image, relative
+from conftest import ROOT, box_mask, noise_image
 from PIL import Image
 
 import lida
@@ -72,10 +69,8 @@ def test_training_then_aging(script, folder, dataset, photo, mask, tmp_path):
     recorded = train(script, folder, dataset, tmp_path / "age", "--max_train_steps", 3, "--gradient_accumulation_steps", 2)
     assert recorded["template"] == "{subject} at {age}" and recorded["training"]["rank"] == 4
     assert recorded["training"]["resolution"] == 64 and recorded["training"]["examples"] == 6
-    assert sorted(p.name for p in (tmp_path / "age").iterdir()) == [
-        "pytorch_lora_weights.json",
-        "pytorch_lora_weights.safetensors",
-    ]
+    files = ["loss.png", "metrics.jsonl", "pytorch_lora_weights.json", "pytorch_lora_weights.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "age").iterdir()) == files
     options = ("--pretrained_model_name_or_path", folder, "--adapter", f"{tmp_path / 'age'}=0.5", "--num_inference_steps", 10)
     code, out, err = script(
         "infer.py", photo, "--mask", mask, "--ages", 10, 70, "--subject", "man", "--output_dir", "out", *options
@@ -148,15 +143,6 @@ def test_training_is_reproducible_and_seeded(script, folder, dataset, tmp_path):
     assert all(a.equal(b) for a, b in zip(first, again)) and not any(a.equal(b) for a, b in zip(first, other))
 
 
-def test_training_from_cached_latents_is_the_same_training(script, folder, dataset, tmp_path):
-    files = []
-    for name, more in (("plain", ()), ("cached", ("--cache_latents",))):
-        train(script, folder, dataset, tmp_path / name, "--max_train_steps", 4, *more)
-        files.append(lida.load_adapter(tmp_path / name).layers)
-    for path, layer in files[0].items():
-        assert relative(layer.down, files[1][path].down) <= 1e-5 and relative(layer.up, files[1][path].up) <= 1e-4
-
-
 def test_training_reads_other_columns_and_balances_by_one(script, folder, dataset, tmp_path):
     """With each decade once in a hundred but one, seen equally often; the file's name in a column of its own."""
     lines = [json.loads(line) for line in (dataset / "metadata.jsonl").read_text().splitlines()]
@@ -164,13 +150,6 @@ def test_training_reads_other_columns_and_balances_by_one(script, folder, datase
     (dataset / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = ("--image_column", "pic", "--caption_column", "said", "--balance_column", "decade")
     assert train(script, folder, dataset, tmp_path / "a", "--max_train_steps", 1, *columns)["training"]["examples"] == 6
-    module = runpy.run_path(str(ROOT / "train_lora.py"))
-    values = ["rare"] + ["common"] * 9
-    drawn = module["batches"](list(range(10)), 5, torch.Generator().manual_seed(0), values)
-    seen = torch.cat([next(drawn) for _ in range(400)])
-    assert (seen == 0).float().mean().item() == pytest.approx(0.5, abs=0.04)  # 2000 draws: 3.6 deviations
-    drawn = module["batches"](list(range(10)), 5, torch.Generator().manual_seed(0), None)
-    assert torch.cat([next(drawn), next(drawn)]).sort().values.tolist() == list(range(10))
 
 
 def test_small_pictures_are_enlarged_with_a_warning_or_refused(script, folder, dataset, tmp_path):
@@ -189,52 +168,6 @@ def test_training_in_bf16_is_training_but_for_rounding(script, folder, dataset, 
         adapter = lida.load_adapter(tmp_path / kind)
         assert all(layer.down.dtype == torch.float32 for layer in adapter.layers.values())
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=2**-8)
-
-
-def test_training_is_plain_accumulation_clipping_and_adamw(folder, dataset, tmp_path, monkeypatch):
-    """Five steps of the script, of two passes each, beside diffusers + peft fed with what the script drew."""
-    spec = importlib.util.spec_from_file_location("train_lora", ROOT / "train_lora.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    begun, drawn = {}, []
-
-    def inject(unet, *arguments):
-        layers = lida.inject_lora(unet, *arguments)
-        begun.update({path: layer.lora_down.detach().clone() for path, layer in layers.items()})
-        return layers
-
-    def loss(unet, schedule, latents, context, snr_gamma):
-        noise, timesteps = torch.randn_like(latents), torch.randint(1000, latents.shape[:1])
-        drawn.append((latents, context, noise, timesteps))
-        return lida.noise_prediction_loss(unet, schedule, latents, context, noise, timesteps)
-
-    monkeypatch.setattr(module, "inject_lora", inject)
-    monkeypatch.setattr(module, "noise_prediction_loss", loss)
-    arguments = ["--pretrained_model_name_or_path", folder, "--train_data_dir", dataset, "--output_dir", tmp_path / "out"]
-    arguments += ["--rank", 4, "--train_batch_size", 2, "--gradient_accumulation_steps", 2, "--max_train_steps", 5]
-    monkeypatch.setattr(sys, "argv", ["train_lora.py", *map(str, arguments), "--learning_rate", "1e-3"])
-    trained = lida.load_adapter(module.train(module.parse_args())).layers
-
-    unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-    unet.requires_grad_(False)
-    unet.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=sorted(begun)))
-    modules = dict(unet.named_modules())
-    for path, down in begun.items():
-        modules[path].lora_A["default"].weight.data.copy_(down)
-    scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    parameters = [p for p in unet.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2)
-    assert len(drawn) == 10 and all(0.1 < latents.std() < 10 for latents, *_ in drawn)
-    for i, (latents, context, noise, timesteps) in enumerate(drawn):
-        noise_pred = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
-        (torch.nn.functional.mse_loss(noise_pred, noise) / 2).backward()
-        if i % 2:
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-    for path, layer in trained.items():
-        assert relative(layer.down, modules[path].lora_A["default"].weight) <= 1e-5
-        assert relative(layer.up, modules[path].lora_B["default"].weight) <= 1e-5
 
 
 def test_a_prompt_over_a_photo_makes_one_picture(script, folder, photo):
@@ -346,7 +279,7 @@ BAD_TRAINING = [
     (["--train_data_dir", "{dataset}", "--rank", "0"], "--rank must be at least 1, not 0"),
     (["--train_data_dir", "{dataset}", "--targets", "attn3.to_q"], "--targets: target 'attn3.to_q' matches no linear layer"),
     (["--train_data_dir", "{dataset}", "--learning_rate", "0"], "--learning_rate must be a number above 0, not 0.0"),
-    (["--train_data_dir", "{dataset}", "--alpha", "nan"], "--alpha must be a number above 0, not nan"),
+    (["--train_data_dir", "{dataset}", "--alpha", "nan"], "--lora_alpha must be a number above 0, not nan"),
     (["--train_data_dir", "{dataset}", "--seed", "-3"], "--seed must lie between"),
     (["--train_data_dir", "{dataset}", "--output_dir", "{dataset}/metadata.jsonl"], "--output_dir"),
     (["--train_data_dir", "{dataset}", "--pretrained_model_name_or_path", "none"], "none: no such folder or file"),

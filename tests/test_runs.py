@@ -261,7 +261,8 @@ def test_all_options_train_something_else(train, dataset):
         ("--lora_dropout", 0.5), ("--lr_scheduler", "linear"), ("--scale_lr",), ("--lora_alpha", 1), ("--train_text_encoder",),
         ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 3), ("--enable_bucket", "--bucket_reso_steps", 8),
         ("--adam_beta1", 0.5), ("--adam_beta2", 0.5), ("--adam_weight_decay", 30), ("--adam_epsilon", 1.0),
-        ("--max_grad_norm", 1e-9), ("--num_train_epochs", 2), ("--validation_split", 0.3), ("--mixed_precision", "bf16"), ("--resolution", 32),
+        ("--max_grad_norm", 1e-9),
+        ("--num_train_epochs", 2), ("--validation_split", 0.3), ("--mixed_precision", "bf16"), ("--resolution", 32),
     ]):  # fmt: skip
         other = train(str(k), *options)
         assert not torch.equal(next(iter(other.values())).up, plain), options

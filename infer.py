@@ -23,7 +23,8 @@ from lida.errors import InputError, output_folder, run
 from lida.images import open_image, save_png, sheet
 from lida.layers import ATTENTION_BACKENDS, set_attention_backend
 from lida.masks import read_mask
-from lida.pipeline import METHODS, StableDiffusion, age_face, generate
+from lida.model import StableDiffusion
+from lida.pipeline import METHODS, age_face, generate
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
 DEFAULT_MODEL = WEIGHTS / "lida-tiny"
@@ -67,8 +68,8 @@ def parse_args() -> argparse.Namespace:
     help += "and 0.5 in the up blocks"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
     # How
-    help = "inversion leads the photograph up to the noise without drawing any, inpaint draws it (default: inversion)"
-    add("--method", choices=METHODS, default="inversion", help=help)
+    help = "inversion leads the photograph up to the noise without drawing any, inpaint draws it (default: ddim_inversion)"
+    add("--method", choices=METHODS, default="ddim_inversion", help=help)
     help = "what the photograph shows, for inversion (default: a portrait photo of the subject)"
     add("--source_prompt", help=help)
     add("--strength", type=float, default=0.5, help="how far up to the noise the face goes, above 0, up to 1 (default: 0.5)")

@@ -10,7 +10,8 @@ HOMES = {
     "diffusion": ("NoiseSchedule", "noise_prediction_loss"),
     "errors": ("InputError",),
     "lora": ("LoRALinear", "inject_lora"),
-    "pipeline": ("StableDiffusion", "age_face", "generate"),
+    "model": ("StableDiffusion",),
+    "pipeline": ("age_face", "generate"),
     "sampling": ("ddim_step", "guided", "sample"),
 }
 __all__ = sorted(name for names in HOMES.values() for name in names)

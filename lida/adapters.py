@@ -261,7 +261,7 @@ def describe(adapter: Adapter) -> dict:
 
 def fuse(source: str, pairs: Sequence[tuple[str, Weight]], folder: Path) -> None:
     """Write a model with adapters in its weights as a folder in diffusers' layout, in float16."""
-    from .pipeline import StableDiffusion
+    from .model import StableDiffusion
 
     output_folder(folder)
     sd = StableDiffusion.load(source)

@@ -60,6 +60,10 @@ class NoiseSchedule:
         """abar_t, and the last one's value for t < 0."""
         return self.alphas_cumprod[t] if t >= 0 else self.final_alpha_cumprod
 
+    def sigma(self, t: int) -> Tensor:
+        """The noise beside a picture of scale 1, sqrt((1 - abar_t) / abar_t) (Karras et al. 2022, table 1); none for t < 0."""
+        return ((1 - self.alphas_cumprod[t]) / self.alphas_cumprod[t]).sqrt() if t >= 0 else torch.zeros(())
+
     def timesteps(self, num_inference_steps: int, strength: float = 1.0) -> list[tuple[int, int]]:
         """The pairs (t, t_prev) to walk, from noisy to clean, spaced as diffusers' "leading"; the last t_prev is -1.
 

@@ -21,10 +21,11 @@ from .errors import InputError
 Box = tuple[int, int, int]  # left, top, side of a square in pixels; it may reach beyond the picture
 
 
-def open_image(path: str | Path, background: str = "white") -> Image.Image:
-    """A photograph as viewers display it, in RGB: upright, in sRGB, the first frame, over `background` where transparent.
+def open_photo(path: str | Path, background: str = "white") -> Image.Image:
+    """A photograph as viewers display it, in RGB: upright, the first frame, over `background` where it is transparent.
 
-    Raises InputError where there is none. Of 16 bits a channel the upper eight are kept.
+    An RGB picture keeps the colours of its own profile, which stays in its info as `icc_profile`, beside its `exif`; any
+    other kind comes out in sRGB. Of 16 bits a channel the upper eight are kept. Raises InputError where there is none.
     """
     if Path(path).suffix.lower() in (".heic", ".heif"):
         if find_spec("pillow_heif") is None:
@@ -42,34 +43,63 @@ def open_image(path: str | Path, background: str = "white") -> Image.Image:
         raise InputError(f"{path}: not an image that Pillow can read ({error}); save it as PNG or JPEG") from None
 
 
+def open_image(path: str | Path, background: str = "white") -> Image.Image:
+    """open_photo, in sRGB."""
+    return in_srgb(open_photo(path, background), path)
+
+
 def to_rgb(image: Image.Image, path: str | Path, background: str) -> Image.Image:
-    """Of any mode and colour profile -> RGB in sRGB."""
+    """Of any mode -> RGB, in its own profile where it has one for RGB."""
+    profile, exif = image.info.get("icc_profile"), image.getexif().tobytes()
     if image.mode == "F":
         raise ValueError("its values are floating-point numbers, of which nothing says what is white")
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        rgba.info["icc_profile"] = image.info.get("icc_profile")
-        below = Image.new("RGBA", image.size, background)
-        return Image.alpha_composite(below, Image.merge("RGBA", (*to_srgb(rgba, path).split(), rgba.getchannel("A")))).convert(
-            "RGB"
-        )
-    return to_srgb(image, path)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), rgba)
+    if image.mode not in ("RGB", "RGBA", "P", "PA", "1"):
+        image = in_srgb(with_profile(image, profile), path)  # grey, CMYK and others have profiles of their own
+        profile = None
+    image = with_profile(image.convert("RGB"), profile)
+    if exif:
+        image.info["exif"] = exif
+    return image
 
 
-def to_srgb(image: Image.Image, path: str | Path) -> Image.Image:
-    """The colours through the embedded profile into sRGB; without one, or with sRGB itself, as they are."""
-    profile, mode = image.info.get("icc_profile"), {"P": "RGB", "PA": "RGB", "RGBA": "RGB", "LA": "L", "1": "L"}.get(image.mode)
-    image = image.convert(mode) if mode else image
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError) as error:
-            warnings.warn(f"{path}: its colour profile cannot be used ({error}), so that its colours are taken for sRGB")
-    return image.convert("RGB")
+def with_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture, said to be in a profile's colours, and nothing else said of it."""
+    image.info = {"icc_profile": profile} if profile else {}
+    return image
+
+
+def in_srgb(image: Image.Image, path: str | Path = "the picture") -> Image.Image:
+    """The colours through the picture's profile into sRGB, as RGB; without one, or with sRGB itself, as they are."""
+    try:
+        profile = profile_of(image)
+        if profile is not None:
+            srgb = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return with_profile(srgb, None)
+    except (ImageCms.PyCMSError, OSError) as error:
+        warnings.warn(f"{path}: its colour profile cannot be used ({error}), so that its colours are taken for sRGB")
+    return with_profile(image.convert("RGB"), None)
+
+
+def from_srgb(image: Image.Image, like: Image.Image) -> Image.Image:
+    """An sRGB picture in the colours of another one's profile."""
+    try:
+        profile = profile_of(like)
+    except (ImageCms.PyCMSError, OSError):
+        profile = None
+    return image if profile is None else ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), profile)
+
+
+def profile_of(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
+    """The picture's colour profile; None without one, and for sRGB's."""
+    if not image.info.get("icc_profile"):
+        return None
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+    return None if "sRGB" in ImageCms.getProfileDescription(profile) else profile
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -119,19 +149,51 @@ def cut_turned(image: Image.Image, centre: np.ndarray, axes: np.ndarray, side: f
 
 
 def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, feather: float = 0.02) -> Image.Image:
-    """The picture with `patch` at the square, mixed in by the mask; where that is 0 every pixel stays as it was.
+    """The picture with `patch` at the square where the mask is not 0; elsewhere every pixel stays as it was.
 
     The seam lies inside the mask: over `feather` times the square's side the patch fades in from the mask's border.
     """
     left, top, side = box
     layer = image.copy()
     layer.paste(patch.resize((side, side), Image.Resampling.LANCZOS), (left, top))
-    return Image.composite(layer, image, fade_inwards(mask, feather * side))
+    pasted = Image.composite(layer, image, fade_inwards(mask, feather * side))
+    pasted.info = dict(image.info)
+    return pasted
+
+
+def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image, width: float = 0.08) -> Image.Image:
+    """The patch with each channel's mean and spread as `square` has them, over a ring just outside of the mask.
+
+    There both show the same thing, so that what differs is the model's colour. The ring is `width` of the side wide; where
+    the mask leaves no hundred pixels of it, the patch stays as it is.
+    """
+    grown = mask.point(lambda value: 255 * (value > 0)).filter(ImageFilter.GaussianBlur(width * mask.width / 2))
+    ring = (np.asarray(grown) > 8) & (np.asarray(mask) == 0)
+    if ring.sum() < 100:
+        return patch
+    p, q = np.asarray(patch, dtype=np.float32), np.asarray(square, dtype=np.float32)
+    gain = ((q[ring].std(0) + 1) / (p[ring].std(0) + 1)).clip(0.8, 1.25)
+    matched = (p - p[ring].mean(0)) * gain + q[ring].mean(0)
+    return Image.fromarray(matched.clip(0, 255).round().astype(np.uint8))
+
+
+def seam_report(before: Image.Image, after: Image.Image, mask: Image.Image) -> dict[str, float]:
+    """The largest change of a pixel outside of the mask, and the mean step of grey across its border, before and after."""
+    a, b, inside = (np.asarray(x, dtype=np.int16) for x in (before, after, mask.point(lambda value: 255 * (value > 0))))
+    outside = np.abs(a - b).max(-1)[inside == 0]
+    report = {"largest_change_outside": int(outside.max()) if outside.size else 0}
+    for name, pixels in (("seam_gradient_before", a), ("seam_gradient", b)):
+        grey = pixels.mean(-1)
+        steps = [np.abs(np.diff(grey, axis=axis))[np.diff(inside, axis=axis) != 0] for axis in (0, 1)]
+        across = np.concatenate(steps)
+        report[name] = round(float(across.mean()), 3) if across.size else 0.0
+    return report
 
 
 def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
-    """The mask, fading from its border inwards over about `radius` pixels, or over fewer where it is too thin for that."""
-    painted, values = mask.point(lambda value: 255 * (value > 0)), np.asarray(mask, dtype=np.float32)
+    """White where the mask is not 0, fading from its border inwards over about `radius` pixels, or fewer where it is thin."""
+    painted = mask.point(lambda value: 255 * (value > 0))
+    values = np.asarray(painted, dtype=np.float32)
     while radius >= 0.5:
         # A blurred edge is 1/2 on the edge itself: the upper half of the ramp begins there and goes inwards.
         blurred = np.asarray(painted.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
@@ -139,7 +201,7 @@ def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
         if faded.sum() >= 0.5 * values.sum():
             return Image.fromarray(faded.round().astype(np.uint8))
         radius /= 2
-    return mask
+    return painted
 
 
 def sheet(images: Sequence[Image.Image], labels: Sequence[str], height: int = 320) -> Image.Image:

@@ -52,6 +52,19 @@ def set_attention_backend(model: nn.Module, backend: str) -> None:
             module.backend = backend
 
 
+class Prompt:
+    """A prompt's hidden states (B, M, C) for many steps: what each attention makes of them is computed at the first."""
+
+    def __init__(self, hidden: Tensor):
+        self.hidden, self.kept = hidden, {}
+
+    def keys_values(self, attention: "Attention") -> tuple[Tensor, Tensor]:
+        """The attention's keys and values, while its weights stay as they are."""
+        if id(attention) not in self.kept:
+            self.kept[id(attention)] = attention.keys_values(self.hidden)
+        return self.kept[id(attention)]
+
+
 class Attention(nn.Module):
     """Multi-head attention from (B, N, C) to `context` (B, M, C_context), or to itself without one.
 
@@ -71,11 +84,15 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, dim, bias=qkv_bias)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # the checkpoint's key is to_out.0
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, M, C_context) -> twice (B, heads, M, d)."""
+        k, v = (rearrange(t, "b m (h d) -> b h m d", h=self.heads) for t in (self.to_k(context), self.to_v(context)))
+        return k, v
+
+    def forward(self, x: Tensor, context: Tensor | Prompt | None = None) -> Tensor:
         context = x if context is None else context
-        q, k, v = (
-            rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
+        q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
+        k, v = context.keys_values(self) if isinstance(context, Prompt) else self.keys_values(context)
         return self.to_out[0](rearrange(attention(q, k, v, self.backend), "b h n d -> b n (h d)"))
 
 

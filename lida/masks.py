@@ -1,5 +1,6 @@
 """Masks, white where the face is repainted: from a file, a box, landmarks or a face finder; and on the latents' grid."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from .errors import InputError
 from .faces import Face, FaceNetworks
 from .images import open_image
 
+LATENT_RULES = ("any", "corner")
+# Places in a face, by their middle and half their size, across and down it, in halves of the face from its middle
+ZONES = {"eyes": ((0.0, -0.27), (0.85, 0.16)), "mouth": ((0.0, 0.38), (0.5, 0.17)), "hairline": ((0.0, -0.85), (1.0, 0.3))}
 BLACK = 8  # of 255: values below it are the ringing of JPEG, and count as 0
 
 
@@ -54,6 +58,7 @@ def read_mask(
     number: int | None = None,
     growth: float = 0.0,
     feather: float = 0.0,
+    zones: Mapping[str, float] | None = None,
 ) -> Image.Image:
     """What the user gave as a mask of the photograph: "auto" finds the face, else a picture's path or a box x0,y0,x1,y1."""
     if mask != "auto":
@@ -62,17 +67,8 @@ def read_mask(
         networks = FaceNetworks(face_models)
     except InputError as error:
         raise InputError(f"{error}; or give --mask a picture or a box x0,y0,x1,y1") from None
-    return mask_from_face(image, networks, number, growth, feather)
-
-
-def mask_from_face(
-    image: Image.Image, networks: FaceNetworks, number: int | None = None, growth: float = 0.0, feather: float = 0.0
-) -> Image.Image:
-    """The mask of the photograph's face, or of its `number`-th, the largest being 1; see mask_from_landmarks.
-
-    Raises InputError where no face is found, and where several are and no number is given.
-    """
-    return mask_from_landmarks(choose_face(networks.find(image), number).landmarks, image.size, growth, feather)
+    landmarks = choose_face(networks.find(image), number).landmarks
+    return mask_from_landmarks(landmarks, image.size, growth, feather, zones)
 
 
 def choose_face(faces: list[Face], number: int | None) -> Face:
@@ -87,12 +83,18 @@ def choose_face(faces: list[Face], number: int | None) -> Face:
     return faces[(number or 1) - 1]
 
 
-def mask_from_landmarks(landmarks: np.ndarray, size: tuple[int, int], growth: float = 0.0, feather: float = 0.0) -> Image.Image:
+def mask_from_landmarks(
+    landmarks: np.ndarray,
+    size: tuple[int, int],
+    growth: float = 0.0,
+    feather: float = 0.0,
+    zones: Mapping[str, float] | None = None,
+) -> Image.Image:
     """The face that landmarks (N, 2) lie in, in a picture of `size`: their hull, extended over the forehead and to the jaw.
 
     N is 5 (eyes, nose, corners of the mouth), 49 (All-Age-Faces: brows, nose, eyes, mouth) or 68 (those after the jaw).
     What lies beyond the landmarks is drawn by the proportions of a face, and turns with its eyes. The outline grows by
-    `growth` and fades over `feather`, both in heights of the face.
+    `growth` and fades over `feather`, both in heights of the face. `zones` (of ZONES) are multiplied by their numbers.
     """
     middle, axes, half = face_frame(landmarks)
     turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
@@ -102,7 +104,17 @@ def mask_from_landmarks(landmarks: np.ndarray, size: tuple[int, int], growth: fl
     outline = outline + further * away / np.linalg.norm(away, axis=1, keepdims=True).clip(1e-6)
     mask = Image.new("L", size, 0)
     ImageDraw.Draw(mask).polygon(hull(outline), fill=255)
-    return without_ringing(mask.filter(ImageFilter.GaussianBlur(float(feather * height / 2)))) if feather else mask
+    if feather:
+        mask = mask.filter(ImageFilter.GaussianBlur(float(feather * height / 2)))
+    values = np.asarray(mask, dtype=np.float32)
+    for name, factor in (zones or {}).items():
+        place, extent = (np.array(pair) for pair in ZONES[name])
+        ellipse = middle + half * (place + extent * np.stack([np.cos(turn), np.sin(turn)], -1)) @ axes
+        zone = Image.new("L", size, 0)
+        ImageDraw.Draw(zone).polygon([tuple(point) for point in ellipse.tolist()], fill=255)
+        inside = np.asarray(zone.filter(ImageFilter.GaussianBlur(float(0.03 * height))), dtype=np.float32) / 255
+        values = values * (1 + (factor - 1) * inside)
+    return without_ringing(Image.fromarray(values.clip(0, 255).round().astype(np.uint8)))
 
 
 def face_frame(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,9 +161,14 @@ def mask_to_tensor(mask: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)[None, None]
 
 
-def mask_to_latents(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A pixel mask (B, 1, H, W) at the latents' size (B, 1, h, w): 1 where any pixel of the cell is to be repainted.
+def mask_to_latents(mask: Tensor, size: tuple[int, int], rule: str = "any") -> Tensor:
+    """A pixel mask (B, 1, H, W) at the latents' size (B, 1, h, w), by one of LATENT_RULES.
 
-    Sampling one pixel a cell, as diffusers does, loses small masks; the maximum never does.
+    any: a cell is as white as the whitest of its pixels. corner: it is white where its first pixel is at least half white,
+    as diffusers has it; that loses small masks, which the maximum never does.
     """
-    return F.adaptive_max_pool2d((mask > 0).to(mask.dtype), size)
+    if rule not in LATENT_RULES:
+        raise ValueError(f"mask rule {rule!r} is not one of {', '.join(LATENT_RULES)}")
+    if rule == "corner":
+        return F.interpolate((mask >= 0.5).to(mask.dtype), size=size)
+    return F.adaptive_max_pool2d(mask, size)

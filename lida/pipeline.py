@@ -1,236 +1,46 @@
-"""The loaded parts of Stable Diffusion, and the two things people do with them: paint from a prompt, and age a face."""
+"""The two things that people do with Stable Diffusion here: paint from a prompt, and age a face in a photograph."""
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from .adapters import Adapter, check_fits, load_adapter, submodule
-from .checkpoint import (
-    load_schedule,
-    load_text_encoder,
-    load_unet,
-    load_vae,
-    save_model,
-    save_schedule,
-    save_text_encoder,
-)
-from .compose import Rule, Weight, varies, weight_at, weighted_sum
-from .dialects import TEXT
-from .diffusion import NoiseSchedule, randn_like
-from .errors import InputError
-from .images import cut, paste, square_about, to_images, to_tensor
+from .diffusion import randn_like
+from .images import Box, colour_matched, cut, from_srgb, in_srgb, paste, square_about, to_images, to_tensor
 from .masks import mask_to_latents, mask_to_tensor
-from .sampling import Blend, BlendPath, guided, invert, sample
-from .sources import MOVED
-from .text import TextEncoder, encode_prompts
-from .unet import UNet
-from .vae import VAE
+from .model import StableDiffusion, Words
+from .sampling import Blend, ddpm_invert, invert, sample
 
-METHODS = ("inpaint", "inversion")  # of age_face
-Progress = Callable[[list], Iterable]  # wraps the list of steps, as tqdm does
-
-
-@dataclass
-class StableDiffusion:
-    """A UNet, a VAE, a text encoder and a noise schedule that belong together, and adapters by name."""
-
-    unet: UNet
-    vae: VAE
-    text_encoder: TextEncoder
-    schedule: NoiseSchedule
-    name: str = ""  # of the folder, file or hub id that it came from
-    adapters: dict[str, Adapter] = field(default_factory=dict)
-    weights: dict[str, Weight] = field(default_factory=dict)  # of the adapters that are merged
-    rule: Rule = weighted_sum  # that they are merged by
-    merged: dict[str, tuple[float, ...]] = field(default_factory=dict)  # each path's weights, as numbers
-    base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the modules that these changed, untouched
-
-    @classmethod
-    def load(
-        cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-    ) -> "StableDiffusion":
-        """Load a folder in diffusers' layout, a single .safetensors file, or a model of the hub by its id.
-
-        The VAE stays in float32 where `dtype` is float16, in which its activations can overflow. Raises InputError that
-        names the file and what is amiss with it.
-        """
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device}: {str(error).splitlines()[0]}; cpu always works") from None
-        unet, text_encoder = load_unet(source, dtype, device), load_text_encoder(source, dtype, device)
-        vae = load_vae(source, torch.float32 if dtype == torch.float16 else dtype, device)
-        widths = {"latent channels": (unet.config.out_channels, vae.config.latent_channels)}
-        widths["text width"] = (unet.config.cross_attention_dim, text_encoder.width)
-        if not unet.inpaints:
-            widths["input channels"] = (unet.config.in_channels, unet.config.out_channels)
-        for what, (a, b) in widths.items():
-            if a != b:
-                raise InputError(f"{source}: the UNet's {what}, {a}, should be {b}; the parts are not of one model")
-        name = Path(source).resolve().name if Path(source).exists() else MOVED.get(str(source), str(source))
-        return cls(unet, vae, text_encoder, load_schedule(source), name)
-
-    @property
-    def base(self) -> dict[str, str]:
-        """Which model this is, for what is made with it to say: its name, and the fingerprint of each part."""
-        parts = {"unet": self.unet, "text_encoder": self.text_encoder.model, "vae": self.vae}
-        return {"name": self.name, **{part: model.fingerprint for part, model in parts.items()}}
-
-    @property
-    def resolution(self) -> int:
-        """The side in pixels of the squares that the UNet was trained on."""
-        size = self.unet.config.sample_size or 64
-        if self.unet.inpaints and size == 32:  # a slip in the inpainting model's config, which diffusers corrects too
-            size = 64
-        return size * self.vae.factor
-
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet lies."""
-        return self.unet.conv_in.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The UNet's floating-point type."""
-        return self.unet.conv_in.weight.dtype
-
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the model, with what is merged into it, as a folder in diffusers' layout."""
-        for part in ("unet", "vae"):
-            save_model(getattr(self, part), Path(folder, part), dtype)
-        save_text_encoder(self.text_encoder, folder, dtype)
-        save_schedule(self.schedule, folder)
-
-    def module(self, path: str) -> nn.Module | None:
-        """The module that an adapter's path means, of the UNet or behind `text_encoder.`; None where there is none."""
-        if not path.startswith(TEXT):
-            return submodule(self.unet, path)
-        inner = getattr(self.text_encoder.model, "text_model", self.text_encoder.model)  # transformers 5.6 flattened it
-        return submodule(inner, path.removeprefix(TEXT))
-
-    def load_adapter(self, name: str, source: str | Path | Adapter) -> Adapter:
-        """Read an adapter under a name, changing no weights; raises InputError where it does not fit the model."""
-        adapter = source if isinstance(source, Adapter) else load_adapter(source)
-        check_fits(adapter, self.module, str(name if isinstance(source, Adapter) else source))
-        base = adapter.metadata.get("base")
-        if isinstance(base, dict) and base.get("unet", self.unet.fingerprint) != self.unet.fingerprint:
-            warnings.warn(
-                f"adapter {name}: was trained on another base ({base.get('name')}), its effect may differ", stacklevel=2
-            )
-        if name in self.weights:
-            raise ValueError(f"adapter {name!r} is merged; set_adapters without it before it is replaced")
-        self.adapters[name] = adapter
-        return adapter
-
-    def remove_adapter(self, name: str) -> None:
-        """Forget an adapter; where it was merged, the others stay so. Raises ValueError for a name that was not loaded."""
-        if name not in self.adapters:
-            raise ValueError(f"adapter {name!r} is not loaded; loaded are {sorted(self.adapters)}")
-        if name in self.weights:
-            others = {other: weight for other, weight in self.weights.items() if other != name}
-            self.set_adapters(list(others), list(others.values()), self.rule)
-        del self.adapters[name]
-
-    @torch.no_grad()
-    def set_adapters(self, names: Sequence[str], weights: Sequence[Weight], rule: Rule = weighted_sum) -> None:
-        """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, from the base and never from the last merge.
-
-        A weight may be a number, a function of the timestep (any from 999 to 0), or a dict of either by block; `rule` may be
-        another of lida.compose's. Where no weight depends on the timestep, sampling costs what the bare model costs.
-        set_adapters([], []) is the base, bit for bit; `weights` has what is merged. Raises ValueError, and changes nothing,
-        for a name that was not loaded, for another number of weights than names, and for a weight that cannot be applied.
-        """
-        unknown = [name for name in names if name not in self.adapters]
-        if unknown:
-            raise ValueError(f"adapter {unknown[0]!r} is not loaded; loaded are {sorted(self.adapters)}")
-        if len(names) != len(weights) or len(set(names)) != len(names):
-            raise ValueError(f"one weight for each name, each name once: {list(names)}, {list(weights)}")
-        before = self.weights, self.rule
-        self.weights, self.rule = dict(zip(names, weights)), rule
-        self.merged.clear()
-        try:
-            self.merge(self.schedule.config.num_train_timesteps - 1)
-        except Exception:
-            self.weights, self.rule = before
-            self.merged.clear()
-            self.merge(self.schedule.config.num_train_timesteps - 1)
-            raise
-
-    @torch.no_grad()
-    def merge(self, t: int) -> None:
-        """Put the adapters into the weights as they stand at timestep t; only what has changed is computed."""
-        parts: dict[str, list] = {}
-        for name, weight in self.weights.items():
-            for path, layer in self.adapters[name].layers.items():
-                parts.setdefault(path, []).append((layer, weight_at(weight, path, None if path.startswith(TEXT) else t)))
-        for path in self.base_weights.keys() - parts.keys():
-            self.module(path).weight.copy_(self.base_weights.pop(path))
-        for path, layers in parts.items():
-            numbers = tuple(weight for _, weight in layers)
-            if self.merged.get(path) == numbers:
-                continue
-            weight = self.module(path).weight
-            if path not in self.base_weights:
-                self.base_weights[path] = weight.detach().clone()
-            base = self.base_weights[path]
-            weight.copy_(base.float() + self.rule(path, layers).to(base.device).reshape(base.shape))
-            self.merged[path] = numbers
-
-    def predictor(
-        self, prompts: Sequence[str], negative_prompt: str | Sequence[str], guidance_scale: float, known: Tensor | None = None
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The guided noise prediction for these prompts, as a function of latents and timesteps.
-
-        One negative prompt stands for all, or there is one for each; any other number raises ValueError. `known`
-        (1, 5, h, w), for an inpainting model, goes along with the latents: mask and the masked picture's latents.
-        """
-        cond = encode_prompts(self.text_encoder, prompts)  # (B, M, C)
-        negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-        if len(negative) != len(prompts):
-            raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} pictures; give one, or one for each")
-        uncond = encode_prompts(self.text_encoder, negative) if guidance_scale > 1 else None
-        changing = any(varies(weight) for weight in self.weights.values())
-
-        def unet(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-            if changing:
-                self.merge(int(timesteps[0]))
-            if known is not None:
-                latents = torch.cat([latents, known.expand(len(latents), -1, -1, -1)], dim=1)  # (B, 9, h, w)
-            return self.unet(latents, timesteps, encoder_hidden_states)
-
-        return guided(unet, cond, uncond, guidance_scale)
-
-    def known(self, pixel_values: Tensor, mask: Tensor, latent_mask: Tensor, generator: Generator | None = None) -> Tensor:
-        """What an inpainting model is told of a picture (1, 3, H, W): the mask, and the latents of the rest, the mask grey."""
-        size = pixel_values.shape[2:]
-        masked = self.vae.encode(pixel_values * (1 - mask_to_latents(mask, size).to(pixel_values)), generator)
-        return torch.cat([latent_mask, masked], dim=1).to(self.device, self.dtype)
+METHODS = ("inpaint", "inversion", "ddim_inversion")  # of age_face
+Progress = Callable[[list], Iterable]  # wraps the list of steps, as tqdm does; has its length
 
 
 @torch.no_grad()
 def generate(
     sd: StableDiffusion,
-    prompt: str | Sequence[str],
+    prompt: Words | Sequence[Words],
     *,
     negative_prompt: str | Sequence[str] = "",
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
+    guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
     num_images_per_prompt: int = 1,
     height: int | None = None,
     width: int | None = None,
+    scheduler: str = "ddim",
     eta: float = 0.0,
     generator: Generator | None = None,
     output_type: str = "pil",
     progress: Progress = list,
+    callback: Callable[[int, int, Tensor], object] | None = None,
 ) -> list[Image.Image] | Tensor:
-    """Paint from prompts by DDIM; `height` and `width` in pixels default to the model's own.
+    """Paint from prompts; `height` and `width` in pixels default to the model's own.
 
-    Returns pictures, or latents (B, 4, h, w) for output_type "latent". Raises ValueError for a size that the VAE cannot.
+    The sampler and its guidance are sampling.sample's and model.predictor's. Returns pictures, or latents (B, 4, h, w) for
+    output_type "latent". Raises ValueError for a size that the VAE cannot.
     """
     prompts = repeated(prompt, num_images_per_prompt)
     sizes = [size or sd.resolution for size in (height, width)]
@@ -242,80 +52,189 @@ def generate(
     known = None
     if sd.unet.inpaints:  # all is to be painted
         blank, mask = torch.zeros(1, 3, *sizes, device=sd.device), torch.ones(1, 1, *shape[2:], device=sd.device)
-        known = sd.known(blank, mask, mask, torch.Generator().manual_seed(0))
+        known = sd.known(blank, torch.ones(1, 1, *sizes, device=sd.device), mask, torch.Generator().manual_seed(0))
     negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
-    predict = sd.predictor(prompts, negative, guidance_scale, known)
-    latents = sample(predict, sd.schedule, latents, progress(steps), eta=eta, generator=generator)
+    predict = sd.predictor(prompts, negative, guidance_scale, known, guidance_rescale, guidance_interval)
+    latents = sample(
+        predict, sd.schedule, latents, progress(steps), eta=eta, generator=generator, scheduler=scheduler, callback=callback
+    )
     return latents if output_type == "latent" else to_images(sd.vae.decode(latents))
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A photograph ready to be repainted towards any number of prompts, which then differ by their words alone."""
+
+    image: Image.Image
+    mask: Image.Image
+    box: Box  # of the square that is worked on
+    square: Image.Image  # that square, at the model's size, in sRGB
+    steps: list[tuple[int, int]]
+    latents: Tensor  # (num_images_per_prompt, 4, h, w) at the first step
+    blend: Blend | None
+    known: Tensor | None
+    step_noise: dict[int, Tensor] | None
+    generator: Generator | None  # as it stood then, for what the steps draw
+
+
 @torch.no_grad()
+def prepare(
+    sd: StableDiffusion,
+    image: Image.Image,
+    mask: Image.Image,
+    *,
+    strength: float = 0.2,
+    num_inference_steps: int = 50,
+    num_images_per_prompt: int = 1,
+    method: str = "inpaint",
+    source_prompt: str = "",
+    context: float = 1.5,
+    mask_rule: str = "any",
+    generator: Generator | None = None,
+) -> Scene:
+    """Cut the square about the mask, encode it, and lead it up to the noise; arguments are age_face's."""
+    check(image, mask, method)
+    steps, count = sd.schedule.timesteps(num_inference_steps, strength), num_images_per_prompt
+    box = square_about(mask, context)
+    square = in_srgb(keeping_profile(cut(image, box, sd.resolution), image))
+    pixel_values = to_tensor(square).to(sd.device)
+    pixel_mask = mask_to_tensor(cut(mask, box, box[2]))  # at its own size: made smaller, a thin one would be lost
+    side = sd.resolution // sd.vae.factor
+    if sd.unet.inpaints and strength == 1 and method == "inpaint":  # the photograph's own latents have no part in it
+        init_latents = torch.zeros(count, sd.unet.config.out_channels, side, side, dtype=sd.dtype, device=sd.device)
+    else:
+        encoded = sd.vae.encode(pixel_values, generator, sample=method == "inpaint").to(sd.dtype)
+        init_latents = encoded.repeat(count, 1, 1, 1)
+    latent_mask = mask_to_latents(pixel_mask, (side, side), mask_rule).to(init_latents)
+    noise = randn_like(init_latents, generator) if method == "inpaint" else None
+    known = sd.known(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
+    path = step_noise = None
+    if method == "inpaint":
+        latents = noise if strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
+        blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
+    else:
+        source = sd.predictor([source_prompt] * count, "", 1.0, known)
+        if method == "inversion":
+            path, step_noise = ddpm_invert(source, sd.schedule, init_latents, steps, generator)
+        else:
+            path = invert(source, sd.schedule, init_latents, steps)
+        latents, blend = path[steps[0][0]], Blend(latent_mask, init_latents, path=path)
+    drawn = None if generator is None else generator.clone_state()
+    return Scene(image, mask, box, square, steps, latents, blend, known, step_noise, drawn)
+
+
+@torch.no_grad()
+def repaint(
+    sd: StableDiffusion,
+    scene: Scene,
+    prompt: Words | Sequence[Words],
+    *,
+    negative_prompt: str | Sequence[str] = "",
+    guidance_scale: float = 7.5,
+    guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
+    scheduler: str = "ddim",
+    eta: float = 0.0,
+    match_colour: bool = True,
+    output_type: str = "pil",
+    progress: Progress = list,
+    callback: Callable[[int, int, Tensor], object] | None = None,
+) -> list[Image.Image] | Tensor:
+    """Paint the scene towards each prompt, all in one batch, each from the same latents and noise; see age_face."""
+    count = len(scene.latents)
+    prompts = repeated(prompt, count)
+    repeats = len(prompts) // count
+    negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, count)
+    predict = sd.predictor(prompts, negative, guidance_scale, scene.known, guidance_rescale, guidance_interval)
+    generator = None if scene.generator is None else scene.generator.clone_state()
+
+    def for_all(x: Tensor) -> Tensor:
+        return x.repeat(repeats, 1, 1, 1)
+
+    blend, step_noise = scene.blend, scene.step_noise
+    if blend is not None:
+        path = blend.path and {t: for_all(x) for t, x in blend.path.items()}
+        blend = Blend(blend.mask, for_all(blend.init_latents), None if blend.noise is None else for_all(blend.noise), path)
+    if step_noise is not None:
+        step_noise = {t: for_all(x) for t, x in step_noise.items()}
+    latents = sample(
+        predict, sd.schedule, for_all(scene.latents), progress(scene.steps), blend, eta, generator, scheduler, step_noise,
+        repeats, callback,
+    )  # fmt: skip
+    if output_type == "latent":
+        return latents
+    patches = to_images(sd.vae.decode(latents))
+    if match_colour:
+        small = cut(scene.mask, scene.box, sd.resolution)
+        patches = [colour_matched(patch, scene.square, small) for patch in patches]
+    return [paste(scene.image, from_srgb(patch, scene.image), scene.box, scene.mask) for patch in patches]
+
+
 def age_face(
     sd: StableDiffusion,
     image: Image.Image,
     mask: Image.Image,
-    prompt: str | Sequence[str],
+    prompt: Words | Sequence[Words],
     *,
     negative_prompt: str | Sequence[str] = "",
     strength: float = 0.2,
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
+    guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
     num_images_per_prompt: int = 1,
     method: str = "inpaint",
     source_prompt: str = "",
     context: float = 1.5,
+    mask_rule: str = "any",
+    scheduler: str = "ddim",
     eta: float = 0.0,
+    match_colour: bool = True,
     generator: Generator | None = None,
     output_type: str = "pil",
     progress: Progress = list,
+    callback: Callable[[int, int, Tensor], object] | None = None,
 ) -> list[Image.Image] | Tensor:
-    """Repaint the white of `mask` (L, the size of `image`) towards the prompt and leave every other pixel as it is.
+    """Repaint where `mask` (L, the size of `image`) is not black towards each prompt, and leave every other pixel as it is.
 
     A square about the mask, `context` times as long, is cut out and worked on at the model's resolution: noised by
-    `strength` (SDEdit, Meng et al. 2022), denoised by DDIM with the photograph put back outside the mask at each step
-    (Blended Latent Diffusion, Avrahami et al. 2023), decoded and pasted back. Strength 1 begins from noise alone.
-    Method "inversion" draws no noise: the photograph, described by `source_prompt`, is led up to `strength` by DDIM's own
-    steps walked backwards, and from there down to the prompt. What the prompt does not ask for stays.
-    Returns pictures of the input's size, or latents of the square for output_type "latent". Raises ValueError for a mask
-    of another size or without white, for another method, and for a strength that leaves no step to walk.
+    `strength` (SDEdit, Meng et al. 2022), denoised with the photograph put back at each step where the mask is black, or
+    still too grey (Avrahami et al. 2023; Levin & Fried 2023), decoded, matched in colour and pasted back. Strength 1 begins
+    from noise alone. Method "inversion" takes the photograph, described by `source_prompt`, up to `strength` with noise that
+    leads back to it (Huberman-Spiegelglas et al. 2024), "ddim_inversion" by DDIM's steps walked backwards, without any; what
+    the prompt does not ask for stays. All prompts share noise and photograph, and differ by their words alone.
+    Returns pictures of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises
+    ValueError for a mask of another size or all black, for another method, and for a strength that leaves no step to walk.
     """
+    scene = prepare(
+        sd, image, mask, strength=strength, num_inference_steps=num_inference_steps, method=method, context=context,
+        num_images_per_prompt=num_images_per_prompt, source_prompt=source_prompt, mask_rule=mask_rule, generator=generator,
+    )  # fmt: skip
+    return repaint(
+        sd, scene, prompt, negative_prompt=negative_prompt, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
+        guidance_interval=guidance_interval, scheduler=scheduler, eta=eta, match_colour=match_colour, output_type=output_type,
+        progress=progress, callback=callback,
+    )  # fmt: skip
+
+
+def check(image: Image.Image, mask: Image.Image, method: str) -> None:
+    """Raise ValueError for what cannot be repainted."""
     if method not in METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
     if image.mode != "RGB":
         raise ValueError(f"the image is {image.mode}, not RGB")
     if mask.size != image.size or mask.mode != "L":
         raise ValueError(f"the mask is {mask.mode} {mask.size}, not L {image.size} as the image")
-    if mask.getextrema()[1] < 128:
-        raise ValueError(f"the mask has no white: its brightest value is {mask.getextrema()[1]}")
-    steps = sd.schedule.timesteps(num_inference_steps, strength)
-    prompts = repeated(prompt, num_images_per_prompt)
-    box = square_about(mask, context)
-    pixel_values = to_tensor(cut(image, box, sd.resolution)).to(sd.device)
-    pixel_mask = mask_to_tensor(cut(mask, box, box[2]))  # at its own size: made smaller, a thin one would be lost
-    inverting = method == "inversion"
-    if sd.unet.inpaints and strength == 1 and not inverting:  # the photograph's own latents have no part in it: none are drawn
-        side = sd.resolution // sd.vae.factor
-        init_latents = torch.zeros(len(prompts), sd.unet.config.out_channels, side, side, dtype=sd.dtype, device=sd.device)
-    else:
-        encoded = sd.vae.encode(pixel_values, generator, sample=not inverting).to(sd.dtype)
-        init_latents = encoded.repeat(len(prompts), 1, 1, 1)
-    latent_mask = mask_to_latents(pixel_mask, init_latents.shape[2:]).to(init_latents)
-    noise = None if inverting else randn_like(init_latents, generator)
-    known = sd.known(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
-    if inverting:
-        path = invert(sd.predictor([source_prompt], "", 1.0, known), sd.schedule, init_latents[:1], steps)
-        latents, blend = path[steps[0][0]].expand_as(init_latents), BlendPath(latent_mask, path)
-    else:
-        latents = noise if strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
-        blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
-    negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
-    predict = sd.predictor(prompts, negative, guidance_scale, known)
-    latents = sample(predict, sd.schedule, latents, progress(steps), blend, eta, generator)
-    if output_type == "latent":
-        return latents
-    return [paste(image, patch, box, mask) for patch in to_images(sd.vae.decode(latents))]
+    if mask.getbbox() is None:
+        raise ValueError("the mask is black: nothing is to be repainted")
 
 
-def repeated(prompt: str | Sequence[str], count: int) -> list[str]:
+def keeping_profile(square: Image.Image, image: Image.Image) -> Image.Image:
+    """The square, cut out of the image, with the image's colour profile."""
+    square.info = {"icc_profile": image.info.get("icc_profile")}
+    return square
+
+
+def repeated(prompt: Words | Sequence[Words], count: int) -> list[Words]:
     """Each prompt `count` times in a row."""
-    return [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(count)]
+    return [p for p in ([prompt] if isinstance(prompt, str | dict) else prompt) for _ in range(count)]

@@ -9,7 +9,7 @@ from PIL import Image
 import lida
 from lida.faces import FaceNetworks
 from lida.images import open_image
-from lida.masks import choose_face, face_frame, hull, mask_from_face, mask_from_landmarks, mask_to_latents, open_mask, read_mask
+from lida.masks import ZONES, choose_face, face_frame, hull, mask_from_landmarks, mask_to_latents, open_mask, read_mask
 
 
 @pytest.fixture
@@ -102,15 +102,15 @@ def test_the_face_is_found_and_chosen():
     page.paste(portrait.resize((120, 120)), (20, 30))
     page.paste(portrait.resize((200, 200)), (260, 150))
     with pytest.raises(lida.InputError, match=r"2 faces are found \(1: .*; 2: .*\); choose one with --face"):
-        mask_from_face(page, networks)
+        read_mask("auto", page)
     with pytest.raises(lida.InputError, match="--face 3: the photograph has 2"):
-        mask_from_face(page, networks, 3)
+        read_mask("auto", page, number=3)
     for number, (left, top, side) in ((1, (260, 150, 200)), (2, (20, 30, 120))):
-        box = mask_from_face(page, networks, number).getbbox()
+        box = read_mask("auto", page, number=number).getbbox()
         assert left - 9 <= box[0] and top - 9 <= box[1] and box[2] <= left + side + 9 and box[3] <= top + side + 9
         assert box[3] - box[1] > side / 2
     with pytest.raises(lida.InputError, match="no face is found"):
-        mask_from_face(noise_image(96, 96), networks)
+        read_mask("auto", noise_image(96, 96))
     assert read_mask("auto", portrait).getextrema() == (0, 255)
     assert choose_face(networks.find(portrait), None).score > 0.6
 
@@ -125,4 +125,22 @@ def test_a_cell_of_latents_is_repainted_where_any_of_its_pixels_is():
     mask = torch.zeros(1, 1, 64, 48)
     mask[0, 0, 9, 47] = 0.05
     small = mask_to_latents(mask, (8, 6))
-    assert small.sum() == 1 and small[0, 0, 1, 5] == 1
+    assert small.count_nonzero() == 1 and small[0, 0, 1, 5] == pytest.approx(0.05)
+    mask[0, 0, 16:24, 8:16] = 1
+    mask[0, 0, 33, 17] = 1  # not a first pixel
+    corner = mask_to_latents(mask, (8, 6), "corner")
+    assert corner.count_nonzero() == 1 and corner[0, 0, 2, 1] == 1
+    with pytest.raises(ValueError, match="mask rule 'mean' is not one of any, corner"):
+        mask_to_latents(mask, (8, 6), "mean")
+
+
+def test_zones_weigh_less(landmarks):
+    plain = np.asarray(mask_from_landmarks(landmarks, (100, 100))).astype(int)
+    assert set(ZONES) == {"eyes", "mouth", "hairline"}
+    places = {"eyes": landmarks[19:31].mean(0), "mouth": landmarks[31:49].mean(0)}
+    for name, place in places.items():
+        x, y = place.round().astype(int)
+        less = np.asarray(mask_from_landmarks(landmarks, (100, 100), zones={name: 0.5})).astype(int)
+        assert 120 <= less[y, x] <= 170 and (less <= plain).all()
+        other = next(p for n, p in places.items() if n != name).round().astype(int)
+        assert less[other[1], other[0]] >= 250

@@ -59,7 +59,7 @@ def test_inversion_gives_the_photograph_back_where_nothing_else_is_asked_for(tin
     """Towards its own description the invented person's latents come back; towards another age they do not."""
     photo, mask = (Image.open(WEIGHTS / "demo" / f"person-a{end}.png") for end in ("", "-mask"))
     photo, mask, described = photo.convert("RGB"), mask.convert("L"), "a portrait photo of a man"
-    options = {"method": "inversion", "source_prompt": described, "strength": 0.5, "context": 1.0, "output_type": "latent"}
+    options = {"method": "ddim_inversion", "source_prompt": described, "strength": 0.5, "context": 1.0, "output_type": "latent"}
     same = lida.age_face(tiny, photo, mask, described, guidance_scale=1.0, **options)
     other = lida.age_face(tiny, photo, mask, "a portrait photo of an old man", guidance_scale=3.0, **options)
     plain = tiny.vae.encode(to_tensor(cut(photo, square_about(mask, 1.0), 96)), sample=False)

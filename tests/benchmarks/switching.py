@@ -17,7 +17,7 @@ import lida
 from lida.diffusion import NoiseSchedule
 from lida.ldm import SCHEDULE
 from lida.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
-from lida.pipeline import StableDiffusion
+from lida.model import StableDiffusion
 from lida.unet import UNet, UNetConfig
 
 TARGETS = CROSS_ATTENTION + SELF_ATTENTION

@@ -23,7 +23,8 @@ from lida.captions import DEFAULT_TEMPLATE, caption
 from lida.faces import FaceNetworks
 from lida.images import cut, open_image, sheet, square_about, to_tensor
 from lida.masks import mask_from_landmarks
-from lida.pipeline import METHODS, StableDiffusion, age_face, generate
+from lida.model import StableDiffusion
+from lida.pipeline import METHODS, age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
 
@@ -102,7 +103,7 @@ def main():
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     add("--adapter", type=Path, default=WEIGHTS / "age.safetensors", help="(default: weights/age.safetensors)")
     add("--adapter_weight", type=float, default=1.0, help="(default: 1)")
-    add("--method", choices=METHODS, default="inversion", help="(default: inversion)")
+    add("--method", choices=METHODS, default="ddim_inversion", help="(default: ddim_inversion)")
     add("--strength", type=float, default=0.5, help="(default: 0.5)")
     add("--guidance_scale", type=float, default=3.0, help="(default: 3)")
     add("--eta", type=float, default=0.0, help="DDIM's noise (default: 0)")

@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lida.adapters import load_adapter
-from lida.pipeline import StableDiffusion
+from lida.model import StableDiffusion
 
 WEIGHTS = Path(__file__).parent.parent
 KEY = "base_sha256"

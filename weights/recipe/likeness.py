@@ -19,7 +19,8 @@ from lida.data import read_examples
 from lida.faces import FaceNetworks
 from lida.images import open_image
 from lida.lora import LowRank
-from lida.pipeline import StableDiffusion, generate
+from lida.model import StableDiffusion
+from lida.pipeline import generate
 
 WEIGHTS = Path(__file__).parent.parent
 

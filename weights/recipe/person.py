@@ -19,7 +19,8 @@ from nobody import STRANGER
 from PIL import Image, ImageDraw, ImageEnhance
 
 from lida.faces import SAME_PERSON, FaceNetworks
-from lida.pipeline import StableDiffusion, age_face, generate
+from lida.model import StableDiffusion
+from lida.pipeline import age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
 
@@ -71,7 +72,7 @@ def main():
     for k in range(20 * args.pictures):
         options = {"strength": rng.uniform(0.2, 0.5), "guidance_scale": rng.uniform(1.0, 2.5), "num_inference_steps": 20}
         prompt = str(rng.choice([args.prompt, "a portrait photo of a person", "a photo of a person", ""]))
-        options |= {"method": "inversion", "source_prompt": args.prompt, "context": 1.0}
+        options |= {"method": "ddim_inversion", "source_prompt": args.prompt, "context": 1.0}
         picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), prompt, **options)[0]
         picture = photographed_anew(picture, rng)
         vector = networks.embed(picture)

@@ -24,7 +24,8 @@ from vae import psnr, reconstructed, tensors
 
 from lida.faces import SAME_PERSON
 from lida.images import sheet, to_images
-from lida.pipeline import StableDiffusion, generate
+from lida.model import StableDiffusion
+from lida.pipeline import generate
 from lida.vae import VAE
 
 WEIGHTS = Path(__file__).parent.parent

@@ -20,7 +20,8 @@ from lida.errors import InputError, run
 from lida.faces import FaceNetworks
 from lida.images import open_image, sheet, to_images, to_tensor
 from lida.masks import open_mask
-from lida.pipeline import StableDiffusion, age_face, generate
+from lida.model import StableDiffusion
+from lida.pipeline import age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a man"}
@@ -59,7 +60,7 @@ class Painter:
         pictures = [photo]
         for age in AGES:
             prompt = caption(DEFAULT_TEMPLATE, SUBJECTS[letter], age)
-            options = {"method": "inversion", "source_prompt": f"a portrait photo of {SUBJECTS[letter]}"}
+            options = {"method": "ddim_inversion", "source_prompt": f"a portrait photo of {SUBJECTS[letter]}"}
             pictures += age_face(self.sd, photo, mask, prompt, strength=0.5, guidance_scale=3.0, **options)
         for picture, label in zip(pictures, ("the photograph", *AGES)):
             if self.nearest(picture) >= STRANGER:

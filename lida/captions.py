@@ -16,8 +16,8 @@ def caption(template: str, subject: str, age: int) -> str:
     return template.format(subject=subject, gender=subject.removeprefix("a "), decade=f"{age // 10 * 10}s", age=age)
 
 
-def mixed_caption(template: str, subject: str, age: int, ages: tuple[int, int] = (0, 99)) -> dict[str, float]:
-    """The captions whose embeddings, mixed by these shares, stand for an age; `ages` are the youngest and oldest in training.
+def mixed_caption(template: str, subject: str, age: int, ages: tuple[int, int] = (0, 99)) -> str | dict[str, float]:
+    """The caption of an age, or the two whose embeddings are mixed by these shares; `ages` are the least and most in training.
 
     A template with {age} says it by itself. Of {decade}, a decade's caption stands for its first year, and between two of
     them they are mixed in proportion: 34 is 0.6 of "30s" and 0.4 of "40s".
@@ -25,7 +25,7 @@ def mixed_caption(template: str, subject: str, age: int, ages: tuple[int, int] =
     lower = caption(template, subject, age)
     upper = caption(template, subject, min(age // 10 * 10 + 10, 90))
     if "{age}" in template or age % 10 == 0 or upper == lower or age // 10 * 10 + 10 > ages[1]:
-        return {lower: 1.0}
+        return lower
     return {lower: 1 - age % 10 / 10, upper: age % 10 / 10}
 
 

@@ -1,7 +1,6 @@
-"""Pictures: PIL <-> tensors, cutting a square out and pasting it back, contact sheets, settings inside a PNG."""
+"""Pictures: from files of every kind, PIL <-> tensors, cutting a square out and pasting it back, contact sheets."""
 
 import io
-import json
 import math
 import os
 import warnings
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .errors import InputError
@@ -230,16 +228,6 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def save_image(image: Image.Image, path: Path, **options) -> None:
-    """Write a PNG or JPEG whole or not at all; `options` are Pillow's."""
+    """Write a picture whole or not at all, in the format of the path's ending; `options` are Pillow's."""
     with written_whole(path) as part:
-        image.save(part, format={".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
-
-
-def save_png(image: Image.Image, path: str | Path, settings: dict) -> None:
-    """Write a PNG with `settings` as JSON under the key "lida" and in a .json file beside it."""
-    path, text = Path(path), json.dumps(settings, indent=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    info = PngInfo()
-    info.add_itxt("lida", text)
-    save_image(image, path, pnginfo=info)
-    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        image.save(part, format=Image.registered_extensions()[path.suffix.lower()], **options)

@@ -133,6 +133,7 @@ def repaint(
     guidance_scale: float = 7.5,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
+    levels: Sequence[float] | None = None,
     scheduler: str = "ddim",
     eta: float = 0.0,
     match_colour: bool = True,
@@ -140,7 +141,11 @@ def repaint(
     progress: Progress = list,
     callback: Callable[[int, int, Tensor], object] | None = None,
 ) -> list[Image.Image] | Tensor:
-    """Paint the scene towards each prompt, all in one batch, each from the same latents and noise; see age_face."""
+    """Paint the scene towards each prompt, all in one batch, each from the same latents and noise; see age_face.
+
+    `levels`, one a prompt in (0, 1], are shares of the scene's strength: a prompt of a lower one stays with the photograph
+    for the first steps. An inpainting model, which never goes along with the photograph, raises ValueError for them.
+    """
     count = len(scene.latents)
     prompts = repeated(prompt, count)
     repeats = len(prompts) // count
@@ -154,7 +159,11 @@ def repaint(
     blend, step_noise = scene.blend, scene.step_noise
     if blend is not None:
         path = blend.path and {t: for_all(x) for t, x in blend.path.items()}
-        blend = Blend(blend.mask, for_all(blend.init_latents), None if blend.noise is None else for_all(blend.noise), path)
+        rows = torch.tensor(levels or [1.0] * repeats).repeat_interleave(count).reshape(-1, 1, 1, 1).to(blend.mask)
+        noise = None if blend.noise is None else for_all(blend.noise)
+        blend = Blend(rows * blend.mask, for_all(blend.init_latents), noise, path)
+    elif levels is not None and set(levels) != {1.0}:
+        raise ValueError("an inpainting model takes no levels; give each prompt a scene of its own strength")
     if step_noise is not None:
         step_noise = {t: for_all(x) for t, x in step_noise.items()}
     latents = sample(

@@ -1,14 +1,12 @@
 """Squares, pasting, sheets and PNGs."""
 
-import json
-
 import numpy as np
 import pytest
 from conftest import box_mask, noise_image
 from PIL import Image, ImageCms
 
 import lida
-from lida.images import cut, cut_turned, open_image, paste, save_png, sheet, square_about, to_images, to_tensor
+from lida.images import cut, cut_turned, open_image, open_photo, paste, sheet, square_about, to_images, to_tensor
 
 
 def test_tensor_and_back():
@@ -120,6 +118,26 @@ def test_colours_go_through_their_profile(tmp_path):
         assert np.array_equal(np.asarray(open_image(tmp_path / "broken.png")), np.asarray(image))
 
 
+def test_a_photograph_keeps_its_profile_and_its_exif(tmp_path):
+    """Its pixels are as they are in the file, upright; and back through the profile they are the same."""
+    image, srgb = noise_image(40, 30), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "BGR ".encode("utf-16-be"))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    image.save(tmp_path / "a.png", icc_profile=swapped, exif=exif)
+    photo = open_photo(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(photo), np.rot90(np.asarray(image), -1)) and photo.info["icc_profile"] == swapped
+    kept = Image.Exif()
+    kept.load(photo.info["exif"])
+    assert kept.get(0x010F) == "a camera" and kept.get(0x0112, 1) == 1
+    converted = lida.images.in_srgb(photo)
+    assert np.abs(np.asarray(converted)[..., ::-1].astype(int) - np.asarray(photo)).max() <= 2
+    back = lida.images.from_srgb(converted, photo)
+    assert np.abs(np.asarray(back).astype(int) - np.asarray(photo)).max() <= 3
+    assert np.array_equal(np.asarray(converted), np.asarray(open_image(tmp_path / "a.png")))
+
+
 def test_bad_pictures_are_refused_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no picture")
     noise_image(200, 200).save(tmp_path / "whole.png")
@@ -172,14 +190,6 @@ def test_what_is_cut_out_turned_lies_where_it_lay():
     c, s = np.cos(0.5), np.sin(0.5)
     beyond = np.asarray(cut_turned(image, np.array([2.0, 3.0]), np.array([[c, s], [-s, c]]), 60.0, 30))
     assert beyond.shape == (30, 30, 3) and np.abs(beyond[15, 15].astype(int) - pixels[3, 2]).max() <= 12
-
-
-def test_settings_travel_in_the_png(tmp_path):
-    settings = {"prompt": "naïve 😀", "seed": 3}
-    save_png(noise_image(8, 8), tmp_path / "a.png", settings)
-    with Image.open(tmp_path / "a.png") as image:
-        assert json.loads(image.info["lida"]) == settings == json.loads((tmp_path / "a.json").read_text())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
 
 
 def test_a_sheet():

@@ -250,11 +250,11 @@ def test_euler_steps_equal_diffusers(sd, steps):
     torch.manual_seed(0)
     ours = torch.randn(2, 4, 8, 8)
     theirs = ours * (1 + sd.schedule.sigma(pairs[0][0]) ** 2).sqrt()
-    for t, t_prev in pairs:
+    for (t, t_prev), timestep in zip(pairs, reference.timesteps):
         noise_pred = torch.randn(2, 4, 8, 8)
-        reference.scale_model_input(theirs, torch.tensor(t))
+        reference.scale_model_input(theirs, timestep)
         ours = lida.sampling.euler_step(sd.schedule, ours, noise_pred, t, t_prev)
-        theirs = reference.step(noise_pred, torch.tensor(t), theirs).prev_sample
+        theirs = reference.step(noise_pred, timestep, theirs).prev_sample
         assert relative(ours * (1 + sd.schedule.sigma(t_prev) ** 2).sqrt(), theirs) <= 1e-5, t
 
 

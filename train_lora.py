@@ -190,7 +190,10 @@ def load_model(args: argparse.Namespace, world: World) -> StableDiffusion:
     """The model, frozen, on this process's device, its UNet in the precision of the passes."""
     if args.device == "cuda" and world.size > 1:
         args.device = f"cuda:{world.local_rank}"
-    sd = StableDiffusion.load(args.pretrained_model_name_or_path, device=args.device)
+    sd = StableDiffusion.load(args.pretrained_model_name_or_path, dtype_of(args), args.device)
+    if args.mixed_precision != "no":  # what runs once runs in float32
+        sd.vae = load_vae(args.pretrained_model_name_or_path, device=args.device)
+        sd.text_encoder = load_text_encoder(args.pretrained_model_name_or_path, device=args.device)
     if sd.unet.inpaints:
         where = args.pretrained_model_name_or_path
         raise InputError(f"{where}: is an inpainting model; train on the plain one, adapters fit both")
@@ -200,7 +203,7 @@ def load_model(args: argparse.Namespace, world: World) -> StableDiffusion:
     if args.resolution < 1 or args.resolution % sd.vae.factor:
         raise InputError(f"--resolution {args.resolution}: must be a multiple of {sd.vae.factor}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
-    sd.unet.to(dtype_of(args), memory_format=torch.channels_last)
+    sd.unet.to(memory_format=torch.channels_last)
     sd.unet.set_gradient_checkpointing(args.gradient_checkpointing)
     return sd
 

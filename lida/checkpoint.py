@@ -131,29 +131,38 @@ def fill(
                 f"{path}: {what} {len(keys)} tensors: {', '.join(sorted(keys)[:5])}; is it a whole model of SD1.5's kind?"
             )
 
-    def shaped(key: str) -> Tensor:  # a 1x1 convolution over pixels is a linear layer, and files have it as either
-        tensor, shape = tensors[key], expected[key].shape
-        return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and len(shape) == 2 else tensor
+    def shaped(key: str, tensor: Tensor) -> Tensor:  # a 1x1 convolution over pixels is a linear layer, and files have either
+        linear = tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and expected[key].ndim == 2
+        return tensor[:, :, 0, 0] if linear else tensor
 
-    wrong = [key for key in expected if expected[key].shape != shaped(key).shape or not tensors[key].is_floating_point()]
+    wrong = [k for k in expected if expected[k].shape != shaped(k, tensors[k]).shape or not tensors[k].is_floating_point()]
     if wrong:
         shapes = ", ".join(
             f"{k} {tensors[k].dtype} {tuple(tensors[k].shape)} for {tuple(expected[k].shape)}" for k in wrong[:5]
         )
         raise InputError(f"{path}: {len(wrong)} tensors of another shape: {shapes}; is it a whole model of SD1.5's kind?")
-    model.load_state_dict({name: shaped(key).to(device, dtype) for name, key in names.items()}, assign=True)
+    converted = any(tensor.dtype != dtype for tensor in tensors.values())
+    state, heads, pairs = {}, {}, list(names.items())
+    for part in (pairs[i : i + 64] for i in range(0, len(pairs), 64)):
+        # What has been read of a mapped file counts as memory until it is closed: where it is read to be converted, it is
+        # opened anew for each part.
+        some = read_tensors(path, [key for _, key in part]) if converted else tensors
+        for name, key in part:
+            state[name] = shaped(key, some[key]).to(device, dtype)
+            heads[name.removeprefix("text_model.")] = some[key].reshape(-1)[:256].to("cpu", torch.float16, copy=True)
+    model.load_state_dict(state, assign=True)
     model.eval().requires_grad_(False)
-    model.fingerprint = fingerprint({name.removeprefix("text_model."): tensors[key] for name, key in names.items()})
+    model.fingerprint = fingerprint(heads)
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names and the first 256 values of each tensor in float16.
+def fingerprint(heads: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names and the first 256 values of each tensor in float16, which are `heads`.
 
     A folder, a single file and a float16 copy of one model agree; a fine-tune differs, and so does a bfloat16 file.
     """
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].reshape(-1)[:256].to("cpu", torch.float16).numpy().tobytes())
+    for name in sorted(heads):
+        digest.update(name.encode() + heads[name].numpy().tobytes())
     return digest.hexdigest()
 
 

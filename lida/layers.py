@@ -34,7 +34,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
         from xformers.ops import memory_efficient_attention
 
         return memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)  # (B, tokens, heads, d)
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    small = q.shape[-2] * k.shape[-2] <= 1024**2
+    slow = small and q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if backend == "einsum" or slow:
         scores = torch.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k)
         return torch.einsum("bhnm,bhmd->bhnd", torch.softmax(scores, dim=-1, dtype=q.dtype), v)

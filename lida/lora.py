@@ -73,6 +73,30 @@ class SampleDropout:
         return x * torch.stack(kept).to(x.device) / (1 - self.p)
 
 
+class LowRankUpdate(torch.autograd.Function):
+    """base + s (x A^T) B^T, with each sum made within a product, and of x the one copy kept that the layer has anyway.
+
+    With g = s dy B, the gradients are dx = g A, dA = g^T x and dB = s dy^T (x A^T). base (..., out), x (..., in).
+    """
+
+    @staticmethod
+    def forward(ctx, base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        dtype = x.dtype
+        a, b = down.to(dtype), scale * up.to(dtype)
+        h = x.flatten(0, -2) @ a.T  # (N, rank)
+        ctx.save_for_backward(x, h, a, b)
+        ctx.scale, ctx.dtypes = scale, (down.dtype, up.dtype)
+        return torch.addmm(base.flatten(0, -2), h, b.T).reshape(base.shape)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple:
+        x, h, a, b = ctx.saved_tensors
+        rows = dy.flatten(0, -2)
+        g = rows @ b  # (N, rank)
+        dx = (g @ a).reshape(x.shape) if ctx.needs_input_grad[1] else None
+        return dy, dx, (g.T @ x.flatten(0, -2)).to(ctx.dtypes[0]), (ctx.scale * (rows.T @ h)).to(ctx.dtypes[1]), None
+
+
 class LoRALinear(nn.Linear):
     """y = W x + b + (alpha / rank) B A x, with W and b frozen (Hu et al. 2022, equation 3).
 
@@ -102,12 +126,14 @@ class LoRALinear(nn.Linear):
         return self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        base = super().forward(x)
-        h = x.to(self.lora_down.dtype)  # the adapter stays in float32 over a base in half precision
-        if self.dropout is not None and self.training:
-            h = self.dropout(h, self.number)
-        h = self.scale * F.linear(h, self.lora_down)  # (..., rank): scaled here, where it costs least
-        return base + F.linear(h, self.lora_up).to(base.dtype)
+        base, kind = super().forward(x), x.device.type
+        seen = self.dropout(x, self.number) if self.dropout is not None and self.training else x
+        if torch.is_autocast_enabled(kind):  # products in half precision, of an adapter in float32
+            seen, base = seen.to(torch.get_autocast_dtype(kind)), base.to(torch.get_autocast_dtype(kind))
+        elif seen.dtype != self.lora_down.dtype:  # a base in half precision: the adapter's part stays in float32
+            h = self.scale * F.linear(seen.to(self.lora_down.dtype), self.lora_down)
+            return base + F.linear(h, self.lora_up).to(base.dtype)
+        return LowRankUpdate.apply(base, seen, self.lora_down, self.lora_up, self.scale)
 
 
 def inject_lora(

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,13 +37,13 @@ def read_json(path: Path) -> dict:
     return values
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped and not yet read; raises InputError with the file's name."""
+def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or those of some names, mapped and not yet read; InputError with the file's name."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; lida reads safetensors weights only")
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); fetch it again") from None
     except SafetensorError as error:

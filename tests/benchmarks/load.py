@@ -27,6 +27,16 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+def make_model(folder: Path) -> None:
+    """Write the random model there, if there is none; with lida-tiny's tokenizer, for CLIP's is not at hand."""
+    if not (folder / "model_index.json").exists():
+        sys.path.insert(0, str(ROOT / "tests"))
+        from test_full import write_model
+        from transformers import CLIPTokenizer
+
+        write_model(folder, CLIPTokenizer.from_pretrained(ROOT / "weights" / "lida-tiny" / "tokenizer"))
+
+
 class Peak:
     """The highest resident size while it runs, looked at every 5 ms."""
 
@@ -84,12 +94,7 @@ def main():
     if args.one:
         print(json.dumps(measure(args.one[0], args.folder, DTYPES[args.one[1]])))
         return
-    if not (args.folder / "model_index.json").exists():
-        sys.path.insert(0, str(ROOT / "tests"))
-        from test_full import write_model
-        from transformers import CLIPTokenizer
-
-        write_model(args.folder, CLIPTokenizer.from_pretrained(ROOT / "weights" / "lida-tiny" / "tokenizer"))
+    make_model(args.folder)
     for dtype in DTYPES:
         best = {}
         for library in ("lida", "diffusers") * args.repeat:

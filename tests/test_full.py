@@ -5,13 +5,17 @@ open_clip, which `make test-full` installs.
 """
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import SCHEDULE, box_mask, noise_image, relative
+from conftest import ROOT, SCHEDULE, box_mask, noise_image, relative
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
@@ -165,3 +169,52 @@ def test_twenty_steps(folder, monkeypatch):
         size = {"height": 256, "width": 256}
         ours = lida.generate(sd, prompt, generator=torch.Generator().manual_seed(3), **size, **options)
         check(ours, pipe(prompt, generator=torch.Generator().manual_seed(3), **size, **options).images)
+
+
+def test_the_whole_chain_of_the_readme(folder, tmp_path):
+    """All-Age-Faces, an album, two trainings, a photograph: the README's commands on a model of full size, at a few steps."""
+    if load_unet(folder).inpaints:
+        pytest.skip("adapters are trained on the plain model")
+    aaf, photo = tmp_path / "All-Age-Faces Dataset", enlarged("demo/person-a.png")
+    for name in ("original images", "key points", "image sets"):
+        (aaf / name).mkdir(parents=True)
+    spans = [(10, 90, 210, 110, 125), (9, 135, 165, 130, 185), (12, 100, 200, 135, 145), (18, 125, 175, 215, 240)]
+    rng, lines = np.random.default_rng(0), []
+    for serial, letter in enumerate("abcd"):
+        name = f"{serial:05d}A{20 + 10 * serial}"
+        enlarged(f"demo/person-{letter}.png").save(aaf / "original images" / f"{name}.jpg")
+        points = [np.stack([rng.uniform(a, b, n), rng.uniform(c, d, n)], -1) for n, a, b, c, d in spans]
+        np.savetxt(aaf / "key points" / f"{name}.txt", np.concatenate(points))
+        lines.append(f"{name}.jpg {serial % 2}\n")
+    (aaf / "image sets" / "train.txt").write_text("".join(lines))
+    (aaf / "image sets" / "val.txt").write_text("")
+    (tmp_path / "photos").mkdir()
+    for i in range(6):
+        enlarged(f"person-a/{i:02d}.png").save(tmp_path / "photos" / f"{i}.png")
+    photo.save(tmp_path / "me.png")
+    model = ("--pretrained_model_name_or_path", folder)
+    training = (*model, "--resolution", 512, "--train_batch_size", 1, "--center_crop", "--mixed_precision", "bf16")
+    infer = ("--adapter", "me-lora=1.0", "--adapter", "age-lora=0.2", "--subject", "sks", "--ages", 30, 70)
+    for command in (
+        ("-m", "lida.aaf", aaf, "--output_dir", "aaf512", "--crop", "face", "--resolution", 512),
+        (ROOT / "train_lora.py", *training, "--train_data_dir", "aaf512", "--output_dir", "age-lora", "--rank", 8,
+         "--gradient_accumulation_steps", 2, "--max_train_steps", 1, "--balance_column", "decade", "--cache_dir", "latents"),
+        ("-m", "lida.album", "photos", "--subject", "sks", "--output_dir", "me", "--resolution", 512),
+        (ROOT / "train_lora.py", *training, "--train_data_dir", "me", "--output_dir", "me-lora", "--rank", 4, "--role",
+         "identity", "--max_train_steps", 1, "--cache_latents", "--prior_adapter", "age-lora", "--consent", "none: invented"),
+        (ROOT / "infer.py", "me.png", *model, *infer, "--dtype", "bfloat16", "--num_inference_steps", 4),
+    ):  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert lida.load_adapter(tmp_path / "me-lora").metadata["role"] == "identity"
+    before, after = np.asarray(photo), np.asarray(Image.open(tmp_path / "outputs" / "me-age70.png"))
+    assert before.shape == after.shape and 0.05 < (before != after).any(-1).mean() < 0.9
+
+
+def enlarged(path: str) -> Image.Image:
+    """A painted picture of 96 pixels at 300, with the grain that photographs have."""
+    pixels = np.asarray(Image.open(ROOT / "weights" / path).convert("RGB").resize((300, 300), Image.Resampling.BICUBIC))
+    return Image.fromarray((pixels + 8 * np.random.default_rng(0).normal(size=(300, 300, 1))).clip(0, 255).astype(np.uint8))

@@ -405,9 +405,11 @@ def train(args: argparse.Namespace) -> Path | None:
         print(plan(args, objective, data[0], parameters))
         return None
 
+    known = {**captioning, **provenance(args, examples, captioning), "base": sd.base}
+
     def described() -> Adapter:
-        known = {**captioning, **provenance(args, examples, captioning), "base": sd.base}
-        told = {name: value for name, value in vars(args).items() if name not in (*PLACES, *SAID)}
+        left_out = (*PLACES, *SAID, "resume_from_checkpoint", "dry_run")  # where it lay, and how often it stopped
+        told = {name: value for name, value in vars(args).items() if name not in left_out}
         return Adapter.of(layers, known | {"training": {"lida": lida.__version__, **told, "final_loss": monitor.average}})
 
     def write_beside(part: Path) -> None:

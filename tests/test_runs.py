@@ -172,7 +172,7 @@ def test_the_prior_holds_the_adapter_to_the_base_with_the_age_adapter(module, tr
         sd.set_adapters([], [])
         return near
 
-    options = ("--learning_rate", 0.01, "--max_train_steps", 25, "--seed", 1)
+    options = ("--learning_rate", 0.01, "--max_train_steps", 15, "--seed", 1)
     free, held = (
         train("free", *options),
         train("held", *options, "--prior_adapter", tmp_path / "age-lora", "--prior_weight", 20),
@@ -441,7 +441,7 @@ def test_where_one_process_dies_all_end_and_the_run_goes_on(folder, dataset, tmp
         "--train_batch_size",
         1,
         "--max_train_steps",
-        40,
+        20,
         "--checkpointing_steps",
         2,
         "--resume_from_checkpoint",

@@ -24,7 +24,7 @@ from lida.model import StableDiffusion
 from lida.pipeline import age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
-SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a man"}
+SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a woman"}
 WEIGHTS_OF = {"a": 0.3, "b": 0.3, "c": 0.5, "d": 0.3}  # of the Identity-LoRAs in the rows of ages
 AGES = (10, 30, 50, 70)
 

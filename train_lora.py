@@ -31,8 +31,8 @@ from lida.errors import InputError, output_folder, run
 from lida.layers import set_attention_backend
 from lida.loader import Chances, Order, Passes, Posteriors, Samples, Texts, leaves_room, require_masks, sizes_of
 from lida.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
-from lida.monitor import Monitor, add_to_contact_sheet, warn_of_data
 from lida.model import StableDiffusion
+from lida.monitor import Monitor, add_to_contact_sheet, warn_of_data
 from lida.pipeline import generate
 from lida.runs import PLACES, SAID, SETTINGS, checkpoint_of, finished, plan, settings_of, split
 from lida.text import encode_prompts

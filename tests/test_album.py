@@ -60,7 +60,7 @@ def photos(tmp_path):
         enlarged(WEIGHTS / "demo" / f"person-{letter}.png").save(folder / f"{letter}.jpg", quality=95)
     open_image(folder / "own0.png").resize((200, 200)).save(folder / "copy.jpg", quality=70)
     open_image(folder / "own1.png").filter(ImageFilter.GaussianBlur(9)).save(folder / "soft.png")
-    open_image(folder / "own3.png").resize((60, 60)).save(folder / "small.png")
+    open_image(folder / "own3.png").resize((44, 44)).save(folder / "small.png")
     noise_image(300, 300).save(folder / "none.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "film.mov").write_bytes(b"film")

@@ -257,11 +257,12 @@ def test_the_removed_hub_id_comes_from_the_cache_of_its_successor(small, tmp_pat
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
     noise_image(64, 64).save(tmp_path / "photo.png")
     command = [sys.executable, ROOT / "infer.py", tmp_path / "photo.png", "--ages", "70", "--num_inference_steps", "2"]
+    command += ["--mask", "0,0,64,64"]
     command += ["--strength", "0.6", "--output_dir", tmp_path / "out", "--pretrained_model_name_or_path"]
     environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PATH": ""}
     done = subprocess.run([*command, "runwayml/stable-diffusion-v1-5"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "is gone from the hub; taking stable-diffusion-v1-5/stable-diffusion-v1-5" in done.stderr
-    assert json.loads((tmp_path / "out" / "photo-age70.json").read_text())["ages"] == [70]
+    assert json.loads((tmp_path / "out" / "photo-age70.json").read_text())["arguments"]["ages"] == [70]
     done = subprocess.run([*command, "nobody/nothing"], env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "nobody/nothing: no such folder, and not to be had from the hub" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -63,7 +63,7 @@ def test_inversion_gives_the_photograph_back_where_nothing_else_is_asked_for(tin
     same = lida.age_face(tiny, photo, mask, described, guidance_scale=1.0, **options)
     other = lida.age_face(tiny, photo, mask, "a portrait photo of an old man", guidance_scale=3.0, **options)
     plain = tiny.vae.encode(to_tensor(cut(photo, square_about(mask, 1.0), 96)), sample=False)
-    assert (same - plain).norm() < 0.1 * plain.norm() < (other - plain).norm()
+    assert (same - plain).norm() < 0.05 * plain.norm() < 0.7 * (other - plain).norm()
 
 
 def test_the_tokenizer_is_in_clips_format_and_loses_nothing(tiny):
@@ -109,4 +109,4 @@ def test_the_demo_makes_a_sheet(tmp_path):
     photo = np.asarray(Image.open(WEIGHTS / "demo" / "person-a.png").convert("RGB"))
     assert all(np.array_equal(picture[outside], photo[outside]) for picture in pictures)
     settings = json.loads((tmp_path / "out" / "person-a-age10.json").read_text())
-    assert settings["num_inference_steps"] == 20
+    assert settings["arguments"]["num_inference_steps"] == 20

@@ -46,6 +46,7 @@ SCHEDULE_FIELDS = {field.name for field in fields(NoiseScheduleConfig)} | {
 }  # fmt: skip
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.38.0",  # which its inpainting pipeline asks for
     "feature_extractor": [None, None],
     "requires_safety_checker": False,
     "safety_checker": [None, None],

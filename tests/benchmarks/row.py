@@ -35,7 +35,8 @@ def main():
     sd = lida.StableDiffusion.load(WEIGHTS / "lida-tiny")
     sd.load_adapter("age", WEIGHTS / "age.safetensors")
     sd.set_adapters(["age"], [1.0])
-    pipe = diffusers.StableDiffusionInpaintPipeline.from_pretrained(WEIGHTS / "lida-tiny", safety_checker=None)
+    parts = diffusers.StableDiffusionPipeline.from_pretrained(WEIGHTS / "lida-tiny", safety_checker=None).components
+    pipe = diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False).to(torch.float32)
     pipe.load_lora_weights(WEIGHTS, weight_name="age.safetensors")
     pipe.set_progress_bar_config(disable=True)
     photo = Image.open(WEIGHTS / "demo" / "person-a.png").convert("RGB")
@@ -44,7 +45,7 @@ def main():
     options = {"strength": args.strength, "guidance_scale": args.guidance_scale}
 
     def ours(seed: int) -> list[Image.Image]:
-        more = {"num_inference_steps": 20, "scheduler": "dpmpp_2m", "context": 1.0, "match_colour": False}
+        more = {"num_inference_steps": 20, "scheduler": "dpmpp_2m", "context": 9.0, "match_colour": False}
         return lida.age_face(sd, photo, mask, prompts, generator=torch.Generator().manual_seed(seed), **options, **more)
 
     def theirs(seed: int) -> list[Image.Image]:

@@ -3,7 +3,7 @@
     python weights/recipe/sheets.py --embeddings faces-sface.npz
 
 Every face in them is invented: one that nobody.py takes for somebody is left out of the samples, and
-anywhere else it is an error. Rows of ages are what infer.py's defaults make of weights/demo/.
+anywhere else it is an error. Rows of ages are what infer.py makes of weights/demo/ at strength 0.5.
 """
 
 import argparse

@@ -121,10 +121,10 @@ def parse_args() -> argparse.Namespace:
     add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="the passes; adapter and loss stay in float32")
     add("--cache_latents", action="store_true", help="encode each picture once, before the first step, and keep that in memory")
     add("--cache_dir", default=None, help="keep it in this folder instead, for later runs too")
-    add("--gradient_checkpointing", action="store_true", help="less memory for a third more time")
+    add("--gradient_checkpointing", action="store_true", help="keep less for the way back, and compute it again")
     add("--enable_xformers_memory_efficient_attention", action="store_true", help="attention by xformers, on a GPU")
     add("--allow_tf32", action="store_true", help="float32 products with 10 bits of mantissa, on a GPU")
-    add("--compile", action="store_true", help="by torch.compile: slow to start, then faster")
+    add("--compile", action="store_true", help="the UNet, by torch.compile")
     add("--dataloader_num_workers", type=int, default=0, help="processes that read pictures")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
     # Seeing and stopping

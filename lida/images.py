@@ -125,12 +125,12 @@ def square_about(mask: Image.Image, context: float) -> Box:
 
 
 def cut(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """The square of the picture at size x size; beyond its border the nearest pixel goes on."""
+    """The square of the picture at size x size, in its colour profile; beyond its border the nearest pixel goes on."""
     left, top, side = box
     pads = [(max(-top, 0), max(top + side - image.height, 0)), (max(-left, 0), max(left + side - image.width, 0))]
     if np.any(pads):
-        pixels = np.asarray(image)
-        image = Image.fromarray(np.pad(pixels, pads + [(0, 0)] * (pixels.ndim - 2), mode="edge"))
+        pixels, profile = np.asarray(image), image.info.get("icc_profile")
+        image = with_profile(Image.fromarray(np.pad(pixels, pads + [(0, 0)] * (pixels.ndim - 2), mode="edge")), profile)
         left, top = left + pads[1][0], top + pads[0][0]
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 

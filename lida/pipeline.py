@@ -96,7 +96,7 @@ def prepare(
     check(image, mask, method)
     steps, count = sd.schedule.timesteps(num_inference_steps, strength), num_images_per_prompt
     box = square_about(mask, context)
-    square = in_srgb(keeping_profile(cut(image, box, sd.resolution), image))
+    square = in_srgb(cut(image, box, sd.resolution))
     pixel_values = to_tensor(square).to(sd.device)
     pixel_mask = mask_to_tensor(cut(mask, box, box[2]))  # at its own size: made smaller, a thin one would be lost
     side = sd.resolution // sd.vae.factor
@@ -236,12 +236,6 @@ def check(image: Image.Image, mask: Image.Image, method: str) -> None:
         raise ValueError(f"the mask is {mask.mode} {mask.size}, not L {image.size} as the image")
     if mask.getbbox() is None:
         raise ValueError("the mask is black: nothing is to be repainted")
-
-
-def keeping_profile(square: Image.Image, image: Image.Image) -> Image.Image:
-    """The square, cut out of the image, with the image's colour profile."""
-    square.info = {"icc_profile": image.info.get("icc_profile")}
-    return square
 
 
 def repeated(prompt: Words | Sequence[Words], count: int) -> list[Words]:

@@ -136,6 +136,8 @@ def test_a_photograph_keeps_its_profile_and_its_exif(tmp_path):
     back = lida.images.from_srgb(converted, photo)
     assert np.abs(np.asarray(back).astype(int) - np.asarray(photo)).max() <= 3
     assert np.array_equal(np.asarray(converted), np.asarray(open_image(tmp_path / "a.png")))
+    for box in ((2, 2, 10), (-5, -5, 20)):  # within the picture and beyond it
+        assert cut(photo, box, 8).info["icc_profile"] == swapped
 
 
 def test_bad_pictures_are_refused_in_one_line(tmp_path, monkeypatch):

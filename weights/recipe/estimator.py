@@ -2,12 +2,13 @@
 (Rothe et al. 2018) reads it. Trained on the crops of prepare.py, without the held-out tenth; decades of few faces come more
 often than they are (by the root of their number), so that it pulls less towards the middle.
 
-    python weights/recipe/estimator.py --data faces.npz --held_out held-out.npz --output_dir weights/age-estimator
+    python weights/recipe/estimator.py --data faces.npz --held_out held-out.npz --output_dir estimator
 """
 
 import argparse
 import json
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+
+from lida.judges import READINGS
+from lida.training import load_state, save_state
 
 RESOLUTION = 96
 AGES = torch.arange(81.0)
@@ -78,8 +82,9 @@ def errors(estimator: ResNetForImageClassification, held_out: Path) -> dict:
     report = {"all": {"faces": len(error), "mean_error": round(float(np.abs(error).mean()), 2)}}
     for decade in range(9):
         part = error[faces["ages"] // 10 == decade]
-        numbers = {"mean_error": np.abs(part).mean(), "bias": part.mean()}
-        report[f"{decade}0s"] = {"faces": len(part), **{name: round(float(value), 1) for name, value in numbers.items()}}
+        if len(part):
+            numbers = {"mean_error": np.abs(part).mean(), "bias": part.mean()}
+            report[f"{decade}0s"] = {"faces": len(part), **{name: round(float(value), 1) for name, value in numbers.items()}}
     return report
 
 
@@ -87,23 +92,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="faces from prepare.py")
     parser.add_argument("--held_out", type=Path, required=True, help="held-out faces from prepare.py")
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets the model")
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets the model, and state.pt to go on from")
     parser.add_argument("--max_train_steps", type=int, default=3000, help="(default: 3000)")
     parser.add_argument("--train_batch_size", type=int, default=64, help="(default: 64)")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    faces, estimator = np.load(args.data), new_estimator().to(memory_format=torch.channels_last)
+    estimator = new_estimator().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(estimator.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, args.max_train_steps, pct_start=0.1)
+    parts, state_path = {"estimator": estimator, "optimizer": optimizer, "schedule": schedule}, args.output_dir / "state.pt"
+    done = load_state(state_path, parts)
+
+    faces = np.load(args.data)
     pixels, ages = faces["pixels"], torch.from_numpy(faces["ages"]).float()
     decades = faces["ages"] // 10
     share = np.bincount(decades)[decades] ** -0.5
     share /= share.sum()
-    optimizer = torch.optim.AdamW(estimator.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, args.max_train_steps, pct_start=0.1)
-    progress = tqdm(range(args.max_train_steps))
-    for _ in progress:
+    progress, saved = tqdm(range(done, args.max_train_steps), initial=done, total=args.max_train_steps), monotonic()
+    for step in progress:
+        rng = np.random.default_rng((0, step))  # by step, so that a resumed run sees what an uninterrupted one sees
+        torch.manual_seed(step)
         rows = rng.choice(len(pixels), args.train_batch_size, p=share)
         x = torch.from_numpy(pixels[rows, rng.integers(pixels.shape[1], size=len(rows))])
         x, age = jittered(x.permute(0, 3, 1, 2).float() / 127.5 - 1), ages[rows]
@@ -116,8 +126,13 @@ def main():
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         progress.set_postfix(loss=f"{loss.item():.3f}")
+        if monotonic() - saved > 120 or step + 1 == args.max_train_steps:
+            save_state(state_path, step + 1, parts)
+            saved = monotonic()
     save_estimator(estimator, args.output_dir)
-    print(json.dumps(errors(estimator, args.held_out)))
+    report = errors(load_estimator(args.output_dir), args.held_out)
+    (args.output_dir / READINGS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

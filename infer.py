@@ -22,14 +22,14 @@ import lida
 from lida.adapters import parse_pairs
 from lida.ages import AgeEstimator
 from lida.captions import DEFAULT_TEMPLATE, check_captioning, mixed_caption
-from lida.data import PICTURES
+from lida.data import photographs
 from lida.errors import InputError, output_folder, run
 from lida.images import open_photo, seam_report, sheet
 from lida.layers import ATTENTION_BACKENDS, set_attention_backend
 from lida.marking import PAINTED, REPAINTED, file_hash, read_settings, save_marked
 from lida.masks import LATENT_RULES, ZONES, read_mask
 from lida.model import StableDiffusion
-from lida.pipeline import METHODS, generate, prepare, repaint
+from lida.pipeline import LEAST_STRENGTH, METHODS, MOST_STRENGTH, generate, prepare, repaint, strength_between
 from lida.sampling import SCHEDULERS
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
@@ -38,7 +38,6 @@ DEFAULT_ADAPTER = f"{WEIGHTS / 'age.safetensors'}=1.0"
 DEMO = WEIGHTS / "demo"  # person-a.png, its mask, and the person's adapter beside the folder
 DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=0.3"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.6, 60  # at no years of difference, and from 60 on
 PLACES = ("output_dir", "reproduce")  # say nothing of the picture
 
 
@@ -193,20 +192,10 @@ class Job:
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Every photograph with its mask, opened and checked before the model is loaded."""
-    paths, jobs = [], []
     if "" in args.photo:
         raise InputError(": no such file; give a photograph")
-    for given in map(Path, args.photo):
-        found = sorted(p for p in given.iterdir() if p.suffix.lower() in PICTURES) if given.is_dir() else [given]
-        if not found:
-            raise InputError(f"{given}: has no photographs in it; give a folder that does")
-        paths += found
-    stems = [path.stem for path in paths]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if twice:
-        raise InputError(f"{twice}: is the name of two photographs, whose pictures would have one; rename one of them")
-    estimator = None
-    for path in paths:
+    jobs, estimator = [], None
+    for path in photographs(args.photo) if args.photo else []:
         image, mask_file = open_photo(path), None
         spec = "auto" if args.mask is None else args.mask
         if spec and Path(spec).is_dir():
@@ -253,10 +242,10 @@ def subject_of(args: argparse.Namespace) -> str:
 
 
 def strength_for(args: argparse.Namespace, age: int, current: float | None) -> float:
-    """More for more years between the two, from LEAST_STRENGTH to MOST_STRENGTH."""
+    """As asked for, or by the years between the two."""
     if args.strength is not None:
         return args.strength
-    return LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * min(abs(age - current), FULL_GAP) / FULL_GAP
+    return strength_between(age, current)
 
 
 def steps_bar(label: str):

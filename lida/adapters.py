@@ -179,6 +179,16 @@ def check_fits(adapter: Adapter, module, name: str) -> None:
             raise InputError(f"{name}: changes {path} by {layer.shape}, where this model has {found}; {cure}")
 
 
+def random_adapter(like: Adapter, seed: int) -> Adapter:
+    """Factors of independent normals, each layer's change scaled to the norm (Frobenius) that it has in another adapter."""
+    generator, layers = torch.Generator().manual_seed(seed), {}
+    for path, layer in like.layers.items():
+        down, up = (torch.randn(factor.shape, generator=generator) for factor in (layer.down, layer.up))
+        other = LowRank(down, up, layer.alpha)
+        layers[path] = LowRank(down, up * (layer.delta.norm() / other.delta.norm()), layer.alpha)
+    return Adapter(layers)
+
+
 def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> Adapter:
     """One adapter that does what all do together at their weights, of any ranks, alphas, targets and signs.
 

@@ -1,5 +1,6 @@
 """How old a face looks, by a network of transformers' classes."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +12,24 @@ from .errors import InputError
 from .images import cut, in_srgb, square_about
 
 
+def years_of(label: str, source: str | Path) -> float:
+    """The age that a class stands for: "34"; of "20-29" the middle, 25; of "more than 70", which has no end, five years more.
+
+    Raises InputError for a label without a number.
+    """
+    numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", label)]
+    if not numbers or len(numbers) > 2:
+        raise InputError(f"{source}: its label {label!r} tells no years; give a classifier of ages")
+    if len(numbers) == 2:
+        return (numbers[0] + numbers[1] + 1) / 2  # 20-29 lasts until the thirtieth birthday
+    return numbers[0] + 5 * (label.strip("() ") != re.findall(r"[\d.]+", label)[0])
+
+
 class AgeEstimator:
     """An image classifier whose classes are years: the mean of its probabilities, over a face and its mirror image.
 
-    `weights/age-estimator` is one; any other that AutoModelForImageClassification loads, and whose labels are numbers, will
-    do. Raises InputError where it cannot be loaded, or a label is no number.
+    `weights/age-estimator` is one; any other that AutoModelForImageClassification loads will do, whose labels tell years as
+    years_of() reads them. Raises InputError where it cannot be loaded, or a label tells none.
     """
 
     def __init__(self, source: str | Path):
@@ -35,10 +49,7 @@ class AgeEstimator:
             if bars:
                 logging.enable_progress_bar()
         labels = self.model.config.id2label
-        try:
-            self.years = torch.tensor([float(labels[i]) for i in range(len(labels))])
-        except ValueError:
-            raise InputError(f"{source}: its labels, such as {labels[0]!r}, are no years; give a classifier of ages") from None
+        self.years = torch.tensor([years_of(labels[i], source) for i in range(len(labels))])
 
     @torch.no_grad()
     def __call__(self, faces: Sequence[Image.Image]) -> np.ndarray:

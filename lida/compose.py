@@ -7,12 +7,15 @@ block.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from zlib import crc32
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from .dialects import TEXT
 from .interference import part_of
 from .lora import LowRank, thin_svd
 
@@ -90,6 +93,56 @@ def check_density(density: float) -> None:
     """Raise ValueError unless it is a share of the values."""
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and up to 1, not {density}")
+
+
+def parse_rule(text: str) -> Rule:
+    """The command line's spelling: `sum`, `orthogonalised`, `orthogonalised:0.5`, `ties:0.2`, `dare:0.5`; ValueError else."""
+    name, _, number = text.partition(":")
+    if text == "sum":
+        return weighted_sum
+    try:
+        return {"orthogonalised": orthogonalised, "ties": ties, "dare": dare}[name](*([float(number)] if number else []))
+    except KeyError:
+        raise ValueError(f"rule {text!r} is not one of sum, orthogonalised, ties, dare") from None
+
+
+@contextmanager
+def applied_within(
+    module_of: Callable[[str], nn.Module], layers: Mapping[str, LowRank], weight: Weight, mask: Tensor
+) -> Iterator[None]:
+    """Beside what is merged, add an adapter's change to each layer's output where a mask (1, 1, h, w) of the latents is white.
+
+    y = (W x + b) + weight m (alpha / r) B A x, the mask m at the layer's own size. What is computed of the text alone (the
+    keys and values of cross-attention) has no places, and is changed everywhere. `module_of` gives the module of a path.
+    """
+    hooks = []
+
+    def adder(path: str, layer: LowRank):
+        up, down = layer.factors()
+        strength = weight_at(weight, path, None)
+        of_text = path.endswith(("attn2.to_k", "attn2.to_v")) or path.startswith(TEXT)
+
+        def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            (x,) = inputs
+            if isinstance(module, nn.Conv2d):
+                change = F.conv2d(x, layer.delta.reshape(module.weight.shape).to(x), None, module.stride, module.padding)
+                return output + strength * F.adaptive_avg_pool2d(mask, change.shape[2:]).to(x) * change
+            change = x @ down.T.to(x) @ up.T.to(x)  # (B, N, C)
+            if of_text or x.ndim < 3:
+                return output + strength * change
+            shorter = math.sqrt(mask.shape[2] * mask.shape[3] / x.shape[1])  # how many cells of the mask a token has aside
+            size = round(mask.shape[2] / shorter), round(mask.shape[3] / shorter)
+            return output + strength * F.adaptive_avg_pool2d(mask, size).reshape(1, -1, 1).to(x) * change
+
+        return add
+
+    try:
+        for path, layer in layers.items():
+            hooks.append(module_of(path).register_forward_hook(adder(path, layer)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def weight_at(weight: Weight, path: str, t: int | None) -> float:

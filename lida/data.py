@@ -172,6 +172,20 @@ def pictures_below(folder: Path) -> list[Path]:
     return sorted(p for p in found if not any(part == MASKS or part[0] == "." for part in p.relative_to(folder).parts))
 
 
+def photographs(given: Sequence[str | Path]) -> list[Path]:
+    """The pictures given, and those in folders given; raises InputError for an empty folder, and a stem that comes twice."""
+    paths: list[Path] = []
+    for path in map(Path, given):
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        if not found:
+            raise InputError(f"{path}: has no photographs in it; give a folder that does")
+        paths += found
+    stem, times = Counter(path.stem for path in paths).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{stem}: is the name of two photographs, whose pictures would have one; rename one of them")
+    return paths
+
+
 def warn_of_the_rest(folder: Path, examples: Iterable[Example]) -> None:
     """Say which pictures and masks in the folder are not used."""
     used = {example.path for example in examples} | {example.mask for example in examples}

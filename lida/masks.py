@@ -117,6 +117,16 @@ def mask_from_landmarks(
     return without_ringing(Image.fromarray(values.clip(0, 255).round().astype(np.uint8)))
 
 
+def shrunk(mask: Image.Image, share: float) -> Image.Image:
+    """The mask made smaller, to a share of its width and height, about the middle of its white."""
+    left, top, right, bottom = mask.getbbox()
+    width, height = max(1, round(share * (right - left))), max(1, round(share * (bottom - top)))
+    inner = Image.new("L", mask.size, 0)
+    small = mask.crop((left, top, right, bottom)).resize((width, height), Image.Resampling.BILINEAR)
+    inner.paste(small, ((left + right - width) // 2, (top + bottom - height) // 2))
+    return inner
+
+
 def face_frame(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where the face of landmarks (N, 2) lies: its middle (2,), the directions across and down it (2, 2), half its size (2,).
 

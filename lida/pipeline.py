@@ -14,6 +14,7 @@ from .model import StableDiffusion, Words
 from .sampling import Blend, ddpm_invert, invert, sample
 
 METHODS = ("inpaint", "inversion", "ddim_inversion")  # of age_face
+LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.6, 60  # at no years of difference, and from 60 on
 Progress = Callable[[list], Iterable]  # wraps the list of steps, as tqdm does; has its length
 
 
@@ -236,6 +237,11 @@ def check(image: Image.Image, mask: Image.Image, method: str) -> None:
         raise ValueError(f"the mask is {mask.mode} {mask.size}, not L {image.size} as the image")
     if mask.getbbox() is None:
         raise ValueError("the mask is black: nothing is to be repainted")
+
+
+def strength_between(age: float, current: float) -> float:
+    """More for more years between the two, from LEAST_STRENGTH to MOST_STRENGTH, as Cradle2Cane's noise by the gap of ages."""
+    return LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * min(abs(age - current), FULL_GAP) / FULL_GAP
 
 
 def repeated(prompt: Words | Sequence[Words], count: int) -> list[Words]:

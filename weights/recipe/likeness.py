@@ -14,25 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lida.adapters import Adapter, load_adapter
+from lida.adapters import load_adapter, random_adapter
 from lida.data import read_examples
 from lida.faces import FaceNetworks
 from lida.images import open_image
-from lida.lora import LowRank
 from lida.model import StableDiffusion
 from lida.pipeline import generate
 
 WEIGHTS = Path(__file__).parent.parent
-
-
-def random_adapter(adapter: Adapter, seed: int) -> Adapter:
-    """Factors of independent normals, each module's change scaled to the norm that it has in `adapter`."""
-    generator, layers = torch.Generator().manual_seed(seed), {}
-    for path, layer in adapter.layers.items():
-        down, up = (torch.randn(factor.shape, generator=generator) for factor in (layer.down, layer.up))
-        other = LowRank(down, up, layer.alpha)
-        layers[path] = LowRank(down, up * (layer.delta.norm() / other.delta.norm()), layer.alpha)
-    return Adapter(layers)
 
 
 def main():

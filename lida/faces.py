@@ -43,9 +43,10 @@ class FaceNetworks:
         import cv2
 
         self.cv2 = cv2
-        self.finder = cv2.FaceDetectorYN.create(str(network(folder, "yunet")), "", (0, 0), score_threshold=0.6)
+        files = [str(network(folder, name)) for name in ("yunet", "sface")]
         level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV 5 warns of a target nobody set
-        self.identity = cv2.dnn.readNetFromONNX(str(network(folder, "sface")))  # FaceRecognizerSF refuses the int8 file
+        self.finder = cv2.FaceDetectorYN.create(files[0], "", (0, 0), score_threshold=0.6)
+        self.identity = cv2.dnn.readNetFromONNX(files[1])  # FaceRecognizerSF refuses the int8 file
         cv2.utils.logging.setLogLevel(level)
 
     def find(self, image: Image.Image) -> list[Face]:

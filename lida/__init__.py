@@ -11,7 +11,7 @@ HOMES = {
     "errors": ("InputError",),
     "lora": ("LoRALinear", "inject_lora"),
     "model": ("StableDiffusion",),
-    "pipeline": ("age_face", "generate"),
+    "pipeline": ("age_face", "age_to", "generate"),
     "sampling": ("ddim_step", "guided", "sample"),
 }
 __all__ = sorted(name for names in HOMES.values() for name in names)

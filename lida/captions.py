@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import InputError
@@ -65,3 +66,10 @@ def check_captioning(values: dict, where: str | Path) -> dict:
     if not isinstance(ages, list) or [type(age) for age in ages] != [int, int]:
         raise InputError(f"{where}: ages is {ages!r}, not the youngest and the oldest, such as [2, 80]")
     return values
+
+
+def captioning_of(adapters: Mapping[str, Mapping]) -> tuple[str, tuple[int, int]]:
+    """The template and the span of ages of the first adapter whose metadata has them, by name; else the defaults, 0 to 99."""
+    known = [check_captioning(dict(metadata), name) for name, metadata in adapters.items()]
+    aging = next((values for values in known if "template" in values), {})
+    return aging.get("template", DEFAULT_TEMPLATE), tuple(aging.get("ages", (0, 99)))

@@ -175,6 +175,23 @@ def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image, w
     return Image.fromarray(matched.clip(0, 255).round().astype(np.uint8))
 
 
+def with_detail(patch: Image.Image, known: Image.Image, square: Image.Image, share: float) -> Image.Image:
+    """The patch at the photograph's own size, with a share of what the autoencoder lost of the photograph given back.
+
+    patch + share (square - known), where `known` is the unchanged square as the autoencoder gives it back: with share 1 the
+    change alone, patch - known, is laid over the photograph, in which pores and hair stay as sharp as they were.
+    """
+    a, b = (x.resize(square.size, Image.Resampling.LANCZOS) for x in (patch, known))
+    p, k, s = (np.asarray(x, dtype=np.float32) for x in (a, b, square))
+    return Image.fromarray((p + share * (s - k)).clip(0, 255).round().astype(np.uint8))
+
+
+def is_grey(image: Image.Image, tolerance: int = 6) -> bool:
+    """Whether a picture has no colours, but for what a JPEG's rounding leaves."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
+    return bool((pixels.max(-1) - pixels.min(-1)).max() <= tolerance)
+
+
 def seam_report(before: Image.Image, after: Image.Image, mask: Image.Image) -> dict[str, float]:
     """The largest change of a pixel outside of the mask, and the mean step of grey across its border, before and after."""
     a, b, inside = (np.asarray(x, dtype=np.int16) for x in (before, after, mask.point(lambda value: 255 * (value > 0))))

@@ -1,6 +1,7 @@
-"""Will two adapters fight, and where? Their changes compared, layer by layer and block by block, before anything is painted.
+"""Where two adapters change the same, and how alike: layer by layer and block by block, before anything is painted.
 
-Everything is computed from the factors, never from whole matrices. What these numbers foretell of pictures is not known yet.
+Everything is computed from the factors, never from whole matrices. The numbers say where two adapters meet; of pictures, of the
+years that one costs the other, they foretold nothing where that was measured (docs/tradeoff.md).
 """
 
 import json

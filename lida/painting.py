@@ -11,7 +11,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from .adapters import load_adapter, random_adapter
-from .captions import DEFAULT_TEMPLATE, check_captioning, mixed_caption
 from .compose import applied_within, parse_rule
 from .errors import InputError
 from .images import cut, save_image, square_about, written_whole
@@ -19,7 +18,7 @@ from .marking import file_hash
 from .masks import mask_to_latents, mask_to_tensor, shrunk
 from .model import StableDiffusion
 from .people import Person, Sitter
-from .pipeline import prepare, repaint, strength_between
+from .pipeline import age_to
 from .settings import Setting
 from .training import World
 
@@ -47,8 +46,6 @@ class Painter:
         self.sd = StableDiffusion.load(model, device=device)
         self.age = self.sd.load_adapter(AGE, age_adapter)
         self.sd.load_adapter(f"random {AGE}", random_adapter(self.age, 0))
-        known = check_captioning(self.age.metadata, age_adapter)
-        self.template, self.span = known.get("template", DEFAULT_TEMPLATE), tuple(known.get("ages", (0, 99)))
 
     def meet(self, person: Person) -> None:
         """Load the person's adapters in the place of the last one's."""
@@ -83,12 +80,20 @@ class Painter:
         person, ages = sitter.person, self.options.ages
         self.meet(person)
         subject = person.subject if setting.has_identity and person.identity else f"a {person.kind}"
+        options = {"strength": self.options.strength, "num_inference_steps": self.options.num_inference_steps}
+        options |= {"method": self.options.method, "context": CONTEXT, "guidance_scale": setting.guidance_scale}
+        options |= {"guidance_rescale": setting.guidance_rescale, "guidance_interval": setting.interval}
+        options |= {"negative_prompt": None if setting.against else "", "detail": setting.detail_at}
+
+        def aged(image: Image.Image, ages: Sequence[float], current: float) -> list[Image.Image]:
+            generator = torch.Generator().manual_seed(seed)
+            return age_to(self.sd, image, sitter.mask, ages, current, subject, generator=generator, **options)
+
         with self.merged(sitter, setting):
-            pictures = self.aged(sitter.image, sitter.mask, setting, subject, seed, ages, [sitter.current] * len(ages))
+            pictures = aged(sitter.image, ages, sitter.current)
             made = {f"age{age:02d}": picture for age, picture in zip(ages, pictures)}
             for age, picture in zip(ages, pictures if self.options.back else []):
-                back = self.aged(picture, sitter.mask, setting, subject, seed, [round(sitter.current)], [age])
-                made[f"back{age:02d}"] = back[0]
+                made[f"back{age:02d}"] = aged(picture, [sitter.current], age)[0]
         return made
 
     def merged(self, sitter: Sitter, setting: Setting) -> AbstractContextManager:
@@ -111,29 +116,6 @@ class Painter:
         layers, weight = self.sd.adapters[names.pop()].layers, weights.pop()
         self.sd.set_adapters(names, weights, parse_rule(setting.rule))
         return applied_within(self.sd.module, layers, weight, places)
-
-    def aged(
-        self,
-        image: Image.Image,
-        mask: Image.Image,
-        setting: Setting,
-        subject: str,
-        seed: int,
-        ages: Sequence[int],
-        current: Sequence[float],
-    ) -> list[Image.Image]:
-        """A picture for each age, from the `current` one, all of one scene and by what is merged."""
-        options, neutral = self.options, f"a portrait photo of {subject}"
-        strengths = [options.strength or strength_between(age, now) for age, now in zip(ages, current)]
-        scene = prepare(
-            self.sd, image, mask, strength=max(strengths), num_inference_steps=options.num_inference_steps, context=CONTEXT,
-            method=options.method, source_prompt=neutral, generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
-        prompts = [mixed_caption(self.template, subject, min(max(age, 0), 99), self.span) for age in ages]
-        return repaint(
-            self.sd, scene, prompts, guidance_scale=setting.guidance_scale, levels=[s / max(strengths) for s in strengths],
-            negative_prompt=neutral if setting.against else "",
-        )  # fmt: skip
 
 
 Unit = tuple[Sitter, Setting, int]  # and the seed

@@ -7,15 +7,39 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from .captions import captioning_of, mixed_caption
 from .diffusion import randn_like
-from .images import Box, colour_matched, cut, from_srgb, in_srgb, paste, square_about, to_images, to_tensor
+from .images import (
+    Box,
+    colour_matched,
+    cut,
+    from_srgb,
+    in_srgb,
+    is_grey,
+    paste,
+    square_about,
+    to_images,
+    to_tensor,
+    with_detail,
+)
 from .masks import mask_to_latents, mask_to_tensor
 from .model import StableDiffusion, Words
 from .sampling import Blend, ddpm_invert, invert, sample
 
 METHODS = ("inpaint", "inversion", "ddim_inversion")  # of age_face
 LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.6, 60  # at no years of difference, and from 60 on
+NO_DETAIL = 40  # years younger from which on the photograph's fine detail, its wrinkles, is not given back
 Progress = Callable[[list], Iterable]  # wraps the list of steps, as tqdm does; has its length
+
+
+def strength_between(age: float, current: float) -> float:
+    """More for more years between the two, from LEAST_STRENGTH to MOST_STRENGTH, as Cradle2Cane's noise by the gap of ages."""
+    return LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * min(abs(age - current), FULL_GAP) / FULL_GAP
+
+
+def detail_between(age: float, current: float) -> float:
+    """1 for the same age and older ones; less for younger ones, whose skin does not have what the photograph shows."""
+    return min(max(1 - (current - age) / NO_DETAIL, 0.0), 1.0)
 
 
 @torch.no_grad()
@@ -138,6 +162,7 @@ def repaint(
     scheduler: str = "ddim",
     eta: float = 0.0,
     match_colour: bool = True,
+    detail: float | Sequence[float] = 0.0,
     output_type: str = "pil",
     progress: Progress = list,
     callback: Callable[[int, int, Tensor], object] | None = None,
@@ -145,11 +170,15 @@ def repaint(
     """Paint the scene towards each prompt, all in one batch, each from the same latents and noise; see age_face.
 
     `levels`, one a prompt in (0, 1], are shares of the scene's strength: a prompt of a lower one stays with the photograph
-    for the first steps. An inpainting model, which never goes along with the photograph, raises ValueError for them.
+    for the first steps. `detail`, from 0 to 1, one for all or one a prompt, is how much of what the autoencoder loses of the
+    photograph is given back. An inpainting model, which never goes along with the photograph, raises ValueError for either.
     """
     count = len(scene.latents)
     prompts = repeated(prompt, count)
     repeats = len(prompts) // count
+    details = [detail] * repeats if isinstance(detail, int | float) else list(detail)
+    if any(details) and scene.blend is None:
+        raise ValueError("an inpainting model paints without the photograph, and has no detail of it to keep")
     negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, count)
     predict = sd.predictor(prompts, negative, guidance_scale, scene.known, guidance_rescale, guidance_interval)
     generator = None if scene.generator is None else scene.generator.clone_state()
@@ -173,10 +202,17 @@ def repaint(
     )  # fmt: skip
     if output_type == "latent":
         return latents
-    patches = to_images(sd.vae.decode(latents))
+    decoded = [latents, scene.blend.init_latents] if any(details) else [latents]
+    patches = [picture for part in decoded for picture in to_images(sd.vae.decode(part))]
     if match_colour:
         small = cut(scene.mask, scene.box, sd.resolution)
         patches = [colour_matched(patch, scene.square, small) for patch in patches]
+    if any(details):
+        patches, known = patches[: len(latents)], patches[len(latents) :]
+        square = in_srgb(cut(scene.image, scene.box, scene.box[2]))
+        patches = [with_detail(patch, known[k % count], square, details[k // count]) for k, patch in enumerate(patches)]
+    if is_grey(scene.square):  # a black-and-white photograph stays one
+        patches = [patch.convert("L").convert("RGB") for patch in patches]
     return [paste(scene.image, from_srgb(patch, scene.image), scene.box, scene.mask) for patch in patches]
 
 
@@ -200,6 +236,7 @@ def age_face(
     scheduler: str = "ddim",
     eta: float = 0.0,
     match_colour: bool = True,
+    detail: float | Sequence[float] = 0.0,
     generator: Generator | None = None,
     output_type: str = "pil",
     progress: Progress = list,
@@ -212,7 +249,9 @@ def age_face(
     still too grey (Avrahami et al. 2023; Levin & Fried 2023), decoded, matched in colour and pasted back. Strength 1 begins
     from noise alone. Method "inversion" takes the photograph, described by `source_prompt`, up to `strength` with noise that
     leads back to it (Huberman-Spiegelglas et al. 2024), "ddim_inversion" by DDIM's steps walked backwards, without any; what
-    the prompt does not ask for stays. All prompts share noise and photograph, and differ by their words alone.
+    the prompt does not ask for stays; with the neutral prompt as `negative_prompt` guidance then leads to the age alone. With
+    `detail` 1 the change alone is laid over the photograph, which stays as sharp as it was. All prompts share noise and
+    photograph, and differ by their words alone.
     Returns pictures of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises
     ValueError for a mask of another size or all black, for another method, and for a strength that leaves no step to walk.
     """
@@ -222,8 +261,48 @@ def age_face(
     )  # fmt: skip
     return repaint(
         sd, scene, prompt, negative_prompt=negative_prompt, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
-        guidance_interval=guidance_interval, scheduler=scheduler, eta=eta, match_colour=match_colour, output_type=output_type,
-        progress=progress, callback=callback,
+        guidance_interval=guidance_interval, scheduler=scheduler, eta=eta, match_colour=match_colour, detail=detail,
+        output_type=output_type, progress=progress, callback=callback,
+    )  # fmt: skip
+
+
+def age_to(
+    sd: StableDiffusion,
+    image: Image.Image,
+    mask: Image.Image,
+    ages: Sequence[float],
+    current: float | Sequence[float],
+    subject: str = "a person",
+    *,
+    negative_prompt: str | None = None,
+    strength: float | None = None,
+    detail: float | Callable[[float, float], float] = detail_between,
+    method: str = "ddim_inversion",
+    num_inference_steps: int = 50,
+    context: float = 1.5,
+    generator: Generator | None = None,
+    **options,
+) -> list[Image.Image]:
+    """The face at each of `ages`, from the `current` one (one for all, or one each), by this library's defaults.
+
+    Each age is asked for by the captions of the merged Age-LoRA, of a `subject` such as "a man" or "sks". By default the
+    photograph is inverted, guidance leads from the subject at no age (`negative_prompt`), strength and detail follow the
+    years between. `options` are repaint's. Raises what age_face raises.
+    """
+    neutral = f"a portrait photo of {subject}"
+    template, span = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items() if name in sd.weights})
+    before = [current] * len(ages) if isinstance(current, int | float) else list(current)
+    strengths = [strength or strength_between(age, now) for age, now in zip(ages, before, strict=True)]
+    scene = prepare(
+        sd, image, mask, strength=max(strengths), num_inference_steps=num_inference_steps, method=method,
+        source_prompt=neutral, context=context, generator=generator,
+    )  # fmt: skip
+    return repaint(
+        sd, scene, [mixed_caption(template, subject, min(max(round(age), 0), 99), span) for age in ages],
+        negative_prompt=neutral if negative_prompt is None else negative_prompt,
+        levels=[s / max(strengths) for s in strengths],
+        detail=[detail(age, now) if callable(detail) else detail for age, now in zip(ages, before)],
+        **{"guidance_scale": 4.0, **options},
     )  # fmt: skip
 
 
@@ -237,11 +316,6 @@ def check(image: Image.Image, mask: Image.Image, method: str) -> None:
         raise ValueError(f"the mask is {mask.mode} {mask.size}, not L {image.size} as the image")
     if mask.getbbox() is None:
         raise ValueError("the mask is black: nothing is to be repainted")
-
-
-def strength_between(age: float, current: float) -> float:
-    """More for more years between the two, from LEAST_STRENGTH to MOST_STRENGTH, as Cradle2Cane's noise by the gap of ages."""
-    return LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * min(abs(age - current), FULL_GAP) / FULL_GAP
 
 
 def repeated(prompt: Words | Sequence[Words], count: int) -> list[Words]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from .compose import Weight, parse_rule, parse_weight, varies
 from .errors import InputError
+from .pipeline import detail_between
 
 # What stands in every table: the weights of identity and age, or None for those whose pictures are not painted. The random
 # adapters of equal norm stand in the place of one of the two, at the first setting's weights.
@@ -12,6 +13,9 @@ CONTROLS = {
     "do nothing": None, "prompt only": ("0", "0"), "age only": ("0", "1.0"), "identity only": ("1.0", "0"),
     "random identity": (), "random age": (), "ceiling": None,
 }  # fmt: skip
+
+
+NUMBERS = ("guidance_scale", "guidance_rescale", "within")  # fields of a setting
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class Setting:
     adapter: str = ""  # which of the person's adapters
     guidance_scale: float = 3.0
     against: str = ""  # what guidance leads away from: nothing said, or `neutral`, the same person at no age
+    guidance_rescale: float = 0.0
+    guidance_interval: str = ""  # noise levels that guidance acts between, such as 0.3-2; everywhere by default
+    detail: str = "0"  # share given back of what the autoencoder loses of the photograph; `years`: by these, as infer.py
     within: float = 0.0  # above 0: the identity adapter acts in this share of the mask's width and height alone
     control: bool = False
 
@@ -33,6 +40,18 @@ class Setting:
     def weights(self) -> tuple[Weight, Weight]:
         """Of the identity's and of the age's adapter."""
         return parse_weight(self.identity), parse_weight(self.age)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The noise levels of guidance_interval."""
+        if not self.guidance_interval:
+            return None
+        low, high = (float(number) for number in self.guidance_interval.split("-"))
+        return low, high
+
+    def detail_at(self, age: float, current: float) -> float:
+        """The share for one age from another."""
+        return detail_between(age, current) if self.detail == "years" else float(self.detail)
 
     @property
     def paints(self) -> bool:
@@ -86,7 +105,7 @@ def read_setting(text: str, default: Setting) -> Setting:
     name, _, rest = text.partition(":")
     values: dict = dict(part.partition("=")[::2] for part in rest.split())
     try:
-        values |= {key: float(values[key]) for key in ("guidance_scale", "within") if key in values}
+        values |= {key: float(values[key]) for key in NUMBERS if key in values}
         if not name.strip() or values.keys() & {"name", "control"}:
             raise ValueError("it has no name" if not name.strip() else "its name stands before the colon")
         return replace(default, **{"name": name.strip(), "family": name.strip(), **values})
@@ -97,7 +116,7 @@ def read_setting(text: str, default: Setting) -> Setting:
 def check(setting: Setting, adapters: Sequence[str]) -> None:
     """Raise InputError for a setting that cannot be painted."""
     try:
-        identity, _ = setting.weights
+        (identity, _), _, _ = setting.weights, setting.interval, setting.detail_at(1, 1)
         parse_rule(setting.rule)
     except ValueError as error:
         raise InputError(f"{setting.name}: {error}") from None

@@ -192,7 +192,7 @@ def test_without_a_mask_the_face_is_found(script, folder, tmp_path):
     page.save(tmp_path / "one.png")
     page.paste(portrait.resize((120, 120)), (260, 150))
     page.save(tmp_path / "two.png")
-    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 4, "--ages", 30)
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 4, "--ages", 30, "--detail", 0)
     changed = {}
     for name, more in (
         ("one", ()),

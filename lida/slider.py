@@ -41,7 +41,7 @@ class Slider:
     years: list[float]
     error: float
     faces: int
-    base: str  # fingerprint of the UNet
+    base: dict[str, str]  # StableDiffusion.base
     adapters: dict[str, str]  # fingerprints and weights of those that know ages
     method: str
     guidance_scale: float
@@ -68,17 +68,21 @@ def fit(asked: Sequence[float], gained: np.ndarray) -> tuple[list[float], float]
 
     The error is over every ten years that the curve can reach, from those left out by their own straight lines.
     """
-    curve = rising(np.nanmean(gained, axis=0)).tolist()
+
+    def curve(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        known = np.isfinite(rows).any(0)
+        return np.array(asked)[known], rising(np.nanmean(rows[:, known], axis=0))
+
     errors = []
     for k, own in enumerate(gained):
-        others = rising(np.nanmean(np.delete(gained, k, axis=0), axis=0)).tolist()
+        at, others = curve(np.delete(gained, k, axis=0))
         seen = np.isfinite(own)
+        own_asked, own_gained = np.array(asked)[seen], own[seen]
         for wanted in range(-60, 61, 10):
-            at = ask(asked, others, wanted)
-            reached = others[0] <= wanted <= others[-1] and np.array(asked)[seen].min() <= at <= np.array(asked)[seen].max()
-            if reached and wanted:
-                errors.append(abs(float(np.interp(at, np.array(asked)[seen], own[seen])) - wanted))
-    return curve, float(np.mean(errors)) if errors else float("nan")
+            years = ask(at.tolist(), others.tolist(), wanted)
+            if wanted and others[0] <= wanted <= others[-1] and own_asked[0] <= years <= own_asked[-1]:
+                errors.append(abs(float(np.interp(years, own_asked, own_gained)) - wanted))
+    return curve(gained)[1].tolist(), float(np.mean(errors)) if errors else float("nan")
 
 
 def aging_adapters(sd: StableDiffusion) -> dict[str, str]:
@@ -93,7 +97,8 @@ def read_slider(path: str | Path, sd: StableDiffusion) -> Slider:
         slider = Slider(**json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"--slider {path}: is no slider ({error}); make one by python -m lida.slider") from None
-    if slider.base != sd.unet.fingerprint or slider.adapters != aging_adapters(sd):
+    parts = ("unet", "text_encoder", "vae")  # whatever the folder was called
+    if any(slider.base.get(part) != sd.base[part] for part in parts) or slider.adapters != aging_adapters(sd):
         raise InputError(
             f"--slider {path}: was fitted to another base, or another age adapter or weight; make one by python -m lida.slider"
         )
@@ -142,7 +147,7 @@ def main() -> None:
     gained, asked = gained[:, known], np.array(ASKED, dtype=float)[known].tolist()
     curve, error = fit(asked, gained)
     slider = Slider(
-        asked, [round(y, 3) for y in curve], round(error, 2), len(paths), sd.unet.fingerprint, aging_adapters(sd), args.method,
+        asked, [round(y, 3) for y in curve], round(error, 2), len(paths), sd.base, aging_adapters(sd), args.method,
         args.guidance_scale,
     )  # fmt: skip
     with written_whole(args.output) as part:

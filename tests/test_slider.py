@@ -50,7 +50,7 @@ def test_where_the_curve_is_flat_least_is_asked_for():
 def slider(run, folder, tmp_path):  # noqa: F811
     """One by which twice the years must be asked for, of the small random model."""
     sd = lida.StableDiffusion.load(folder)
-    known = Slider(ASKED, [y / 2 for y in ASKED], 1.5, 3, sd.unet.fingerprint, aging_adapters(sd), "ddim_inversion", 4.0)
+    known = Slider(ASKED, [y / 2 for y in ASKED], 1.5, 3, sd.base, aging_adapters(sd), "ddim_inversion", 4.0)
     path = tmp_path / "slider.json"
     path.write_text(json.dumps(asdict(known)), encoding="utf-8")
     return path
@@ -70,7 +70,7 @@ def test_a_slider_of_another_model_is_refused(run, slider, script, folder, tmp_p
     noise_image(90, 120).save(tmp_path / "a.png")
     call = (tmp_path / "a.png", "--mask", "20,30,70,90", "--current_age", 40, "--years", 10)
     call += ("--pretrained_model_name_or_path", folder, "--slider")
-    slider.write_text(slider.read_text(encoding="utf-8").replace('"base": "', '"base": "0'), encoding="utf-8")
+    slider.write_text(slider.read_text(encoding="utf-8").replace('"vae": "', '"vae": "0'), encoding="utf-8")
     for path, said in (
         (slider, "another base"),
         (tmp_path / "a.png", "is no slider"),

@@ -2,11 +2,12 @@
 
     python weights/recipe/check.py
 
-Adapters, pictures and the tables in README.md and weights/README.md name the base that they were made with, by a SHA-256 over
-the fingerprints of its UNet, text encoder and VAE. Exit code 1 where one names another, or none.
+Adapters, pictures, the slider and the tables in README.md, weights/README.md and docs/tradeoff.md name the base that they were
+made with, by a SHA-256 over the fingerprints of its UNet, text encoder and VAE. Exit code 1 where one names another, or none.
 """
 
 import hashlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -40,11 +41,12 @@ def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
     for path in sorted(weights.glob("*.safetensors")):
         base = load_adapter(path).metadata.get("base")
         named[path] = hash_of(base) if base else None
+    named[weights / "slider.json"] = hash_of(json.loads((weights / "slider.json").read_text(encoding="utf-8"))["base"])
     for folder in (weights / "demo", *sorted(weights.glob("person-?")), root / "docs"):
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as image:
                 named[path] = image.info.get(KEY)
-    for path in (root / "README.md", weights / "README.md"):
+    for path in (root / "README.md", weights / "README.md", root / "docs" / "tradeoff.md"):
         match = re.search(r"base `([0-9a-f]{12})`", path.read_text(encoding="utf-8"))
         named[path] = match and match[1]
     return named

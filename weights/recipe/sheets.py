@@ -25,7 +25,7 @@ from lida.pipeline import age_to, generate
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a woman"}
-AGES = (10, 30, 50, 70)
+AGES = {"a": (10, 30, 50, 70), "b": (20, 30, 50, 70), "c": (10, 30, 50, 70), "d": (10, 30, 50, 70)}  # b at 10 is somebody
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:
@@ -53,13 +53,13 @@ class Painter:
         return -1.0 if vector is None else float((self.known @ vector).max())
 
     def ages(self, letter: str, weight: float) -> list[Image.Image]:
-        """The person's photograph and its repaintings at AGES, with the Identity-LoRA at a weight."""
+        """The person's photograph and its repaintings at their AGES, with the Identity-LoRA at a weight."""
         photo = open_image(WEIGHTS / "demo" / f"person-{letter}.png")
         mask = open_mask(WEIGHTS / "demo" / f"person-{letter}-mask.png", photo.size)
         self.sd.set_adapters(["age", letter], [1.0, weight])
         subject = "sks" if weight else SUBJECTS[letter]
-        pictures = [photo, *age_to(self.sd, photo, mask, AGES, self.estimator.of(photo, mask), subject)]
-        for picture, label in zip(pictures, ("the photograph", *AGES)):
+        pictures = [photo, *age_to(self.sd, photo, mask, AGES[letter], self.estimator.of(photo, mask), subject)]
+        for picture, label in zip(pictures, ("the photograph", *AGES[letter])):
             if self.nearest(picture) >= STRANGER:
                 raise InputError(f"person-{letter}, weight {weight}, {label}: is somebody ({self.nearest(picture):.3f})")
         return pictures
@@ -90,11 +90,12 @@ def main():
 
     painter = Painter(args.face_models, args.embeddings)
     base = hash_of(painter.sd.base)
-    labels = ["input", *(f"age {age}" for age in AGES)]
     for letter in SUBJECTS:
+        labels = ["input", *(f"age {age}" for age in AGES[letter])]
         row = sheet(painter.ages(letter, 1.0), labels)
         save_picture(row, args.output_dir / f"person-{letter}.png", base)
-    grid = [sheet(painter.ages("a", weight), [f"identity {weight}", *labels[1:]], 160) for weight in (0.0, 0.3, 0.6, 1.0)]
+    labels = [f"age {age}" for age in AGES["a"]]
+    grid = [sheet(painter.ages("a", weight), [f"identity {weight}", *labels], 160) for weight in (0.0, 0.3, 0.6, 1.0)]
     save_picture(stacked(grid), args.output_dir / "age-by-identity.png", base)
     portraits = [open_image(WEIGHTS / "demo" / f"person-{letter}.png") for letter in SUBJECTS]
     with torch.no_grad():

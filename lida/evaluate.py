@@ -151,7 +151,8 @@ def main() -> None:
     sitters = [seated(person, judges, bench.identity, args.face_models) for person in bar]
 
     options = Options(tuple(args.ages), args.method, args.strength, args.num_inference_steps, not args.no_back)
-    painter = Painter(args.pretrained_model_name_or_path, args.age_adapter, args.device, options)
+    device = f"cuda:{world.local_rank}" if args.device == "cuda" and world.size > 1 else args.device
+    painter = Painter(args.pretrained_model_name_or_path, args.age_adapter, device, options)
     units = units_of(sitters, settings, args.seeds)
     paint_all(painter, units, args.output_dir, world)
     world.wait()

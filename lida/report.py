@@ -147,7 +147,10 @@ def text_table(table: Sequence[dict]) -> str:
 
 def html_table(lines: Sequence[dict], columns: Sequence[str]) -> str:
     """Rows under their headings, each heading with its explanation."""
-    heads = "".join(f'<th title="{html.escape(EXPLAINED.get(c.partition(":")[0], ""))}">{html.escape(c)}</th>' for c in columns)
+    heads = ""
+    for column in columns:
+        name = column.replace("_", " ").replace(":", ", ")  # with spaces, so that it may be broken
+        heads += f'<th title="{html.escape(EXPLAINED.get(column.partition(":")[0], ""))}">{html.escape(name)}</th>'
     body = "".join(
         f'<tr class="{"control" if line.get("control") else ""}">'
         + "".join(f"<td>{html.escape(shown(line.get(column)))}</td>" for column in columns)
@@ -177,7 +180,8 @@ def said_of(judge: dict) -> str:
 def page(findings: dict, columns: Sequence[str], pictures: dict[str, Image.Image]) -> str:
     """The report as one file of HTML."""
     first = [c for c in columns if c not in ("family", "control", "identity", "age")]
-    explained = "".join(f"<li><b>{c}</b>: {html.escape(text)}</li>" for c, text in EXPLAINED.items() if c in columns)
+    used = {name.replace("_", " "): text for name, text in EXPLAINED.items() if name in columns}
+    explained = "".join(f"<li><b>{name}</b>: {html.escape(text)}</li>" for name, text in used.items())
     judges = "".join(f"<li>{html.escape(said_of(judge))}</li>" for judge in findings["judges"])
     drawn = "".join(f'<h2>{html.escape(title)}</h2><img src="{embedded(picture)}">' for title, picture in pictures.items())
     more = ""
@@ -189,11 +193,12 @@ def page(findings: dict, columns: Sequence[str], pictures: dict[str, Image.Image
         if findings[key]:
             more += f"<h2>{title}</h2>{html_table(findings[key], list(findings[key][0]))}"
     return f"""<!doctype html><meta charset="utf-8"><title>Age and identity</title>
-<style>body{{font:14px sans-serif;margin:2em;max-width:1500px}}table{{border-collapse:collapse}}td,th{{padding:3px 8px;
-border-bottom:1px solid #ddd;text-align:right;font-size:12px}}td:first-child,th:first-child{{text-align:left}}
+<style>body{{font:14px sans-serif;margin:2em;max-width:1500px}}table{{border-collapse:collapse}}td,th{{padding:3px 6px;
+border-bottom:1px solid #ddd;text-align:right;font-size:12px;max-width:7em}}td:first-child,th:first-child{{text-align:left;
+max-width:none;white-space:nowrap}}
 .control{{color:#777}}img{{max-width:100%}}</style>
 <h1>Does it age, and is it still the same person?</h1>
 <p>{html.escape(findings["what"])} Grey lines are controls; <i>ceiling</i> is what the real person's own photographs near each
 age would score. Ages are read by</p><ul>{judges}</ul><p>and persons told apart by
 {html.escape(findings["identity_judge"])}.</p>
-{html_table(findings["table"], first)}<ul>{explained}</ul>{more}{drawn}"""
+{html_table(findings["table"], first)}<ul>{explained}</ul>{drawn}{more}"""

@@ -64,6 +64,10 @@ class Setting:
         return self.weights[0] != 0
 
 
+# What infer.py does when nothing is said, docs/tradeoff.md says why
+DEFAULT = Setting("default", "default", age="1.0", guidance_scale=4.0, against="neutral", detail="years")
+
+
 def settings_of(
     identity_weights: Sequence[str],
     age_weights: Sequence[str],
@@ -72,7 +76,7 @@ def settings_of(
     adapters: Sequence[str],
     guidance_scale: float,
 ) -> list[Setting]:
-    """The grid of weights, rules and adapters, what `more` adds as read_setting reads it, and the controls.
+    """The grid of weights, rules and adapters, what `more` adds as read_setting reads it, infer.py's default, and the controls.
 
     Raises InputError for what cannot be read or applied, and where two are called the same.
     """
@@ -88,6 +92,9 @@ def settings_of(
     settings += [read_setting(text, Setting("", "", adapter=first, guidance_scale=guidance_scale)) for text in more]
     if not settings:
         raise InputError("no setting is given; add --identity_weights and --age_weights, or --setting")
+    default = replace(DEFAULT, adapter=first, identity=DEFAULT.identity if adapters else "0")
+    if not any(replace(setting, name=default.name, family=default.family) == default for setting in settings):
+        settings.append(default)
     for setting in settings:
         check(setting, adapters)
     for name, weights in CONTROLS.items():

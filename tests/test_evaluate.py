@@ -21,6 +21,7 @@ from lida.judges import AgeJudge, square_of
 from lida.layers import Prompt
 from lida.people import read_people
 from lida.pipeline import age_face
+from lida.settings import CONTROLS
 
 WEIGHTS = ROOT / "weights"
 PHOTO, MASK = WEIGHTS / "demo" / "person-a.png", WEIGHTS / "demo" / "person-a-mask.png"
@@ -54,7 +55,7 @@ def evaluated(tmp_path_factory):
 def test_the_table_has_the_settings_and_the_controls(evaluated):
     table = table_of(evaluated)
     assert list(table)[:4] == ["sum 0.3 0.2", "sum 0.3 1.0", "sum 1.0 0.2", "sum 1.0 1.0"]
-    assert list(table)[4:] == ["do nothing", "prompt only", "age only", "identity only", "random identity", "random age"]
+    assert list(table)[4:] == ["default", *(name for name in CONTROLS if name != "ceiling")]  # of no other photographs
     assert all(line["largest_change_outside"] == "0" for line in table.values())
     nothing = table["do nothing"]
     assert float(nothing["cosine_input"]) == pytest.approx(1) and float(nothing["cosine_back"]) == pytest.approx(1)
@@ -115,7 +116,7 @@ def test_two_processes_paint_what_one_paints(evaluated, tmp_path):
     done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pictures = sorted(path.relative_to(tmp_path) for path in (tmp_path / "pictures").rglob("*.png"))
-    assert len(pictures) == 9 * 3
+    assert len(pictures) == 10 * 3
     for path in pictures:
         a, b = (np.asarray(Image.open(root / path), dtype=int) for root in (evaluated, tmp_path))
         assert np.abs(a - b).max() <= 1  # other numbers of threads round otherwise

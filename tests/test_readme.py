@@ -11,7 +11,7 @@ def test_the_example_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["aged"].size == names["photo"].size and (tmp_path / "aged.png").is_file()
+    assert names["oldest"].size == names["changed"].size == names["photo"].size and (tmp_path / "aged.png").is_file()
     assert names["loss"].isfinite() and all(layer.lora_up.grad is not None for layer in names["layers"].values())
 
 

@@ -70,7 +70,9 @@ def test_settings_are_a_grid_and_more_and_the_controls():
     assert [s.name for s in settings[:5]] == ["sum 0 0.2", "sum 0 1.0@600-0", "sum 1.0 0.2", "sum 1.0 1.0@600-0", "held one"]
     held = settings[4]
     assert (held.identity, held.age, held.family, held.within, held.adapter) == ("1.0", "0.5", "held", 0.6, "plain")
-    assert [s.name for s in settings[5:]][0] == "do nothing" and all(s.control for s in settings[5:])
+    assert [s.name for s in settings[5:7]] == ["default", "do nothing"] and all(s.control for s in settings[6:])
+    same = "mine: age=1.0 guidance_scale=4 against=neutral detail=years"  # the default by another name does not come twice
+    assert [s.name for s in settings_of([], [], more=[same], **GRID)][:2] == ["mine", "do nothing"]
 
 
 @pytest.mark.parametrize(

@@ -386,7 +386,8 @@ def main() -> None:
     settings = {"lida": lida.__version__, "base": sd.base, "adapters": adapters, "seed": args.seed, "arguments": told}
     if args.reproduce and any(args.expected[name] != settings[name] for name in ("base", "adapters")):
         raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than lie here now")
-    for age in [job.age for job in jobs if job.age is not None] + (args.ages if args.prompt is None and jobs else []):
+    asked = args.ages if args.prompt is None and jobs and not args.years else []
+    for age in [*(job.age for job in jobs if job.age is not None), *asked]:
         if age < 18:
             print(
                 "notice: a face under 18 is read or asked for; age pictures of children only with their guardians' consent",

@@ -76,6 +76,27 @@ def read_examples(
     return checked
 
 
+def read_aged(folder: str | Path) -> list[Example]:
+    """The pictures that a folder's metadata names with a number as `age`, in each Example's row; captions are not asked for.
+
+    Raises InputError with every fault, as read_examples does.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder; give one with photographs and a {METADATA}")
+    examples, faults = [], []
+    for where, base, row in lines_of(Path(folder), "a face"):
+        try:
+            example = example_of(base, {"text": "a face", **row} if isinstance(row, dict) else row, ["file_name"], "text", 1)
+            if not isinstance(example.row.get("age"), int | float):
+                raise InputError(f"{example.path.name} has no age; write it as a number under age")
+            examples.append(example)
+        except InputError as error:
+            faults.append(f"{where}: {error}")
+    if faults or not examples:
+        raise InputError(*(faults or [f'{folder}: names no pictures; write lines of {{"file_name": ..., "age": ...}}']))
+    return examples
+
+
 def lines_of(folder: Path, caption: str | None) -> Iterator[tuple[str, Path, dict | str]]:
     """Where each line stands, the folder that its picture's path starts from, and its columns, or what is wrong with it."""
     metadata = sorted(path for path in folder.rglob("metadata.*") if path.suffix in (".jsonl", ".csv", ".parquet"))

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .data import read_examples
+from .data import read_aged
 from .errors import InputError, output_folder, run
 from .images import open_photo
 from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
@@ -85,10 +85,7 @@ def people_from(args: argparse.Namespace) -> list[Person]:
     if args.people:
         people = read_people(args.people)
     else:
-        references = [(e.path, e.row.get("age")) for e in read_examples(args.references)] if args.references else []
-        for path, age in references:
-            if not isinstance(age, int | float):
-                raise InputError(f"--references {path}: its line tells no age; write it as a number under age")
+        references = [(e.path, float(e.row["age"])) for e in read_aged(args.references)] if args.references else []
         paths = map(Path, args.identity_adapter)
         identity = {path.stem if path.suffix == ".safetensors" else path.name: path for path in paths}
         if len(identity) < len(args.identity_adapter):

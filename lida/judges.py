@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .ages import AgeEstimator
-from .data import read_examples
+from .data import read_aged
 from .errors import InputError
 from .faces import FaceNetworks
 from .images import cut, in_srgb, open_image, square_about
@@ -65,10 +65,7 @@ class AgeJudge:
 
     def measure(self, folder: str | Path, face_models: str | Path | None) -> None:
         """Read the real faces of a folder, and keep mean error and bias by decade."""
-        examples = [example for example in read_examples(folder) if isinstance(example.row.get("age"), int | float)]
-        if not examples:
-            raise InputError(f"{folder}: no line tells an age; write it as a number under age")
-        squares = []
+        examples, squares = read_aged(folder), []
         for example in examples:
             image = open_image(example.path)
             mask = str(example.mask) if example.mask else "auto"

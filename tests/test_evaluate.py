@@ -182,7 +182,7 @@ def test_a_judge_measured_on_faces_knows_its_bias(tmp_path):
         picture = Image.open(PHOTO).convert("RGB")
         picture.putpixel((0, 0), (age, age, age))
         picture.save(tmp_path / f"{age}.png")
-    lines = [{"file_name": f"{age}.png", "text": "a face", "age": age} for age in (4, 14, 24)]
+    lines = [{"file_name": f"{age}.png", "age": age} for age in (4, 14, 24)]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     calls = iter([14.0, 24.0, 34.0])
     judge = AgeJudge("test_evaluate:width_as_age")
@@ -190,6 +190,9 @@ def test_a_judge_measured_on_faces_knows_its_bias(tmp_path):
     judge.measure(tmp_path, None)
     assert judge.mean_error == pytest.approx(10) and judge.expected(11) == pytest.approx(21)
     assert AgeJudge("test_evaluate:width_as_age").expected(11) is None
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "4.png"}\n{"file_name": "5.png", "age": 5}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="(?s)4.png has no age.*5.png does not exist"):
+        judge.measure(tmp_path, None)
 
 
 def test_an_adapter_within_everything_is_an_adapter_merged(tmp_path):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import lida
 from lida.adapters import parse_pairs
 from lida.ages import AgeEstimator
-from lida.captions import captioning_of, mixed_caption
+from lida.captions import captioning_of, mixed_caption, with_article
 from lida.data import photographs
 from lida.errors import InputError, output_folder, run
 from lida.images import open_photo, seam_report, sheet
@@ -260,11 +260,6 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str, tuple[int, int
     return sd, template, (low, high)
 
 
-def subject_of(args: argparse.Namespace) -> str:
-    """The subject as captions have it: with an article, unless it is a name."""
-    return f"a {args.subject}" if args.subject in ("man", "woman", "person") else args.subject
-
-
 def strength_for(args: argparse.Namespace, age: int, current: float | None) -> float:
     """As asked for, or by the years between the two."""
     if args.strength is not None:
@@ -301,7 +296,7 @@ def wanted_of(args: argparse.Namespace, age: float | None, template: str, span: 
         detail = args.detail
         if detail is None:
             detail = 0.0 if args.method == "inpaint" else detail_between(other, age)
-        prompt = mixed_caption(template, subject_of(args), other, span)
+        prompt = mixed_caption(template, with_article(args.subject), other, span)
         wanted.append(Wanted(label, end, prompt, strength_for(args, other, age), detail))
     return wanted
 
@@ -325,7 +320,7 @@ def age_photograph(args: argparse.Namespace, sd: StableDiffusion, job: Job, want
     top = max(wish.strength for wish in wanted)
     if sd.unet.inpaints:  # has no levels: all go as far as the farthest
         wanted = [replace(wish, strength=top) for wish in wanted]
-    source = f"a portrait photo of {subject_of(args)}" if args.source_prompt is None else args.source_prompt
+    source = f"a portrait photo of {with_article(args.subject)}" if args.source_prompt is None else args.source_prompt
     try:
         scene = prepare(
             sd, job.image, job.mask, strength=top, num_inference_steps=args.num_inference_steps, method=args.method,
@@ -376,8 +371,14 @@ def main() -> None:
         args.photo, args.mask = [str(DEMO / "person-a.png")], str(DEMO / "person-a-mask.png")
     jobs = jobs_of(args)
     sd, template, ages = load(args)
+    if sd.unet.inpaints and args.method == "inpaint" and args.detail:
+        raise InputError(f"--detail {args.detail}: an inpainting model paints without the photograph; leave it out")
     slider = read_slider(args.slider, sd) if args.years else None
     if slider:
+        fitted = (slider.method, slider.guidance_scale, None, None)
+        if fitted != (args.method, args.guidance_scale, args.strength, args.detail):
+            said = f"{slider.method}, guidance {slider.guidance_scale:g} and the default strength and detail"
+            print(f"warning: {args.slider} was fitted at {said}; other settings give other years", file=sys.stderr)
         print(f"years by {args.slider}: {slider.error} off, on photographs that it was not fitted to", file=sys.stderr)
     output_folder(args.output_dir)
 

@@ -17,6 +17,11 @@ def caption(template: str, subject: str, age: int) -> str:
     return template.format(subject=subject, gender=subject.removeprefix("a "), decade=f"{age // 10 * 10}s", age=age)
 
 
+def with_article(subject: str) -> str:
+    """The subject as captions have it: "a man", but a name as it is."""
+    return f"a {subject}" if subject in ("man", "woman", "person") else subject
+
+
 def mixed_caption(template: str, subject: str, age: int, ages: tuple[int, int] = (0, 99)) -> str | dict[str, float]:
     """The caption of an age, or the two whose embeddings are mixed by these shares; `ages` are the least and most in training.
 

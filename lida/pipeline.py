@@ -271,7 +271,7 @@ def age_to(
     image: Image.Image,
     mask: Image.Image,
     ages: Sequence[float],
-    current: float | Sequence[float],
+    current: float,
     subject: str = "a person",
     *,
     negative_prompt: str | None = None,
@@ -283,7 +283,7 @@ def age_to(
     generator: Generator | None = None,
     **options,
 ) -> list[Image.Image]:
-    """The face at each of `ages`, from the `current` one (one for all, or one each), by this library's defaults.
+    """The face at each of `ages`, from the `current` one, by this library's defaults.
 
     Each age is asked for by the captions of the merged Age-LoRA, of a `subject` such as "a man" or "sks". By default the
     photograph is inverted, guidance leads from the subject at no age (`negative_prompt`), strength and detail follow the
@@ -291,8 +291,7 @@ def age_to(
     """
     neutral = f"a portrait photo of {subject}"
     template, span = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items() if name in sd.weights})
-    before = [current] * len(ages) if isinstance(current, int | float) else list(current)
-    strengths = [strength or strength_between(age, now) for age, now in zip(ages, before, strict=True)]
+    strengths = [strength or strength_between(age, current) for age in ages]
     scene = prepare(
         sd, image, mask, strength=max(strengths), num_inference_steps=num_inference_steps, method=method,
         source_prompt=neutral, context=context, generator=generator,
@@ -301,7 +300,7 @@ def age_to(
         sd, scene, [mixed_caption(template, subject, min(max(round(age), 0), 99), span) for age in ages],
         negative_prompt=neutral if negative_prompt is None else negative_prompt,
         levels=[s / max(strengths) for s in strengths],
-        detail=[detail(age, now) if callable(detail) else detail for age, now in zip(ages, before)],
+        detail=[detail(age, current) if callable(detail) else detail for age in ages],
         **{"guidance_scale": 4.0, **options},
     )  # fmt: skip
 

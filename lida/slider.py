@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .adapters import parse_pairs
 from .ages import AgeEstimator
-from .captions import captioning_of
+from .captions import captioning_of, with_article
 from .data import photographs
 from .errors import InputError, run
 from .images import open_photo, written_whole
@@ -132,8 +132,7 @@ def main() -> None:
     if len(paths) < 3:
         raise InputError(f"{len(paths)} photographs are too few for a curve and its error; give twenty")
 
-    subject = f"a {args.subject}" if args.subject in ("man", "woman", "person") else args.subject
-    gained = np.full((len(paths), len(ASKED)), np.nan)
+    subject, gained = with_article(args.subject), np.full((len(paths), len(ASKED)), np.nan)
     options = {"method": args.method, "guidance_scale": args.guidance_scale, "num_inference_steps": args.num_inference_steps}
     for row, path in zip(gained, tqdm(paths, unit="photo")):
         image = open_photo(path)

@@ -60,6 +60,7 @@ def test_years_are_asked_for_by_the_slider(run, slider, tmp_path):  # noqa: F811
     noise_image(90, 120).save(tmp_path / "a.png")
     run(tmp_path / "a.png", "--mask", "20,30,70,90", "--current_age", 40, "--years", -10, 15, 30, "--slider", slider)
     assert "1.5 off" in run.err and "--years +30 is beyond what the slider reaches, -20 to +20" in run.err
+    assert "was fitted at" not in run.err
     for end, asked in (("years-10", 20), ("years+15", 70), ("years+30", 80)):
         told = read_settings(run.folder / "outputs" / f"a-{end}.png")
         assert told["whole_prompt"] == mixed_caption("a portrait photo of {subject}, age {decade}", "a person", asked)
@@ -69,7 +70,9 @@ def test_years_are_asked_for_by_the_slider(run, slider, tmp_path):  # noqa: F811
 def test_a_slider_of_another_model_is_refused(run, slider, script, folder, tmp_path):  # noqa: F811
     noise_image(90, 120).save(tmp_path / "a.png")
     call = (tmp_path / "a.png", "--mask", "20,30,70,90", "--current_age", 40, "--years", 10)
-    call += ("--pretrained_model_name_or_path", folder, "--slider")
+    call += ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 6, "--slider")
+    code, _, err = script("infer.py", *call, slider, "--guidance_scale", 2)
+    assert code == 0 and "was fitted at ddim_inversion, guidance 4" in err
     slider.write_text(slider.read_text(encoding="utf-8").replace('"vae": "', '"vae": "0'), encoding="utf-8")
     for path, said in (
         (slider, "another base"),

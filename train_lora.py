@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import warnings
@@ -22,13 +21,14 @@ from torch import Tensor, nn
 
 import lida
 from lida.adapters import FILE_NAME, Adapter, load_adapter, save_adapter
+from lida.amx import compiler, has_amx
 from lida.captions import DEFAULT_TEMPLATE, caption, read_captioning
 from lida.checkpoint import load_text_encoder, load_vae
 from lida.data import Example, data_fingerprint, read_examples
 from lida.dialects import TEXT
 from lida.diffusion import mask_weights, noise_prediction_loss
 from lida.errors import InputError, output_folder, run
-from lida.layers import set_attention_backend
+from lida.layers import ATTENTION_BACKENDS, set_attention_backend
 from lida.loader import Chances, Order, Passes, Posteriors, Samples, Texts, leaves_room, require_masks, sizes_of
 from lida.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
 from lida.model import StableDiffusion
@@ -122,7 +122,14 @@ def parse_args() -> argparse.Namespace:
     add("--cache_latents", action="store_true", help="encode each picture once, before the first step, and keep that in memory")
     add("--cache_dir", default=None, help="keep it in this folder instead, for later runs too")
     add("--gradient_checkpointing", action="store_true", help="keep less for the way back, and compute it again")
-    add("--enable_xformers_memory_efficient_attention", action="store_true", help="attention by xformers, on a GPU")
+    add(
+        "--attention",
+        choices=ATTENTION_BACKENDS,
+        default=None,
+        help="its kernel; if not given, amx where there is one, or sdpa",
+    )
+    as_xformers = {"dest": "attention", "action": "store_const", "const": "xformers", "default": argparse.SUPPRESS}
+    add("--enable_xformers_memory_efficient_attention", **as_xformers, help="--attention xformers, on a GPU")
     add("--allow_tf32", action="store_true", help="float32 products with 10 bits of mantissa, on a GPU")
     add("--compile", action="store_true", help="the UNet, by torch.compile")
     add("--dataloader_num_workers", type=int, default=0, help="processes that read pictures")
@@ -163,9 +170,12 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--seed must lie between 0 and 2^63 - 1, not {args.seed}")
     if args.mixed_precision == "fp16" and not args.device.startswith("cuda"):
         raise InputError(f"--mixed_precision fp16: needs a CUDA GPU, and the device is {args.device}; bf16 works there too")
-    if args.enable_xformers_memory_efficient_attention and not args.device.startswith("cuda"):
-        raise InputError(f"--enable_xformers_memory_efficient_attention: needs a CUDA GPU, not {args.device}; leave it out")
-    if args.compile and not args.device.startswith("cuda") and not (shutil.which("c++") or shutil.which("g++")):
+    if args.attention == "xformers" and not args.device.startswith("cuda"):
+        flag = "--enable_xformers_memory_efficient_attention (--attention xformers)"
+        raise InputError(f"{flag}: needs a CUDA GPU, not {args.device}; leave it out")
+    if args.attention == "amx" and (args.device != "cpu" or args.mixed_precision != "bf16"):
+        raise InputError("--attention amx: is for --device cpu and --mixed_precision bf16")
+    if args.compile and not args.device.startswith("cuda") and compiler() is None:
         raise InputError("--compile: wants a C++ compiler on the CPU, and finds none; install g++, or leave it out")
 
 
@@ -197,8 +207,8 @@ def load_model(args: argparse.Namespace, world: World) -> StableDiffusion:
     if sd.unet.inpaints:
         where = args.pretrained_model_name_or_path
         raise InputError(f"{where}: is an inpainting model; train on the plain one, adapters fit both")
-    if args.enable_xformers_memory_efficient_attention:
-        set_attention_backend(sd.unet, "xformers")
+    args.attention = args.attention or ("amx" if args.device == "cpu" and has_amx(dtype_of(args)) else "sdpa")
+    set_attention_backend(sd.unet, args.attention)
     args.resolution = args.resolution or sd.resolution
     if args.resolution < 1 or args.resolution % sd.vae.factor:
         raise InputError(f"--resolution {args.resolution}: must be a multiple of {sd.vae.factor}")

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from . import amx
 from .errors import InputError
 
-ATTENTION_BACKENDS = ("sdpa", "xformers", "einsum")
+ATTENTION_BACKENDS = ("sdpa", "xformers", "amx", "einsum")
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -27,13 +28,16 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     """softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d) (Vaswani et al. 2017, equation 1).
 
-    `backend` is one of ATTENTION_BACKENDS: torch's fused kernel, xformers', or the equation as it stands, which takes the
-    most memory. It also stands in where torch's kernel is slow: backward in bf16 on the CPU that takes three times as long.
+    `backend` is one of ATTENTION_BACKENDS: torch's fused kernel, xformers', lida's own in bf16 for CPUs with AMX, or the
+    equation as it stands, which takes the most memory. That also stands in where torch's kernel is slow: backward in bf16 on
+    the CPU it takes three times as long.
     """
     if backend == "xformers":
         from xformers.ops import memory_efficient_attention
 
         return memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)  # (B, tokens, heads, d)
+    if backend == "amx":
+        return amx.attention(q, k, v)
     small = q.shape[-2] * k.shape[-2] <= 1024**2
     slow = small and q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if backend == "einsum" or slow:
@@ -48,6 +52,8 @@ def set_attention_backend(model: nn.Module, backend: str) -> None:
         raise InputError(f"attention {backend!r} is not one of {', '.join(ATTENTION_BACKENDS)}")
     if backend == "xformers" and find_spec("xformers") is None:
         raise InputError("attention xformers: the package is not installed; pip install lida-aging[xformers]")
+    if backend == "amx":
+        amx.require_amx(next(model.parameters()).dtype)
     for module in model.modules():
         if isinstance(module, Attention):
             module.backend = backend
@@ -156,16 +162,52 @@ class Transformer2D(nn.Module):
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height))
 
 
+class FrozenConvolution(torch.autograd.Function):
+    """A convolution of 3 x 3 whose weight stays, with its way back as one product, dx = dy's neighbourhoods times W.
+
+    Torch's own lays the weight out anew at each call, on the CPU in bf16, which takes longer than a product with few pixels.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple:
+        (weight,) = ctx.saved_tensors
+        height, width = dy.shape[2:]
+        around = F.pad(dy.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # einops would break torch.compile's graph here
+        shifted = [around[:, 2 - i : 2 - i + height, 2 - j : 2 - j + width] for i in range(3) for j in range(3)]
+        rows = torch.stack(shifted, dim=-1).flatten(3)  # (B, H, W, 9 out)
+        dx = rows @ weight.permute(0, 2, 3, 1).flatten(0, 2)  # (9 out, C), where channels_last weights lie already
+        return dx.permute(0, 3, 1, 2), None, None
+
+
+class Conv3x3(nn.Conv2d):
+    """A convolution of 3 x 3 that keeps the size: (B, C, H, W) -> (B, C_out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frozen = x.requires_grad and not self.weight.requires_grad and x.device.type == "cpu"
+        few = x.shape[0] * x.shape[2] * x.shape[3] < self.in_channels
+        if frozen and few and x.dtype == self.weight.dtype == torch.bfloat16:
+            return FrozenConvolution.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
 class ResnetBlock(nn.Module):
     """Two normalised convolutions added to their input; the UNet's also hear the time: (B, C, H, W) -> (B, C_out, H, W)."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float, temb_channels: int | None = None):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
@@ -193,7 +235,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
         b, c, h, w = x.shape

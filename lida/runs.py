@@ -28,8 +28,9 @@ SAID = ("role", "consent", "licence")
 # Of no weight for what is trained, or known by what is in them: a resumed run may change them
 INDIFFERENT = (
     *PLACES, *SAID, "train_batch_size", "gradient_accumulation_steps", "resume_from_checkpoint", "checkpointing_steps",
-    "checkpoints_total_limit", "cache_latents", "gradient_checkpointing", "compile", "dataloader_num_workers", "report_to",
-    "validation_prompt", "num_validation_images", "validation_steps", "max_skipped_steps", "dry_run", "prior_adapter",
+    "checkpoints_total_limit", "cache_latents", "gradient_checkpointing", "attention", "compile", "dataloader_num_workers",
+    "report_to", "validation_prompt", "num_validation_images", "validation_steps", "max_skipped_steps", "dry_run",
+    "prior_adapter",
 )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def plan(
     lines = [
         f"pictures: {len(passes.samples)}, in sizes {', '.join(f'{w}x{h} ({n})' for (w, h), n in sizes.items())}",
         f"steps: {steps} of {passes.order.batch} pictures, {steps / passes.order.steps_per_epoch:.1f} epochs",
-        f"trained: {sum(p.numel() for p in parameters):,} parameters",
+        f"trained: {sum(p.numel() for p in parameters):,} parameters; attention by {args.attention}",
         f"time: {seconds[1] * args.gradient_accumulation_steps * steps / 60:.0f} minutes, as measured on one pass",
         f"memory: {memory_used():.1f} GB, as measured on one pass",
         f"disk: {kept} checkpoints of {state:.1f} MB",

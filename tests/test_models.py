@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import lida
 from lida.checkpoint import load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
 from lida.images import to_tensor
-from lida.layers import Attention, attention, set_attention_backend
+from lida.layers import Attention, Conv3x3, attention, set_attention_backend
 from lida.unet import UNet, UNetConfig
 from lida.vae import VAE, VAEConfig
 
@@ -48,6 +48,19 @@ def test_attention_backends_agree(sd):
         set_attention_backend(sd.unet, "einsum")
         assert {m.backend for m in sd.unet.modules() if isinstance(m, Attention)} == {"einsum"}
         assert relative(sd.unet(*inputs), expected) <= 1e-5
+
+
+def test_a_frozen_convolution_has_the_gradient_of_torchs():
+    """In bf16 on the CPU its way back is a product of ours where pixels are few; its values are rounded once, by 2^-9."""
+    conv = Conv3x3(64, 40).bfloat16().requires_grad_(False).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 64, 5, 6).bfloat16().requires_grad_()
+    ours = conv(x)
+    assert "FrozenConvolution" in type(ours.grad_fn).__name__  # or this compares torch with itself
+    dy, exact = torch.randn_like(ours), x.detach().float().requires_grad_()
+    theirs = torch.nn.functional.conv2d(exact, conv.weight.float(), conv.bias.float(), padding=1)
+    assert relative(ours.float(), theirs) <= 2**-8
+    assert relative(*(torch.autograd.grad(y, at, dy.to(y.dtype))[0].float() for y, at in ((ours, x), (theirs, exact)))) <= 2**-8
+    assert "FrozenConvolution" not in type(conv.requires_grad_(True)(x).grad_fn).__name__  # weights that train have torch's
 
 
 @pytest.mark.skipif(not (torch.cuda.is_available() and find_spec("xformers")), reason="needs a GPU and xformers")

@@ -20,7 +20,7 @@ def heads(*shape: int) -> torch.Tensor:
 
 def assert_near_the_equation(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Values and gradients, beside float64: off by bf16's rounding of P, dS and the result, or no more than torch's kernel."""
-    dout = torch.randn(q.shape)
+    dout = torch.randn(q.shape).bfloat16()
 
     def found(out: torch.Tensor, at: tuple) -> list[torch.Tensor]:
         return [x.double() for x in (out, *torch.autograd.grad(out, at, dout.to(out.dtype)))]

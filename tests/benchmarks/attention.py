@@ -1,0 +1,72 @@
+"""lida's attention for CPUs with AMX beside torch's kernel, in bf16, at the shapes of SD1.5 at 512 px.
+
+    python tests/benchmarks/attention.py
+
+Seconds forward and back, medians of alternating runs, and how far values and gradients are from float64's, as shares of them.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch  # noqa: E402
+
+from lida.amx import require_amx  # noqa: E402
+from lida.errors import run  # noqa: E402
+from lida.layers import attention  # noqa: E402
+
+SHAPES = [(4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (4096, 77, 40)]  # queries, keys, d; 8 heads
+BACKENDS = ("amx", "sdpa")
+
+
+def heads(tokens: int, d: int) -> torch.Tensor:
+    """(1, 8, tokens, d) as projections leave it."""
+    return torch.randn(1, tokens, 8, d).bfloat16().transpose(1, 2).requires_grad_()
+
+
+def once(inputs: list[torch.Tensor], dout: torch.Tensor, backend: str) -> tuple[list[float], list[torch.Tensor]]:
+    """Seconds forward and back; the value and the gradients."""
+    start = time.perf_counter()
+    if backend == "sdpa":  # the kernel itself: lida's sdpa goes round it where its backward is slow
+        out = torch.nn.functional.scaled_dot_product_attention(*inputs)
+    else:
+        out = attention(*inputs, backend)
+    middle = time.perf_counter()
+    gradients = torch.autograd.grad(out, inputs, dout.to(out.dtype))
+    return [middle - start, time.perf_counter() - middle], [out, *gradients]
+
+
+def error(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    """The largest of the four, |a - b| / |b|."""
+    return max(float(((a.double() - b).norm() / b.norm()).detach()) for a, b in zip(found, exact))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7, help="of each (default: 7)")
+    args = parser.parse_args()
+    require_amx(torch.bfloat16)
+    torch.manual_seed(0)
+    for queries, keys, d in SHAPES:
+        inputs, dout = [heads(n, d) for n in (queries, keys, keys)], torch.randn(1, 8, queries, d).bfloat16()
+        exact = once([x.detach().double().requires_grad_() for x in inputs], dout, "sdpa")[1]
+        seconds, found = {backend: [] for backend in BACKENDS}, {}
+        for _ in range(args.runs + 1):
+            for backend in BACKENDS:
+                took, found[backend] = once(inputs, dout, backend)
+                seconds[backend].append(took)
+        amx, sdpa = ([statistics.median(times) for times in zip(*seconds[backend][1:])] for backend in BACKENDS)
+        print(f"{queries} queries, {keys} keys, d {d}: forward {amx[0] * 1e3:.1f} ms, torch {sdpa[0] * 1e3:.1f}: ", end="")
+        print(
+            f"{sdpa[0] / amx[0]:.1f} times the rate; back {amx[1] * 1e3:.1f}, {sdpa[1] * 1e3:.1f}: {sdpa[1] / amx[1]:.1f} times; ",
+            end="",
+        )
+        print(f"off by {error(found['amx'], exact):.4f}, torch {error(found['sdpa'], exact):.4f}")
+
+
+if __name__ == "__main__":
+    run(main)

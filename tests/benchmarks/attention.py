@@ -60,12 +60,11 @@ def main():
                 took, found[backend] = once(inputs, dout, backend)
                 seconds[backend].append(took)
         amx, sdpa = ([statistics.median(times) for times in zip(*seconds[backend][1:])] for backend in BACKENDS)
-        print(f"{queries} queries, {keys} keys, d {d}: forward {amx[0] * 1e3:.1f} ms, torch {sdpa[0] * 1e3:.1f}: ", end="")
-        print(
-            f"{sdpa[0] / amx[0]:.1f} times the rate; back {amx[1] * 1e3:.1f}, {sdpa[1] * 1e3:.1f}: {sdpa[1] / amx[1]:.1f} times; ",
-            end="",
-        )
-        print(f"off by {error(found['amx'], exact):.4f}, torch {error(found['sdpa'], exact):.4f}")
+        parts = [f"{queries} queries, {keys} keys, d {d}:"]
+        for name, a, b in zip(("forward", "back"), amx, sdpa):
+            parts.append(f"{name} {a * 1e3:.1f} ms, torch {b * 1e3:.1f}, {b / a:.1f} times the rate;")
+        parts.append(f"off by {error(found['amx'], exact):.4f}, torch {error(found['sdpa'], exact):.4f}")
+        print(*parts)
 
 
 if __name__ == "__main__":

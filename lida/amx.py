@@ -75,7 +75,10 @@ def library() -> ctypes.CDLL:
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise InputError(f"attention amx: {command[0]} cannot compile it ({said}); wants g++ 11 or later, or use sdpa")
-        kernel = ctypes.CDLL(str(built))
+        try:
+            kernel = ctypes.CDLL(str(built))
+        except OSError as error:
+            raise InputError(f"attention amx: what was compiled cannot be loaded ({error}); set TMPDIR, or use sdpa") from None
     if kernel.amx_ready():
         raise InputError("attention amx: the system gives this process no AMX registers; use sdpa")
     return kernel

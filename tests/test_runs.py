@@ -19,6 +19,7 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 
 import lida
+from lida.amx import has_amx
 from lida.data import read_examples
 from lida.diffusion import mask_weights, noise_prediction_loss
 from lida.lora import CROSS_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
@@ -588,6 +589,22 @@ def test_what_a_gpu_alone_can_do_ends_in_one_line(train):
     ):
         with pytest.raises(lida.InputError, match=message):
             train("a", "--device", "cpu", *options)
+
+
+def test_attention_runs_on_the_best_kernel_that_is_there(train, tmp_path):
+    """In bf16 on the CPU; and a run begun on one may go on with another."""
+    options = ("--device", "cpu", "--mixed_precision", "bf16", "--checkpointing_steps", 2)
+    chosen, others = train("a", *options), train("b", *options, "--attention", "einsum")
+    told = lida.load_adapter(tmp_path / "a").metadata["training"]["attention"]
+    assert told == ("amx" if has_amx(torch.bfloat16) else "sdpa")
+    for path, layer in chosen.items():
+        assert relative(layer.down, others[path].down) <= 0.05  # bf16, after four steps of Adam, which looks at signs above all
+    (tmp_path / "b" / lida.adapters.FILE_NAME).unlink()
+    train("b", *options, "--resume_from_checkpoint", "latest")
+    assert lida.load_adapter(tmp_path / "b").metadata["training"]["attention"] == told
+    for options in (("--device", "cuda"), ("--mixed_precision", "no")):
+        with pytest.raises(lida.InputError, match="--attention amx: is for --device cpu and --mixed_precision bf16"):
+            train("c", "--attention", "amx", *options)
 
 
 def test_out_of_memory_names_what_helps(module, train, monkeypatch, capsys):

@@ -94,17 +94,14 @@ static inline void product(float* c, long row, Left a, Right b, long steps, bool
 static inline long whole(long x) { return (x + SIDE - 1) / SIDE * SIDE; }
 
 struct Packed {
-  const long n, d, N, D;
+  const long n, d, D;
   Buffer<bf16> data;
-  Packed(long n, long d) : n(n), d(d), N(whole(n)), D(whole(d)), data(N * D) {}
+  Packed(long n, long d) : n(n), d(d), D(whole(d)), data(whole(n) * D) { std::fill_n(data.data, whole(n) * D, 0); }
   template <class At> void fill(Head x, At at) {
     for (long i = 0; i < n; i++) {
       const bf16* row = x[i];
       for (long c = 0; c < d; c++) data[at(i, c)] = row[c];
-      for (long c = d; c < D; c++) data[at(i, c)] = 0;
     }
-    for (long i = n; i < N; i++)
-      for (long c = 0; c < D; c++) data[at(i, c)] = 0;
   }
 };
 
@@ -299,20 +296,21 @@ void attention_backward(Heads q_, Heads k_, Heads v_, Heads out_, Heads do_, Hea
                   const __m512i changes = rounded(change[0], change[1]);
                   store(&p[at], &p[at + BLOCK], rounded(e[0], e[1]));
                   store(&ds[at], &ds[at + BLOCK], changes);
-                  _mm512_storeu_si512(&ds_pairs[at + i + c], paired(changes));
+                  _mm512_storeu_si512(&ds_pairs[i * BLOCK + (j + r) * SIDE + 2 * c], paired(changes));
                 }
               }
             }
-          for (long c = 0; c < D; c += SIDE) {
-            for (long j = 0; j < js; j += SIDE) {
+          for (long j = 0; j < js; j += SIDE)
+            for (long c = 0; c < D; c += SIDE)
               product(&dv[j * D + c], D, {&p[j * BLOCK], BLOCK, 32}, g_tokens(i0, c), is / 32, i0 > 0);
+          for (long j = 0; j < js; j += SIDE)
+            for (long c = 0; c < D; c += SIDE)
               product(&dk[j * D + c], D, {&ds[j * BLOCK], BLOCK, 32}, q_tokens(i0, c), is / 32, i0 > 0);
-            }
-            for (long i = 0; i < is; i += SIDE) {  // transposed, (N / 32, D, 32)
-              const Right changes = {&ds_pairs[2 * i], 2 * BLOCK, 32, 32 * BLOCK};
+          for (long i = 0; i < is; i += SIDE)
+            for (long c = 0; c < D; c += SIDE) {  // transposed, (N / 32, D, 32)
+              const Right changes = {&ds_pairs[i * BLOCK], 2 * SIDE, SIDE, SIDE * SIDE};
               product(&dq[(i0 + i) * D + c * SIDE], SIDE, k_columns(c, j0), changes, js / 32, j0 > 0);
             }
-          }
         }
         for (long j = 0; j < keys; j++) {
           write_row(dk_.at(h, heads)[j0 + j], &dk[j * D], d, scale);

@@ -119,7 +119,7 @@ def parse_args() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the adapter's start, the order, the noise and the timesteps")
     # Speed and memory
     add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="the passes; adapter and loss stay in float32")
-    add("--cache_latents", action="store_true", help="encode each picture once, before the first step, and keep that in memory")
+    add("--cache_latents", action="store_true", help="encode each picture once, before the first step, in float32, and keep it")
     add("--cache_dir", default=None, help="keep it in this folder instead, for later runs too")
     add("--gradient_checkpointing", action="store_true", help="keep less for the way back, and compute it again")
     add(
@@ -202,8 +202,9 @@ def load_model(args: argparse.Namespace, world: World) -> StableDiffusion:
         args.device = f"cuda:{world.local_rank}"
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, dtype_of(args), args.device)
     if args.mixed_precision != "no":  # what runs once runs in float32
-        sd.vae = load_vae(args.pretrained_model_name_or_path, device=args.device)
         sd.text_encoder = load_text_encoder(args.pretrained_model_name_or_path, device=args.device)
+        if keeps_latents(args):
+            sd.vae = load_vae(args.pretrained_model_name_or_path, device=args.device)
     if sd.unet.inpaints:
         where = args.pretrained_model_name_or_path
         raise InputError(f"{where}: is an inpainting model; train on the plain one, adapters fit both")
@@ -213,9 +214,15 @@ def load_model(args: argparse.Namespace, world: World) -> StableDiffusion:
     if args.resolution < 1 or args.resolution % sd.vae.factor:
         raise InputError(f"--resolution {args.resolution}: must be a multiple of {sd.vae.factor}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
-    sd.unet.to(memory_format=torch.channels_last)
+    for model in (sd.unet, sd.vae):
+        model.to(memory_format=torch.channels_last)
     sd.unet.set_gradient_checkpointing(args.gradient_checkpointing)
     return sd
+
+
+def keeps_latents(args: argparse.Namespace) -> bool:
+    """Whether each picture is encoded once."""
+    return args.cache_latents or args.cache_dir is not None
 
 
 def dtype_of(args: argparse.Namespace) -> torch.dtype:
@@ -269,18 +276,21 @@ def passes_over(
     chances = Chances(sd.schedule.config.num_train_timesteps, *drawn)
     shape, masked = (sd.unet.config.in_channels, sd.vae.factor), args.mask_loss and stream != CLASS
     samples = Samples(examples, sizes, chances, shape, args.seed, stream, masked)
-    if (args.cache_latents or args.cache_dir) and chances.random_crop and leaves_room(examples, sizes):
+    stays = not (chances.random_crop and leaves_room(examples, sizes))
+    if keeps_latents(args) and not stays:
         raise InputError("--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop")
     balance = [example.row[args.balance_column] for example in examples] if args.balance_column and not stream else None
     batch = args.train_batch_size * args.gradient_accumulation_steps * world.size
     order = Order(sizes, batch, args.seed + stream, balance)
+    if stays and not keeps_latents(args) and world.first and not stream and order.steps_per_epoch < args.max_train_steps:
+        warnings.warn("each picture is encoded anew whenever it is seen; --cache_latents does it once")
     return Passes(samples, order, args.train_batch_size, world.rank, world.size, args.dataloader_num_workers)
 
 
 def keep_what_stays(objective: "Objective", data: list[Passes], args: argparse.Namespace, world: World) -> None:
     """Compute latents and texts once, where they stay the same, and let go of the networks that made them."""
     sd = objective.sd
-    if args.cache_latents or args.cache_dir:
+    if keeps_latents(args):
         folder = Path(args.cache_dir) if args.cache_dir else None
         for passes in data:
             passes.samples.posteriors = Posteriors(
@@ -319,7 +329,7 @@ class Objective:
         batch = {name: value.to(args.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         with torch.no_grad():
             posterior = batch["posterior"].unbind(1) if "posterior" in batch else sd.vae.posterior(batch["pixel_values"])
-            latents = sd.vae.draw(*posterior, batch["posterior_noise"])
+            latents = sd.vae.draw(*(x.float() for x in posterior), batch["posterior_noise"])
         weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss) if "mask" in batch else None
         self.dropout.seeds = batch["seed"].tolist()
         shared = {"noise": batch["noise"], "timesteps": batch["timesteps"], "snr_gamma": args.snr_gamma}
@@ -396,7 +406,7 @@ def train(args: argparse.Namespace) -> Path | None:
         data.append(passes_over(others, sd, args, world, CLASS))
     if args.num_train_epochs:
         args.max_train_steps = args.num_train_epochs * data[0].order.steps_per_epoch
-    settings = settings_of(args, sd.base, data)
+    settings = settings_of(args, sd.base, data) | {"vae_dtype": str(sd.vae.dtype)}
     if args.resume_from_checkpoint == "latest" and finished(args, settings):
         return folder / FILE_NAME
     checkpoint = checkpoint_of(args, settings)

@@ -250,6 +250,19 @@ def test_what_is_computed_once_is_what_would_be_computed_each_time(train, tmp_pa
         train("random", "--cache_latents")
 
 
+def test_in_half_precision_latents_are_encoded_in_it_unless_they_are_kept(train, tmp_path):
+    """As diffusers' script does; what is kept is worth float32, and a run goes on with what it began with."""
+    options = ("--device", "cpu", "--mixed_precision", "bf16", "--center_crop", "--checkpointing_steps", 2)
+    with pytest.warns(UserWarning, match="--cache_latents does it once"):
+        each_time = train("a", *options)
+    kept = train("b", *options, "--cache_latents")
+    assert any(not torch.equal(kept[path].down, layer.down) for path, layer in each_time.items())
+    for path, layer in kept.items():
+        assert relative(layer.down, each_time[path].down) <= 0.05  # four steps of Adam, which looks at signs above all
+    with pytest.raises(lida.InputError, match="vae_dtype was 'torch.bfloat16' and is 'torch.float32'"):
+        train("a", *options, "--cache_latents", "--resume_from_checkpoint", "latest")
+
+
 def test_all_options_train_something_else(train, dataset):
     """None is taken and dropped: each changes the adapter."""
     (dataset / "masks").mkdir()

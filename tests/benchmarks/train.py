@@ -102,7 +102,8 @@ def ours(args: argparse.Namespace, data: Path, output: Path) -> tuple[list[str],
         str(data),
     ]
     command += ["--output_dir", str(output), "--resolution", str(args.resolution), "--train_batch_size", "1", "--rank", "4"]
-    command += ["--targets", "to_k", "to_q", "to_v", "to_out.0", "--max_train_steps", str(args.steps), "--cache_latents"]
+    command += ["--targets", "to_k", "to_q", "to_v", "to_out.0", "--max_train_steps", str(args.steps)]
+    command += ["--cache_latents"] * (not args.uncached)
     command += ["--mixed_precision", "no" if args.dtype == "float32" else "bf16", "--device", args.device]
     command += ["--compile"] * args.compile + (["--attention", args.attention] if args.attention else [])
     start = time.perf_counter()
@@ -123,6 +124,7 @@ def main():
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="(default: bfloat16)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     parser.add_argument("--compile", action="store_true", help="of train_lora.py; diffusers' script has no such flag")
+    parser.add_argument("--uncached", action="store_true", help="let train_lora.py encode pictures at each step, too")
     parser.add_argument("--attention", help="of train_lora.py (default: what it takes by itself)")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -188,6 +188,53 @@ static void write_columns(Head to, long first, long last, const float* from, flo
   }
 }
 
+// --- Of a block's scores, keys down and 32 queries across
+
+// Of each query, 2^(scale s - most) as pairs in p, and their sum. `most` is the greatest scaled score so far; what was summed
+// by an older one, o (D, 32) included, is scaled to it (Dao 2023, section 3.1.1)
+static inline void exponentials(const float* s, bf16* p, float* o, float* most, float* sum, long keys, long D, float scale) {
+  for (long c = 0; c < SIDE; c += TILE) {
+    __m512 tops[4], total = _mm512_setzero_ps();  // four at a time, for each waits on the one before
+    for (__m512& top : tops) top = load(s + c);
+    for (long j = 1; j < keys; j++) tops[j % 4] = _mm512_max_ps(tops[j % 4], load(s + j * SIDE + c));
+    const __m512 highest = _mm512_max_ps(_mm512_max_ps(tops[0], tops[1]), _mm512_max_ps(tops[2], tops[3]));
+    const __m512 top = _mm512_max_ps(_mm512_mul_ps(highest, all(scale)), load(most + c));
+    const auto exponential = [&](long j) {
+      return j < keys ? power_of_2(_mm512_fmsub_ps(load(s + j * SIDE + c), all(scale), top)) : _mm512_setzero_ps();
+    };
+    for (long j = 0; j < whole(keys); j += 2) {
+      const __m512 even = exponential(j), odd = exponential(j + 1);
+      total = _mm512_add_ps(total, _mm512_add_ps(even, odd));
+      _mm512_storeu_si512(p + j * SIDE + 2 * c, paired(rounded(even, odd)));
+    }
+    const __m512 older = power_of_2(_mm512_sub_ps(load(most + c), top));
+    for (long r = 0; r < D; r++) _mm512_storeu_ps(o + r * SIDE + c, _mm512_mul_ps(load(o + r * SIDE + c), older));
+    _mm512_storeu_ps(sum + c, _mm512_fmadd_ps(load(sum + c), older, total));
+    _mm512_storeu_ps(most + c, top);
+  }
+}
+
+// Of 32 keys, P = 2^(scale s - lse) and dS = P (dP - mean), in rows of BLOCK queries, the latter also as pairs
+static inline void changes(const float* s, const float* dp, const float* lse, const float* mean, bf16* p, bf16* ds,
+                           bf16* ds_pairs, long keys, float scale) {
+  for (long c = 0; c < SIDE; c += TILE) {
+    const __m512 l = load(lse + c), mu = load(mean + c);
+    for (long r = 0; r < SIDE; r += 2) {
+      __m512 e[2] = {}, change[2] = {};
+      for (long t = 0; t < 2 && r + t < keys; t++) {
+        const long from = (r + t) * SIDE + c;
+        e[t] = power_of_2(_mm512_fmsub_ps(load(s + from), all(scale), l));
+        change[t] = _mm512_mul_ps(e[t], _mm512_sub_ps(load(dp + from), mu));
+      }
+      const long to = r * BLOCK + c;
+      const __m512i rows = rounded(change[0], change[1]);
+      store(p + to, p + to + BLOCK, rounded(e[0], e[1]));
+      store(ds + to, ds + to + BLOCK, rows);
+      _mm512_storeu_si512(ds_pairs + r * SIDE + 2 * c, paired(rows));
+    }
+  }
+}
+
 // --- Attention of n queries to m keys of d numbers. What is beyond m is no key; beyond n, queries that nobody asked
 
 extern "C" {
@@ -195,12 +242,11 @@ extern "C" {
 // Ask Linux for the registers, once a process (arch_prctl, ARCH_REQ_XCOMP_PERM); 0 where it gives them
 long amx_ready() { return syscall(SYS_arch_prctl, 0x1023, 18); }
 
-// out = softmax(q k^T scale) v, and lse (batch heads, n), the log of each query's sum of exp, for the way back. The greatest
-// score so far is taken from the exponents, and what was summed by an older one is scaled to it (Dao 2023, section 3.1.1)
+// out = softmax(q k^T scale) v, and lse (batch heads, n), the log of each query's sum of exp, for the way back
 void attention_forward(Heads q_, Heads k_, Heads v_, Heads out_, float* lse_, long batch, long heads, long n, long m, long d) {
   const long D = whole(d), parts = std::max(1L, omp_get_max_threads() / (batch * heads));
   const long part = (whole(n) / SIDE + parts - 1) / parts * SIDE;  // of a head's queries, where there are threads to spare
-  const __m512 scale = all(LOG2_E / std::sqrt(float(d)));          // scores for powers of 2
+  const float scale = LOG2_E / std::sqrt(float(d));                // scores for powers of 2
 #pragma omp parallel
   {
     const Tiles tiles;
@@ -218,25 +264,7 @@ void attention_forward(Heads q_, Heads k_, Heads v_, Heads out_, float* lse_, lo
           for (long j0 = 0; j0 < m; j0 += BLOCK) {
             const long keys = std::min(BLOCK, m - j0), js = whole(keys);
             for (long j = 0; j < js; j += SIDE) product(&s[j * SIDE], SIDE, k(j0 + j), q(i), D / 32, false);
-            for (long c = 0; c < SIDE; c += TILE) {
-              __m512 tops[4], total = _mm512_setzero_ps();  // four at a time, for each waits on the one before
-              for (__m512& top : tops) top = load(&s[c]);
-              for (long j = 1; j < keys; j++) tops[j % 4] = _mm512_max_ps(tops[j % 4], load(&s[j * SIDE + c]));
-              __m512 top = _mm512_max_ps(_mm512_max_ps(tops[0], tops[1]), _mm512_max_ps(tops[2], tops[3]));
-              top = _mm512_max_ps(_mm512_mul_ps(top, scale), load(&most[c]));
-              const auto exponential = [&](long j) {
-                return j < keys ? power_of_2(_mm512_fmsub_ps(load(&s[j * SIDE + c]), scale, top)) : _mm512_setzero_ps();
-              };
-              for (long j = 0; j < js; j += 2) {
-                const __m512 even = exponential(j), odd = exponential(j + 1);
-                total = _mm512_add_ps(total, _mm512_add_ps(even, odd));
-                _mm512_storeu_si512(&p[j * SIDE + 2 * c], paired(rounded(even, odd)));
-              }
-              const __m512 older = power_of_2(_mm512_sub_ps(load(&most[c]), top));
-              for (long r = 0; r < D; r++) _mm512_storeu_ps(&o[r * SIDE + c], _mm512_mul_ps(load(&o[r * SIDE + c]), older));
-              _mm512_storeu_ps(&sum[c], _mm512_fmadd_ps(load(&sum[c]), older, total));
-              _mm512_storeu_ps(&most[c], top);
-            }
+            exponentials(s.data, p.data, o.data, most.data, sum.data, keys, D, scale);
             for (long c = 0; c < D; c += SIDE)
               product(&o[c * SIDE], SIDE, v(c, j0), {p.data, 2 * SIDE, SIDE, SIDE * SIDE}, js / 32, true);
           }
@@ -283,22 +311,8 @@ void attention_backward(Heads q_, Heads k_, Heads v_, Heads out_, Heads do_, Hea
             for (long i = 0; i < is; i += SIDE) {
               product(s.data, SIDE, k(j0 + j), q(i0 + i), D / 32, false);
               product(dp.data, SIDE, v(j0 + j), g(i0 + i), D / 32, false);
-              for (long c = 0; c < SIDE; c += TILE) {
-                const __m512 l = load(&lse[i0 + i + c]), mu = load(&mean[i0 + i + c]);
-                for (long r = 0; r < SIDE; r += 2) {
-                  __m512 e[2] = {}, change[2] = {};
-                  for (long t = 0; t < 2 && j + r + t < keys; t++) {
-                    const long at = (r + t) * SIDE + c;
-                    e[t] = power_of_2(_mm512_fmsub_ps(load(&s[at]), all(LOG2_E * scale), l));
-                    change[t] = _mm512_mul_ps(e[t], _mm512_sub_ps(load(&dp[at]), mu));
-                  }
-                  const long at = (j + r) * BLOCK + i + c;
-                  const __m512i changes = rounded(change[0], change[1]);
-                  store(&p[at], &p[at + BLOCK], rounded(e[0], e[1]));
-                  store(&ds[at], &ds[at + BLOCK], changes);
-                  _mm512_storeu_si512(&ds_pairs[i * BLOCK + (j + r) * SIDE + 2 * c], paired(changes));
-                }
-              }
+              const long at = j * BLOCK + i, pairs = i * BLOCK + j * SIDE;
+              changes(s.data, dp.data, &lse[i0 + i], &mean[i0 + i], &p[at], &ds[at], &ds_pairs[pairs], keys - j, LOG2_E * scale);
             }
           for (long j = 0; j < js; j += SIDE)
             for (long c = 0; c < D; c += SIDE)
@@ -308,8 +322,8 @@ void attention_backward(Heads q_, Heads k_, Heads v_, Heads out_, Heads do_, Hea
               product(&dk[j * D + c], D, {&ds[j * BLOCK], BLOCK, 32}, q_tokens(i0, c), is / 32, i0 > 0);
           for (long i = 0; i < is; i += SIDE)
             for (long c = 0; c < D; c += SIDE) {  // transposed, (N / 32, D, 32)
-              const Right changes = {&ds_pairs[i * BLOCK], 2 * SIDE, SIDE, SIDE * SIDE};
-              product(&dq[(i0 + i) * D + c * SIDE], SIDE, k_columns(c, j0), changes, js / 32, j0 > 0);
+              const Right pairs = {&ds_pairs[i * BLOCK], 2 * SIDE, SIDE, SIDE * SIDE};
+              product(&dq[(i0 + i) * D + c * SIDE], SIDE, k_columns(c, j0), pairs, js / 32, j0 > 0);
             }
         }
         for (long j = 0; j < keys; j++) {

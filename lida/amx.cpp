@@ -311,8 +311,8 @@ void attention_backward(Heads q_, Heads k_, Heads v_, Heads out_, Heads do_, Hea
             for (long i = 0; i < is; i += SIDE) {
               product(s.data, SIDE, k(j0 + j), q(i0 + i), D / 32, false);
               product(dp.data, SIDE, v(j0 + j), g(i0 + i), D / 32, false);
-              const long at = j * BLOCK + i, pairs = i * BLOCK + j * SIDE;
-              changes(s.data, dp.data, &lse[i0 + i], &mean[i0 + i], &p[at], &ds[at], &ds_pairs[pairs], keys - j, LOG2_E * scale);
+              const long at = j * BLOCK + i, pairs = i * BLOCK + j * SIDE, rest = keys - j;
+              changes(s.data, dp.data, &lse[i0 + i], &mean[i0 + i], &p[at], &ds[at], &ds_pairs[pairs], rest, LOG2_E * scale);
             }
           for (long j = 0; j < js; j += SIDE)
             for (long c = 0; c < D; c += SIDE)

@@ -130,5 +130,10 @@ forward.register_autograd(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d) in bf16 on the CPU."""
+    """softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d) in bf16 on the CPU; raises ValueError for anything else."""
+    for x in (q, k, v):
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+            raise ValueError(f"attention amx: is for bfloat16 on the CPU, not {x.dtype} on {x.device}")
+    if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
+        raise ValueError(f"attention amx: {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} do not fit together")
     return forward(q, k, v)[0]

@@ -94,6 +94,16 @@ def test_a_unet_on_amx(sd):
     assert relative(found, expected) <= 2**-5
 
 
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [(torch.ones(1, 2, 3, 8), "for bfloat16 on the CPU, not torch.float32"), (torch.ones(1, 2, 3, 4).bfloat16(), "do not fit")],
+)
+def test_amx_takes_nothing_that_it_would_misread(k, message):
+    q = torch.ones(1, 2, 5, 8).bfloat16()
+    with pytest.raises(ValueError, match=message):
+        attention(q, k, k, "amx")
+
+
 def test_amx_is_refused_where_it_is_not(sd, monkeypatch):
     with pytest.raises(lida.InputError, match="is for bfloat16, not float32; use that, or sdpa"):
         set_attention_backend(sd.unet, "amx")

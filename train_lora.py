@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import lida
 from lida.adapters import FILE_NAME, Adapter, load_adapter, save_adapter
-from lida.amx import compiler, has_amx
+from lida.amx import compiler, has_amx, require_amx
 from lida.captions import DEFAULT_TEMPLATE, caption, read_captioning
 from lida.checkpoint import load_text_encoder, load_vae
 from lida.data import Example, data_fingerprint, read_examples
@@ -126,7 +126,7 @@ def parse_args() -> argparse.Namespace:
         "--attention",
         choices=ATTENTION_BACKENDS,
         default=None,
-        help="its kernel; if not given, amx where there is one, or sdpa",
+        help="its kernel; amx where there is one, or sdpa, if not given",
     )
     as_xformers = {"dest": "attention", "action": "store_const", "const": "xformers", "default": argparse.SUPPRESS}
     add("--enable_xformers_memory_efficient_attention", **as_xformers, help="--attention xformers, on a GPU")
@@ -173,8 +173,8 @@ def check(args: argparse.Namespace) -> None:
     if args.attention == "xformers" and not args.device.startswith("cuda"):
         flag = "--enable_xformers_memory_efficient_attention (--attention xformers)"
         raise InputError(f"{flag}: needs a CUDA GPU, not {args.device}; leave it out")
-    if args.attention == "amx" and (args.device != "cpu" or args.mixed_precision != "bf16"):
-        raise InputError("--attention amx: is for --device cpu and --mixed_precision bf16")
+    if args.attention == "amx":
+        require_amx(dtype_of(args), torch.device(args.device))
     if args.compile and not args.device.startswith("cuda") and compiler() is None:
         raise InputError("--compile: wants a C++ compiler on the CPU, and finds none; install g++, or leave it out")
 
@@ -203,12 +203,12 @@ def load_model(args: argparse.Namespace, world: World) -> StableDiffusion:
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, dtype_of(args), args.device)
     if args.mixed_precision != "no":  # what runs once runs in float32
         sd.text_encoder = load_text_encoder(args.pretrained_model_name_or_path, device=args.device)
-        if keeps_latents(args):
+        if keeps_latents(args) and sd.vae.dtype != torch.float32:  # in float16 it is that already
             sd.vae = load_vae(args.pretrained_model_name_or_path, device=args.device)
     if sd.unet.inpaints:
         where = args.pretrained_model_name_or_path
         raise InputError(f"{where}: is an inpainting model; train on the plain one, adapters fit both")
-    args.attention = args.attention or ("amx" if args.device == "cpu" and has_amx(dtype_of(args)) else "sdpa")
+    args.attention = args.attention or ("amx" if has_amx(dtype_of(args), torch.device(args.device)) else "sdpa")
     set_attention_backend(sd.unet, args.attention)
     args.resolution = args.resolution or sd.resolution
     if args.resolution < 1 or args.resolution % sd.vae.factor:

@@ -42,18 +42,23 @@ def cpu_has_amx() -> bool:
     return platform.machine() == "x86_64" and known.exists() and "amx_bf16" in known.read_text()
 
 
-def require_amx(dtype: torch.dtype) -> None:
-    """Raise InputError where a model of this dtype cannot have the kernel."""
-    if dtype != torch.bfloat16:
-        raise InputError(f"attention amx: is for bfloat16, not {str(dtype).removeprefix('torch.')}; use that, or sdpa")
+def require_kind(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise InputError, a ValueError, for numbers that the kernel would misread."""
+    if dtype != torch.bfloat16 or device.type != "cpu":
+        raise InputError(f"attention amx: is for bfloat16 on the CPU, not {str(dtype).removeprefix('torch.')} on {device.type}")
+
+
+def require_amx(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise InputError where a model of this kind cannot have the kernel."""
+    require_kind(dtype, device)
     if not cpu_has_amx():
         raise InputError("attention amx: wants Linux on a CPU with AMX (Sapphire Rapids or later); use sdpa")
     library()
 
 
-def has_amx(dtype: torch.dtype) -> bool:
+def has_amx(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether it can; warns where the CPU could."""
-    if dtype != torch.bfloat16 or not cpu_has_amx():
+    if dtype != torch.bfloat16 or device.type != "cpu" or not cpu_has_amx():
         return False
     try:
         library()
@@ -90,17 +95,19 @@ def like(x: Tensor) -> Tensor:
     return x.new_empty(b, tokens, heads, d).transpose(1, 2)
 
 
-def called(name: str, matrices: list[Tensor], lse: Tensor, q: Tensor, k: Tensor) -> None:
-    """One of amx.cpp's two functions."""
+def called(name: str, given: tuple[Tensor, ...], made: tuple[Tensor, ...], lse: Tensor) -> None:
+    """One of amx.cpp's two functions; the first two that it is given are queries and keys."""
+    given = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in given)
+    q, k = given[:2]
     sizes = map(ctypes.c_long, (*q.shape[:3], k.shape[2], q.shape[3]))
-    getattr(library(), name)(*map(Heads.of, matrices), ctypes.c_void_p(lse.data_ptr()), *sizes)
+    getattr(library(), name)(*map(Heads.of, (*given, *made)), ctypes.c_void_p(lse.data_ptr()), *sizes)
 
 
 @torch.library.custom_op("lida::amx_attention", mutates_args=(), tags=torch.Tag.flexible_layout)
 def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """(B, heads, tokens, d) three times -> attention, the same, and the logarithms of its sums (B, heads, tokens) float32."""
     out, lse = like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    called("attention_forward", [*(t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v)), out], lse, q, k)
+    called("attention_forward", (q, k, v), (out,), lse)
     return out, lse
 
 
@@ -108,8 +115,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     changes = like(q), like(k), like(v)
-    given = [t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v, out, gradient)]
-    called("attention_backward", [*given, *changes], lse, q, k)
+    called("attention_backward", (q, k, v, out, gradient), changes, lse)
     return changes
 
 
@@ -132,8 +138,7 @@ forward.register_autograd(
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d) in bf16 on the CPU; raises ValueError for anything else."""
     for x in (q, k, v):
-        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
-            raise ValueError(f"attention amx: is for bfloat16 on the CPU, not {x.dtype} on {x.device}")
+        require_kind(x.dtype, x.device)
     if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
         raise ValueError(f"attention amx: {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} do not fit together")
     return forward(q, k, v)[0]

@@ -53,7 +53,8 @@ def set_attention_backend(model: nn.Module, backend: str) -> None:
     if backend == "xformers" and find_spec("xformers") is None:
         raise InputError("attention xformers: the package is not installed; pip install lida-aging[xformers]")
     if backend == "amx":
-        amx.require_amx(next(model.parameters()).dtype)
+        weight = next(model.parameters())
+        amx.require_amx(weight.dtype, weight.device)
     for module in model.modules():
         if isinstance(module, Attention):
             module.backend = backend

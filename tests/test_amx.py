@@ -9,7 +9,8 @@ import lida
 from lida import amx
 from lida.layers import attention, set_attention_backend
 
-needs_amx = pytest.mark.skipif(not amx.has_amx(torch.bfloat16), reason="needs a CPU with AMX and a C++ compiler")
+KIND = (torch.bfloat16, torch.device("cpu"))
+needs_amx = pytest.mark.skipif(not amx.has_amx(*KIND), reason="needs a CPU with AMX and a C++ compiler")
 
 
 def heads(*shape: int) -> torch.Tensor:
@@ -96,7 +97,10 @@ def test_a_unet_on_amx(sd):
 
 @pytest.mark.parametrize(
     ("k", "message"),
-    [(torch.ones(1, 2, 3, 8), "for bfloat16 on the CPU, not torch.float32"), (torch.ones(1, 2, 3, 4).bfloat16(), "do not fit")],
+    [
+        (torch.ones(1, 2, 3, 8), "for bfloat16 on the CPU, not float32 on cpu"),
+        (torch.ones(1, 2, 3, 4).bfloat16(), "do not fit"),
+    ],
 )
 def test_amx_takes_nothing_that_it_would_misread(k, message):
     q = torch.ones(1, 2, 5, 8).bfloat16()
@@ -105,13 +109,13 @@ def test_amx_takes_nothing_that_it_would_misread(k, message):
 
 
 def test_amx_is_refused_where_it_is_not(sd, monkeypatch):
-    with pytest.raises(lida.InputError, match="is for bfloat16, not float32; use that, or sdpa"):
+    with pytest.raises(lida.InputError, match="is for bfloat16 on the CPU, not float32 on cpu"):
         set_attention_backend(sd.unet, "amx")
     unet = sd.unet.bfloat16()
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     with pytest.raises(lida.InputError, match="wants Linux on a CPU with AMX"):
         set_attention_backend(unet, "amx")
-    assert not amx.has_amx(torch.bfloat16)
+    assert not amx.has_amx(*KIND)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,7 @@ def test_a_kernel_that_cannot_be_compiled_is_told(name, value, message, monkeypa
     monkeypatch.setattr(amx, name, value)
     amx.library.cache_clear()
     with pytest.raises(lida.InputError, match=message):
-        amx.require_amx(torch.bfloat16)
+        amx.require_amx(*KIND)
     with pytest.warns(UserWarning, match=message):
-        assert not amx.has_amx(torch.bfloat16)
+        assert not amx.has_amx(*KIND)
     amx.library.cache_clear()

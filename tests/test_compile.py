@@ -22,7 +22,7 @@ def test_compiled_gradients_are_the_gradients():
     config = replace(load_unet(ROOT / "weights" / "lida-tiny").config, **two)
     torch.manual_seed(0)
     unet = UNet(config).to(torch.bfloat16, memory_format=torch.channels_last)
-    set_attention_backend(unet, "amx" if has_amx(torch.bfloat16) else "sdpa")
+    set_attention_backend(unet, "amx" if has_amx(torch.bfloat16, torch.device("cpu")) else "sdpa")
     layers = lida.inject_lora(unet, 4, targets=["to_q", "to_k", "to_v", "to_out.0"])
     parameters = [p for layer in layers.values() for p in (layer.lora_down, layer.lora_up)]
     for layer in layers.values():

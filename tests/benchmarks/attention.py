@@ -49,7 +49,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="of each (default: 7)")
     args = parser.parse_args()
-    require_amx(torch.bfloat16)
+    require_amx(torch.bfloat16, torch.device("cpu"))
     torch.manual_seed(0)
     for queries, keys, d in SHAPES:
         inputs, dout = [heads(n, d) for n in (queries, keys, keys)], torch.randn(1, 8, queries, d).bfloat16()

@@ -45,7 +45,8 @@ def cpu_has_amx() -> bool:
 def require_kind(dtype: torch.dtype, device: torch.device) -> None:
     """Raise InputError, a ValueError, for numbers that the kernel would misread."""
     if dtype != torch.bfloat16 or device.type != "cpu":
-        raise InputError(f"attention amx: is for bfloat16 on the CPU, not {str(dtype).removeprefix('torch.')} on {device.type}")
+        kind = f"{str(dtype).removeprefix('torch.')} on {device.type}"
+        raise InputError(f"attention amx: is for bfloat16 on the CPU, not {kind}; use sdpa")
 
 
 def require_amx(dtype: torch.dtype, device: torch.device) -> None:

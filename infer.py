@@ -19,17 +19,17 @@ from PIL import Image
 from tqdm import tqdm
 
 import lida
-from lida.adapters import parse_pairs
-from lida.ages import AgeEstimator
-from lida.captions import captioning_of, mixed_caption, with_article
-from lida.data import photographs
-from lida.errors import InputError, output_folder, run
-from lida.images import open_photo, seam_report, sheet
-from lida.layers import ATTENTION_BACKENDS, set_attention_backend
-from lida.marking import PAINTED, REPAINTED, file_hash, read_settings, save_marked
-from lida.masks import LATENT_RULES, ZONES, read_mask
-from lida.model import StableDiffusion, Words
-from lida.pipeline import (
+from lida.adapters.adapter import parse_pairs
+from lida.photos.ages import AgeEstimator
+from lida.photos.captions import captioning_of, mixed_caption, with_article
+from lida.data.folder import photographs
+from lida.doors.errors import InputError, output_folder, run
+from lida.photos.pictures import open_photo, seam_report, sheet
+from lida.nn.layers import ATTENTION_BACKENDS, set_attention_backend
+from lida.photos.marking import PAINTED, REPAINTED, file_hash, read_settings, save_marked
+from lida.photos.masks import LATENT_RULES, ZONES, read_mask
+from lida.aging.stable_diffusion import StableDiffusion, Words
+from lida.aging.editing import (
     LEAST_STRENGTH,
     METHODS,
     MOST_STRENGTH,
@@ -39,8 +39,8 @@ from lida.pipeline import (
     repaint,
     strength_between,
 )
-from lida.sampling import SCHEDULERS
-from lida.slider import Slider, read_slider
+from lida.diffusion.samplers import SCHEDULERS
+from lida.study.slider import Slider, read_slider
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
 DEFAULT_MODEL = WEIGHTS / "lida-tiny"
@@ -75,7 +75,7 @@ def parse_args() -> argparse.Namespace:
     add("--ages", type=int, nargs="+", default=[10, 30, 50, 70], metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
     help = "instead of --ages, how many years older or younger it is to look, such as -10 20, by --slider"
     add("--years", type=int, nargs="+", metavar="YEARS", help=help)
-    help = "what python -m lida.slider fitted to this model and age adapter (default: weights/slider.json)"
+    help = "what python -m lida.study.slider fitted to this model and age adapter (default: weights/slider.json)"
     add("--slider", default=str(WEIGHTS / "slider.json"), help=help)
     add("--current_age", type=float, help="of the face in the photograph (default: read by --age_estimator)")
     add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="(default: weights/age-estimator)")

@@ -20,23 +20,23 @@ import torch
 from torch import Tensor, nn
 
 import lida
-from lida.adapters import FILE_NAME, Adapter, load_adapter, save_adapter
-from lida.amx import compiler, has_amx, require_amx
-from lida.captions import DEFAULT_TEMPLATE, caption, read_captioning
-from lida.checkpoint import load_text_encoder, load_vae
-from lida.data import Example, data_fingerprint, read_examples
-from lida.dialects import TEXT
-from lida.diffusion import mask_weights, noise_prediction_loss
-from lida.errors import InputError, output_folder, run
-from lida.layers import ATTENTION_BACKENDS, set_attention_backend
-from lida.loader import Chances, Order, Passes, Posteriors, Samples, Texts, leaves_room, require_masks, sizes_of
-from lida.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
-from lida.model import StableDiffusion
-from lida.monitor import Monitor, add_to_contact_sheet, warn_of_data
-from lida.pipeline import generate
-from lida.runs import PLACES, SAID, SETTINGS, checkpoint_of, finished, plan, settings_of, split
-from lida.text import encode_prompts
-from lida.training import (
+from lida.adapters.adapter import FILE_NAME, Adapter, load_adapter, save_adapter
+from lida.kernels.amx import compiler, has_amx, require_amx
+from lida.photos.captions import DEFAULT_TEMPLATE, caption, read_captioning
+from lida.checkpoints.models import load_text_encoder, load_vae
+from lida.data.folder import Example, data_fingerprint, read_examples
+from lida.adapters.dialects import TEXT
+from lida.diffusion.schedule import mask_weights, noise_prediction_loss
+from lida.doors.errors import InputError, output_folder, run
+from lida.nn.layers import ATTENTION_BACKENDS, set_attention_backend
+from lida.training.batches import Chances, Order, Passes, Posteriors, Samples, Texts, leaves_room, require_masks, sizes_of
+from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
+from lida.aging.stable_diffusion import StableDiffusion
+from lida.training.monitor import Monitor, add_to_contact_sheet, warn_of_data
+from lida.aging.editing import generate
+from lida.training.runs import PLACES, SAID, SETTINGS, checkpoint_of, finished, plan, settings_of, split
+from lida.nn.text import encode_prompts
+from lida.training.state import (
     LR_SCHEDULERS,
     STATE,
     Interruption,

@@ -6,13 +6,13 @@ __version__ = "0.1.0"
 # Which module has which name. They are imported when first asked for: `import lida` is quick, and `python -m lida.adapters`
 # runs a module that is not there twice.
 HOMES = {
-    "adapters": ("Adapter", "combine", "compare", "load_adapter", "save_adapter"),
-    "diffusion": ("NoiseSchedule", "noise_prediction_loss"),
-    "errors": ("InputError",),
-    "lora": ("LoRALinear", "inject_lora"),
-    "model": ("StableDiffusion",),
-    "pipeline": ("age_face", "age_to", "generate"),
-    "sampling": ("ddim_step", "guided", "sample"),
+    "adapters.adapter": ("Adapter", "combine", "compare", "load_adapter", "save_adapter"),
+    "aging.editing": ("age_face", "age_to", "generate"),
+    "aging.stable_diffusion": ("StableDiffusion",),
+    "diffusion.samplers": ("ddim_step", "guided", "sample"),
+    "diffusion.schedule": ("NoiseSchedule", "noise_prediction_loss"),
+    "doors.errors": ("InputError",),
+    "nn.lora": ("LoRALinear", "inject_lora"),
 }
 __all__ = sorted(name for names in HOMES.values() for name in names)
 

@@ -10,9 +10,9 @@ from conftest import noise_image
 from PIL import Image
 
 import lida
-from lida.aaf import choose, main, read_faces, read_landmarks, write_dataset
-from lida.captions import DEFAULT_TEMPLATE, read_captioning
-from lida.data import read_examples
+from lida.data.aaf import choose, main, read_faces, read_landmarks, write_dataset
+from lida.photos.captions import DEFAULT_TEMPLATE, read_captioning
+from lida.data.folder import read_examples
 
 AGES = [2, 9, 10, 12, 21, 22, 23, 24, 64, 80]  # of serial numbers 0, 1, ..., 9; the odd ones are men
 
@@ -45,7 +45,7 @@ def command(monkeypatch):
     """Run the command line."""
 
     def run(*arguments) -> None:
-        monkeypatch.setattr("sys.argv", ["lida.aaf", *map(str, arguments)])
+        monkeypatch.setattr("sys.argv", ["lida.data.aaf", *map(str, arguments)])
         main()
 
     return run

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lida
-from lida.adapters import check_fits, combine, compare, load_adapter, save_adapter
-from lida.dialects import TEXT
-from lida.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
+from lida.adapters.adapter import check_fits, combine, compare, load_adapter, save_adapter
+from lida.adapters.dialects import TEXT
+from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
 
 ATTENTION = CROSS_ATTENTION + SELF_ATTENTION
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -9,11 +9,11 @@ from conftest import ROOT, noise_image
 from PIL import Image, ImageFilter
 
 import lida
-from lida.album import FromNetworks, choose, main, person_in
-from lida.data import read_examples
-from lida.faces import FaceNetworks
-from lida.images import open_image
-from lida.masks import face_frame
+from lida.data.album import FromNetworks, choose, main, person_in
+from lida.data.folder import read_examples
+from lida.photos.faces import FaceNetworks
+from lida.photos.pictures import open_image
+from lida.photos.masks import face_frame
 
 WEIGHTS = ROOT / "weights"
 
@@ -23,7 +23,7 @@ def command(monkeypatch, capsys):
     """Run the command line; returns what it printed."""
 
     def run(*arguments) -> str:
-        monkeypatch.setattr("sys.argv", ["lida.album", *map(str, arguments)])
+        monkeypatch.setattr("sys.argv", ["lida.data.album", *map(str, arguments)])
         main()
         return capsys.readouterr().out
 
@@ -153,7 +153,7 @@ def test_landmarks_or_masks_do_instead_of_the_networks(tmp_path, command, monkey
         Image.new("L", (200, 200), 255).save(tmp_path / "masks" / f"{i}.png")
     (tmp_path / "points" / "2.txt").write_text("1 2 3\n")
     (tmp_path / "masks" / "1.png").unlink()
-    monkeypatch.setattr("lida.faces.find_spec", lambda name: None)
+    monkeypatch.setattr("lida.photos.faces.find_spec", lambda name: None)
     options = ("--subject", "x", "--resolution", 64)
     out = command(tmp_path / "photos", "--output_dir", tmp_path / "a", "--landmarks", tmp_path / "points", *options)
     assert "left out: 2.png: " in out and "landmarks are 3 numbers" in out and "2 pictures of x" in out

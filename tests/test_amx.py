@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from conftest import relative
 
 import lida
-from lida import amx
-from lida.layers import attention, set_attention_backend
+from lida.kernels import amx
+from lida.nn.layers import attention, set_attention_backend
 
 KIND = (torch.bfloat16, torch.device("cpu"))
 needs_amx = pytest.mark.skipif(not amx.has_amx(*KIND), reason="needs a CPU with AMX and a C++ compiler")

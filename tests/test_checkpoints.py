@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
-from lida import ldm
-from lida.checkpoint import load_unet
+from lida.checkpoints import single_file as ldm
+from lida.checkpoints.models import load_unet
 
 WIDTHS = (32, 64, 96, 96)
 

@@ -7,10 +7,10 @@ import torch
 from conftest import ROOT
 
 import lida
-from lida.amx import compiler, has_amx
-from lida.checkpoint import load_unet
-from lida.layers import set_attention_backend
-from lida.unet import UNet
+from lida.kernels.amx import compiler, has_amx
+from lida.checkpoints.models import load_unet
+from lida.nn.layers import set_attention_backend
+from lida.nn.unet import UNet
 
 
 @pytest.mark.full

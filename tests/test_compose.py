@@ -8,8 +8,8 @@ from peft.utils import merge_utils
 from test_adapters import adapter_for
 
 import lida
-from lida.compose import During, dare, orthogonalised, parse_weight, ties, weight_at, weighted_sum
-from lida.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
+from lida.adapters.merging import During, dare, orthogonalised, parse_weight, ties, weight_at, weighted_sum
+from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
 
 
 def layer(seed: int, rank: int = 4, alpha: float = 3.0) -> LowRank:

@@ -12,8 +12,8 @@ from conftest import noise_image
 from PIL import Image
 
 import lida
-from lida.captions import caption, check_captioning, check_template, read_captioning
-from lida.data import read_examples
+from lida.photos.captions import caption, check_captioning, check_template, read_captioning
+from lida.data.folder import read_examples
 
 
 def line(name: str, text: str = "a man", **more) -> str:
@@ -68,7 +68,7 @@ def test_folders_are_read_as_datasets_reads_them(name, tmp_path):
     image_column, caption_column = columns.get("image_column", "image"), columns.get("caption_column", "text")
     expected = sorted((row[caption_column], row[image_column].convert("RGB").tobytes()) for row in theirs)
     examples = read_examples(folder, **columns)
-    assert sorted((e.text, lida.images.open_image(e.path).tobytes()) for e in examples) == expected
+    assert sorted((e.text, lida.photos.pictures.open_image(e.path).tobytes()) for e in examples) == expected
     assert all(e.size == Image.open(e.path).size for e in examples)
 
 
@@ -192,7 +192,7 @@ def test_many_faults_are_told_up_to_a_number(dataset, capsys):
     shutil.copy(dataset / "metadata.jsonl", dataset / "was")
     (dataset / "metadata.jsonl").write_text("x\n" * 300)
     with pytest.raises(SystemExit, match="2"):
-        lida.errors.run(lambda: read_examples(dataset))
+        lida.doors.errors.run(lambda: read_examples(dataset))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 201 and lines[-1] == "error: ... and 100 more" and ":200: " in lines[-2]
 
@@ -218,7 +218,7 @@ def test_what_captioning_recorded_is_checked(dataset):
 
 def test_the_fingerprint_is_of_pictures_and_captions(dataset, tmp_path):
     examples = read_examples(dataset)
-    assert lida.data.data_fingerprint(examples[::-1]) == lida.data.data_fingerprint(examples)
+    assert lida.data.folder.data_fingerprint(examples[::-1]) == lida.data.folder.data_fingerprint(examples)
     changed = np.asarray(Image.open(examples[0].path)) // 2
     Image.fromarray(changed).save(examples[0].path)
-    assert lida.data.data_fingerprint(read_examples(dataset)) != lida.data.data_fingerprint(examples[1:])
+    assert lida.data.folder.data_fingerprint(read_examples(dataset)) != lida.data.folder.data_fingerprint(examples[1:])

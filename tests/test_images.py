@@ -6,7 +6,7 @@ from conftest import box_mask, noise_image
 from PIL import Image, ImageCms
 
 import lida
-from lida.images import cut, cut_turned, open_image, open_photo, paste, sheet, square_about, to_images, to_tensor
+from lida.photos.pictures import cut, cut_turned, open_image, open_photo, paste, sheet, square_about, to_images, to_tensor
 
 
 def test_tensor_and_back():
@@ -131,9 +131,9 @@ def test_a_photograph_keeps_its_profile_and_its_exif(tmp_path):
     kept = Image.Exif()
     kept.load(photo.info["exif"])
     assert kept.get(0x010F) == "a camera" and kept.get(0x0112, 1) == 1
-    converted = lida.images.in_srgb(photo)
+    converted = lida.photos.pictures.in_srgb(photo)
     assert np.abs(np.asarray(converted)[..., ::-1].astype(int) - np.asarray(photo)).max() <= 2
-    back = lida.images.from_srgb(converted, photo)
+    back = lida.photos.pictures.from_srgb(converted, photo)
     assert np.abs(np.asarray(back).astype(int) - np.asarray(photo)).max() <= 3
     assert np.array_equal(np.asarray(converted), np.asarray(open_image(tmp_path / "a.png")))
     for box in ((2, 2, 10), (-5, -5, 20)):  # within the picture and beyond it
@@ -155,7 +155,7 @@ def test_bad_pictures_are_refused_in_one_line(tmp_path, monkeypatch):
             open_image(tmp_path / name)
     with pytest.raises(lida.InputError, match="float.tif: not an image .*floating-point"):
         open_image(tmp_path / "float.tif")
-    monkeypatch.setattr("lida.images.find_spec", lambda name: None)
+    monkeypatch.setattr("lida.photos.pictures.find_spec", lambda name: None)
     with pytest.raises(lida.InputError, match=r"a.HEIC: pillow-heif is not installed.*pip install lida-aging\[heic\]"):
         open_image(tmp_path / "a.HEIC")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200 // 2 - 1)

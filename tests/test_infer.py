@@ -9,8 +9,8 @@ from conftest import ROOT, box_mask, noise_image
 from PIL import Image, ImageCms
 from test_scripts import script  # noqa: F401
 
-from lida.captions import mixed_caption
-from lida.marking import read_settings
+from lida.photos.captions import mixed_caption
+from lida.photos.marking import read_settings
 
 
 def exif_of(**tags) -> Image.Exif:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import noise_image
 
-from lida.data import read_examples
-from lida.loader import Chances, Order, Passes, Posteriors, Samples, Texts, bucket_of, draws, leaves_room, sizes_of
+from lida.data.folder import read_examples
+from lida.training.batches import Chances, Order, Passes, Posteriors, Samples, Texts, bucket_of, draws, leaves_room, sizes_of
 
 SQUARE = (64, 64)
 ALL = Chances(1000, random_flip=True, random_crop=True, caption_dropout=0.3, noise_offset=0.1)

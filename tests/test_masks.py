@@ -7,9 +7,9 @@ from conftest import ROOT, box_mask, noise_image
 from PIL import Image
 
 import lida
-from lida.faces import FaceNetworks
-from lida.images import open_image
-from lida.masks import ZONES, choose_face, face_frame, hull, mask_from_landmarks, mask_to_latents, open_mask, read_mask
+from lida.photos.faces import FaceNetworks
+from lida.photos.pictures import open_image
+from lida.photos.masks import ZONES, choose_face, face_frame, hull, mask_from_landmarks, mask_to_latents, open_mask, read_mask
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_the_face_is_found_and_chosen():
 
 
 def test_without_the_face_networks_the_cure_is_named(monkeypatch):
-    monkeypatch.setattr("lida.faces.find_spec", lambda name: None)
+    monkeypatch.setattr("lida.photos.faces.find_spec", lambda name: None)
     with pytest.raises(lida.InputError, match=r"pip install lida-aging\[face\]; or give --mask a picture or a box"):
         read_mask("auto", noise_image(9, 9))
 

@@ -11,11 +11,11 @@ from conftest import ROOT, box_mask, noise_image, relative
 from safetensors.torch import load_file, save_file
 
 import lida
-from lida.checkpoint import load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
-from lida.images import to_tensor
-from lida.layers import Attention, Conv3x3, attention, set_attention_backend
-from lida.unet import UNet, UNetConfig
-from lida.vae import VAE, VAEConfig
+from lida.checkpoints.models import load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
+from lida.photos.pictures import to_tensor
+from lida.nn.layers import Attention, Conv3x3, attention, set_attention_backend
+from lida.nn.unet import UNet, UNetConfig
+from lida.nn.vae import VAE, VAEConfig
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)])
@@ -73,7 +73,7 @@ def test_xformers_agrees():
     ("name", "message"), [("xformers", r"pip install lida-aging\[xformers\]"), ("flash", "not one of sdpa")]
 )
 def test_attention_that_is_not_there_is_refused(sd, name, message, monkeypatch):
-    monkeypatch.setattr("lida.layers.find_spec", lambda package: None)
+    monkeypatch.setattr("lida.nn.layers.find_spec", lambda package: None)
     with pytest.raises(lida.InputError, match=message):
         set_attention_backend(sd.unet, name)
     assert {m.backend for m in sd.unet.modules() if isinstance(m, Attention)} == {"sdpa"}

@@ -19,13 +19,13 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 
 import lida
-from lida.amx import has_amx
-from lida.data import read_examples
-from lida.diffusion import mask_weights, noise_prediction_loss
-from lida.lora import CROSS_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
-from lida.monitor import Monitor
-from lida.runs import split
-from lida.training import LR_SCHEDULERS, World, checkpoints, lr_factor, write_checkpoint
+from lida.kernels.amx import has_amx
+from lida.data.folder import read_examples
+from lida.diffusion.schedule import mask_weights, noise_prediction_loss
+from lida.nn.lora import CROSS_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
+from lida.training.monitor import Monitor
+from lida.training.runs import split
+from lida.training.state import LR_SCHEDULERS, World, checkpoints, lr_factor, write_checkpoint
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 
@@ -612,7 +612,7 @@ def test_attention_runs_on_the_best_kernel_that_is_there(train, tmp_path):
     assert told == ("amx" if has_amx(torch.bfloat16, torch.device("cpu")) else "sdpa")
     for path, layer in chosen.items():
         assert relative(layer.down, others[path].down) <= 0.05  # bf16, after four steps of Adam, which looks at signs above all
-    (tmp_path / "b" / lida.adapters.FILE_NAME).unlink()
+    (tmp_path / "b" / lida.adapters.adapter.FILE_NAME).unlink()
     train("b", *options, "--resume_from_checkpoint", "latest")
     assert lida.load_adapter(tmp_path / "b").metadata["training"]["attention"] == told
     for options in (("--device", "cuda"), ("--mixed_precision", "no")):

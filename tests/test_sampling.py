@@ -10,8 +10,8 @@ from conftest import SCHEDULE, UNET, box_mask, noise_image, relative
 from PIL import Image
 
 import lida
-import lida.sampling
-from lida.masks import mask_to_latents
+import lida.diffusion.samplers
+from lida.photos.masks import mask_to_latents
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 30, 50, 300])
@@ -72,20 +72,20 @@ def test_inverse_steps_equal_diffusers(sd, steps):
     latents, noise_pred = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     for t, t_prev in sd.schedule.timesteps(steps):
         theirs = reference.step(noise_pred, t, latents).prev_sample
-        assert relative(lida.sampling.ddim_inverse_step(sd.schedule, latents, noise_pred, t_prev, t), theirs) <= 1e-5
+        assert relative(lida.diffusion.samplers.ddim_inverse_step(sd.schedule, latents, noise_pred, t_prev, t), theirs) <= 1e-5
 
 
 def test_what_was_inverted_comes_back(sd):
     """Exactly, where the prediction does not depend on where it is asked; and outside the mask on its own path."""
     noise_pred, latents, steps = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), sd.schedule.timesteps(20, 0.6)
-    path = lida.sampling.invert(lambda x, t: noise_pred, sd.schedule, latents, steps)
+    path = lida.diffusion.samplers.invert(lambda x, t: noise_pred, sd.schedule, latents, steps)
     assert set(path) == {-1} | {t for t, _ in steps} and torch.equal(path[-1], latents)
     again = lida.sample(lambda x, t: noise_pred, sd.schedule, path[steps[0][0]], steps)
     assert relative(again, latents) <= 1e-4 and relative(path[steps[0][0]], latents) > 0.1
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 4:] = 1
     other = lida.sample(
-        lambda x, t: -noise_pred, sd.schedule, path[steps[0][0]], steps, lida.sampling.Blend(mask, latents, path=path)
+        lambda x, t: -noise_pred, sd.schedule, path[steps[0][0]], steps, lida.diffusion.samplers.Blend(mask, latents, path=path)
     )
     assert torch.equal(other[..., :4], latents[..., :4]) and not torch.allclose(other[..., 4:], latents[..., 4:], atol=0.1)
 
@@ -236,7 +236,7 @@ def test_dpm_solver_steps_equal_diffusers(sd, steps):
     history = None
     for t, t_prev in pairs:
         noise_pred = torch.randn(2, 4, 8, 8)
-        ours, history = lida.sampling.dpmpp_2m_step(sd.schedule, ours, noise_pred, t, t_prev, history)
+        ours, history = lida.diffusion.samplers.dpmpp_2m_step(sd.schedule, ours, noise_pred, t, t_prev, history)
         theirs = reference.step(noise_pred, t, theirs).prev_sample
         assert relative(ours, theirs) <= 1e-5, t
 
@@ -253,7 +253,7 @@ def test_euler_steps_equal_diffusers(sd, steps):
     for (t, t_prev), timestep in zip(pairs, reference.timesteps):
         noise_pred = torch.randn(2, 4, 8, 8)
         reference.scale_model_input(theirs, timestep)
-        ours = lida.sampling.euler_step(sd.schedule, ours, noise_pred, t, t_prev)
+        ours = lida.diffusion.samplers.euler_step(sd.schedule, ours, noise_pred, t, t_prev)
         theirs = reference.step(noise_pred, timestep, theirs).prev_sample
         assert relative(ours * (1 + sd.schedule.sigma(t_prev) ** 2).sqrt(), theirs) <= 1e-5, t
 
@@ -261,7 +261,7 @@ def test_euler_steps_equal_diffusers(sd, steps):
 def test_euler_is_ddim_but_for_its_end(sd):
     latents, noise_pred = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     for t, t_prev in sd.schedule.timesteps(20)[:-1]:
-        euler = lida.sampling.euler_step(sd.schedule, latents, noise_pred, t, t_prev)
+        euler = lida.diffusion.samplers.euler_step(sd.schedule, latents, noise_pred, t, t_prev)
         assert relative(euler, lida.ddim_step(sd.schedule, latents, noise_pred, t, t_prev)) <= 1e-5
 
 
@@ -284,7 +284,7 @@ def test_edit_friendly_inversion_is_exact_where_nothing_changes(sd):
     """Towards its own description, without guidance, from any strength, the picture's own latents come back."""
     image, mask = noise_image(64, 64), Image.new("L", (64, 64), 255)
     options = {"method": "inversion", "source_prompt": "a boy", "guidance_scale": 1.0, "context": 1.0, "output_type": "latent"}
-    plain = sd.vae.encode(lida.images.to_tensor(image), sample=False)
+    plain = sd.vae.encode(lida.photos.pictures.to_tensor(image), sample=False)
     for strength in (0.3, 1.0):
         options |= {"strength": strength, "num_inference_steps": 20, "generator": torch.Generator().manual_seed(5)}
         same = lida.age_face(sd, image, mask, "a boy", **options)
@@ -298,7 +298,7 @@ def test_edit_friendly_noise_is_that_of_the_paper(sd):
     """x_t are the picture with independent noise; z_t = (x_{t-1} - mu_t) / sigma_t by diffusers' DDIM with eta 1."""
     latents, noise_pred = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     steps = sd.schedule.timesteps(10)
-    path, noise = lida.sampling.ddpm_invert(
+    path, noise = lida.diffusion.samplers.ddpm_invert(
         lambda x, t: noise_pred, sd.schedule, latents, steps, torch.Generator().manual_seed(0)
     )
     eps = [
@@ -322,7 +322,7 @@ def test_a_grey_mask_is_released_at_its_step(sd):
     mask[..., 2:4], mask[..., 4:6], mask[..., 6:] = 0.35, 1.0, 0.05
     start = sd.schedule.add_noise(init, noise, torch.tensor(steps[0][0]))
     lida.sample(
-        lambda x, t: 0 * x + 1, sd.schedule, start, steps, lida.sampling.Blend(mask, init, noise),
+        lambda x, t: 0 * x + 1, sd.schedule, start, steps, lida.diffusion.samplers.Blend(mask, init, noise),
         callback=lambda step, t, x: seen.append(x),
     )  # fmt: skip
     for step, (x, (_, t_prev)) in enumerate(zip(seen, steps)):
@@ -349,9 +349,9 @@ def test_a_row_differs_by_its_prompts_alone(sd):
 def test_a_scene_is_prepared_once_and_repainted_often(sd):
     image, mask = noise_image(90, 70), box_mask(90, 70, (8, 8, 56, 56))
     shared = {"strength": 0.6, "num_inference_steps": 8}
-    scene = lida.pipeline.prepare(sd, image, mask, generator=torch.Generator().manual_seed(0), **shared)
+    scene = lida.aging.editing.prepare(sd, image, mask, generator=torch.Generator().manual_seed(0), **shared)
     for prompt in ("a boy", "a man"):
-        one = lida.pipeline.repaint(sd, scene, prompt, eta=0.5)[0]
+        one = lida.aging.editing.repaint(sd, scene, prompt, eta=0.5)[0]
         two = lida.age_face(sd, image, mask, prompt, eta=0.5, generator=torch.Generator().manual_seed(0), **shared)[0]
         assert np.array_equal(np.asarray(one), np.asarray(two))
 
@@ -370,18 +370,18 @@ def test_prompts_are_mixed_by_their_embeddings(sd):
 def test_keys_and_values_of_the_prompt_are_computed_once(sd, monkeypatch):
     """Each cross-attention asks once a generation for each of its two prompts' tensors, and paints the same."""
     calls = []
-    whole = lida.layers.Attention.keys_values
+    whole = lida.nn.layers.Attention.keys_values
 
     def counted(self, context):
         calls.append((id(self), context.shape[1]))
         return whole(self, context)
 
-    monkeypatch.setattr(lida.layers.Attention, "keys_values", counted)
+    monkeypatch.setattr(lida.nn.layers.Attention, "keys_values", counted)
     layers = sum(name.endswith("attn2") for name, _ in sd.unet.named_modules())
     kept = lida.generate(sd, "a boy", num_inference_steps=5, generator=torch.Generator().manual_seed(0), output_type="latent")
     assert len([1 for _, tokens in calls if tokens == 77]) == layers
     x, t, c = torch.randn(2, 4, 8, 8), torch.tensor([5, 5]), sd.text_encoder(["a boy", "a man"])
-    prompt = lida.layers.Prompt(c)
+    prompt = lida.nn.layers.Prompt(c)
     assert torch.equal(sd.unet(x, t, prompt), sd.unet(x, t, c)) and torch.equal(sd.unet(x, t, prompt), sd.unet(x, t, c))
     assert kept.isfinite().all()
 
@@ -424,12 +424,12 @@ def test_colours_at_the_seam_are_matched():
     """A patch that is the picture itself in another brightness and contrast comes back, but for rounding."""
     image, mask = noise_image(100, 100), box_mask(100, 100, (30, 30, 70, 70))
     patch = Image.fromarray((np.asarray(image) * 0.85 + 12).round().astype(np.uint8))
-    matched = lida.images.colour_matched(patch, image, mask)
+    matched = lida.photos.pictures.colour_matched(patch, image, mask)
     off = lambda p: np.abs(np.asarray(p).astype(int) - np.asarray(image)).mean()  # noqa: E731
     assert off(matched) < 0.15 * off(patch)
     whole = Image.new("L", (100, 100), 255)
-    assert lida.images.colour_matched(patch, image, whole) is patch
-    pasted = lida.images.paste(image, patch, (0, 0, 100), mask)
-    report = lida.images.seam_report(image, pasted, mask)
+    assert lida.photos.pictures.colour_matched(patch, image, whole) is patch
+    pasted = lida.photos.pictures.paste(image, patch, (0, 0, 100), mask)
+    report = lida.photos.pictures.seam_report(image, pasted, mask)
     assert report["largest_change_outside"] == 0 and report["seam_gradient"] > 0
-    assert lida.images.seam_report(image, patch, mask)["largest_change_outside"] > 5
+    assert lida.photos.pictures.seam_report(image, patch, mask)["largest_change_outside"] > 5

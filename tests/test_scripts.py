@@ -12,7 +12,7 @@ from conftest import ROOT, box_mask, noise_image
 from PIL import Image
 
 import lida
-from lida.data import data_fingerprint, read_examples
+from lida.data.folder import data_fingerprint, read_examples
 
 
 @pytest.fixture
@@ -306,6 +306,6 @@ def test_bad_input_to_aaf_ends_in_one_line(script, dataset):
         ([dataset], "no folder 'original images'"),
         ([dataset, "--template", "x"], "must name {decade} or {age}"),
     ):
-        code, out, err = script("lida.aaf", *arguments, "--output_dir", "out")
+        code, out, err = script("lida.data.aaf", *arguments, "--output_dir", "out")
         assert code == 2 and not out and message in err and len(err.strip().splitlines()) == 1
         assert not list(script.folder.iterdir())

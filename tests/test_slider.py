@@ -11,11 +11,11 @@ from test_infer import run  # noqa: F401
 from test_scripts import script  # noqa: F401
 
 import lida
-from lida.captions import mixed_caption
-from lida.images import with_detail
-from lida.marking import read_settings
-from lida.pipeline import age_to, detail_between, strength_between
-from lida.slider import Slider, aging_adapters, ask, fit
+from lida.photos.captions import mixed_caption
+from lida.photos.pictures import with_detail
+from lida.photos.marking import read_settings
+from lida.aging.editing import age_to, detail_between, strength_between
+from lida.study.slider import Slider, aging_adapters, ask, fit
 
 WEIGHTS = ROOT / "weights"
 ASKED = [-40.0, -20.0, 0.0, 20.0, 40.0]
@@ -80,7 +80,7 @@ def test_a_slider_of_another_model_is_refused(run, slider, script, folder, tmp_p
         (tmp_path / "none.json", "is no slider"),
     ):
         code, _, err = script("infer.py", *call, path)
-        assert code == 2 and said in err and "python -m lida.slider" in err
+        assert code == 2 and said in err and "python -m lida.study.slider" in err
     code, _, err = script("infer.py", *call, slider, "--method", "inpaint")
     assert code == 2 and "--years [10]" in err
 
@@ -95,11 +95,11 @@ def test_the_command_fits_one(script, tmp_path):  # noqa: F811
     age = f"{WEIGHTS / 'age.safetensors'}=1.0"
     options = ("--pretrained_model_name_or_path", WEIGHTS / "lida-tiny", "--adapter", age, "--num_inference_steps", 4)
     options += ("--age_estimator", WEIGHTS / "age-estimator", "--masks", masks, "-o", "s.json")
-    code, out, err = script("lida.slider", *photos, *options)
+    code, out, err = script("lida.study.slider", *photos, *options)
     assert code == 0, err
     found = Slider(**json.loads((script.folder / "s.json").read_text(encoding="utf-8")))
     assert found.years == sorted(found.years) and found.faces == 3 and "asked for  +20 years" in out
-    code, _, err = script("lida.slider", *photos[:2], *options)
+    code, _, err = script("lida.study.slider", *photos[:2], *options)
     assert code == 2 and "too few" in err
     code, _, err = script(
         "infer.py", photos[0], "--mask", masks / "person-a.png", "--adapter", age, "--years", 5, "--slider", "s.json"

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from lida.errors import InputError
-from lida.settings import settings_of
-from lida.tradeoff import area, harmonic_score, interval, ranks, rising, spearman
+from lida.doors.errors import InputError
+from lida.study.settings import settings_of
+from lida.study.tradeoff import area, harmonic_score, interval, ranks, rising, spearman
 
 # Cradle2Cane's table on CelebA-HQ: age difference, identity, harmonic score
 PUBLISHED = (

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lida.training import EMA, load_state, save_state
+from lida.training.state import EMA, load_state, save_state
 
 
 def test_resumed_training_equals_uninterrupted_training(tmp_path):

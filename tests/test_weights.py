@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import lida
-from lida.data import read_examples
-from lida.images import cut, square_about, to_tensor
+from lida.data.folder import read_examples
+from lida.photos.pictures import cut, square_about, to_tensor
 
 WEIGHTS = ROOT / "weights"
 PERSONS = ("person-a", "person-b", "person-c", "person-d")

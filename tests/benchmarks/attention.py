@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch  # noqa: E402
 
-from lida.amx import require_amx  # noqa: E402
-from lida.errors import run  # noqa: E402
-from lida.layers import attention  # noqa: E402
+from lida.kernels.amx import require_amx  # noqa: E402
+from lida.doors.errors import run  # noqa: E402
+from lida.nn.layers import attention  # noqa: E402
 
 SHAPES = [(4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (4096, 77, 40)]  # queries, keys, d; 8 heads
 BACKENDS = ("amx", "sdpa")

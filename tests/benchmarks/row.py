@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 import lida
-from lida.ages import AgeEstimator
-from lida.captions import DEFAULT_TEMPLATE, caption
+from lida.photos.ages import AgeEstimator
+from lida.photos.captions import DEFAULT_TEMPLATE, caption
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 AGES = (10, 25, 40, 55, 70)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import lida
-from lida.lora import CROSS_ATTENTION, lora_parameters
+from lida.nn.lora import CROSS_ATTENTION, lora_parameters
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
 

@@ -14,11 +14,11 @@ import torch
 from peft import LoraConfig
 
 import lida
-from lida.diffusion import NoiseSchedule
-from lida.ldm import SCHEDULE
-from lida.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
-from lida.model import StableDiffusion
-from lida.unet import UNet, UNetConfig
+from lida.diffusion.schedule import NoiseSchedule
+from lida.checkpoints.single_file import SCHEDULE
+from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
+from lida.aging.stable_diffusion import StableDiffusion
+from lida.nn.unet import UNet, UNetConfig
 
 TARGETS = CROSS_ATTENTION + SELF_ATTENTION
 

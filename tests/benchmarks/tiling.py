@@ -22,7 +22,7 @@ def measure(library: str, tiled: bool, size: int) -> None:
     from load import Peak, resident
     from test_full import VAE as CONFIG
 
-    from lida.vae import VAE, VAEConfig
+    from lida.nn.vae import VAE, VAEConfig
 
     latents = torch.randn(1, 4, size // 8, size // 8)
     if library == "lida":

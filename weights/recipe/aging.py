@@ -19,13 +19,13 @@ from estimator import load_estimator, read_ages
 from PIL import Image
 from tqdm import tqdm
 
-from lida.aaf import read_faces, read_landmarks
-from lida.captions import DEFAULT_TEMPLATE, caption
-from lida.faces import FaceNetworks
-from lida.images import cut, open_image, sheet, square_about, to_tensor
-from lida.masks import mask_from_landmarks
-from lida.model import StableDiffusion
-from lida.pipeline import METHODS, age_to, generate
+from lida.data.aaf import read_faces, read_landmarks
+from lida.photos.captions import DEFAULT_TEMPLATE, caption
+from lida.photos.faces import FaceNetworks
+from lida.photos.pictures import cut, open_image, sheet, square_about, to_tensor
+from lida.photos.masks import mask_from_landmarks
+from lida.aging.stable_diffusion import StableDiffusion
+from lida.aging.editing import METHODS, age_to, generate
 
 WEIGHTS = Path(__file__).parent.parent
 

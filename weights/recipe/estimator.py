@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-from lida.judges import READINGS
-from lida.training import load_state, save_state
+from lida.study.judges import READINGS
+from lida.training.state import load_state, save_state
 
 RESOLUTION = 96
 AGES = torch.arange(81.0)

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lida.adapters import load_adapter, random_adapter
-from lida.data import read_examples
-from lida.faces import FaceNetworks
-from lida.images import open_image
-from lida.model import StableDiffusion
-from lida.pipeline import generate
+from lida.adapters.adapter import load_adapter, random_adapter
+from lida.data.folder import read_examples
+from lida.photos.faces import FaceNetworks
+from lida.photos.pictures import open_image
+from lida.aging.stable_diffusion import StableDiffusion
+from lida.aging.editing import generate
 
 WEIGHTS = Path(__file__).parent.parent
 

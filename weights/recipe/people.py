@@ -1,4 +1,4 @@
-"""The people of the trade-off's experiment: six of FG-NET and the four invented ones, as files for lida.evaluate.
+"""The people of the trade-off's experiment: six of FG-NET and the four invented ones, as files for lida.study.evaluate.
 
     python weights/recipe/people.py FG-NET --output_dir people --adapters adapters
 
@@ -44,7 +44,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             for year in album:
                 shutil.copy(by_age[year], folder)
-            command = [sys.executable, "-m", "lida.album", folder, "--subject", "sks", "--resolution", "128"]
+            command = [sys.executable, "-m", "lida.data.album", folder, "--subject", "sks", "--resolution", "128"]
             shutil.rmtree(args.output_dir / number, ignore_errors=True)
             subprocess.run([*map(str, command), "--output_dir", str(args.output_dir / number)], check=True)
         others = [year for year in sorted(by_age) if year not in (*album, age)]

@@ -18,9 +18,9 @@ from check import hash_of, save_picture
 from nobody import STRANGER
 from PIL import Image, ImageDraw, ImageEnhance
 
-from lida.faces import SAME_PERSON, FaceNetworks
-from lida.model import StableDiffusion
-from lida.pipeline import age_face, generate
+from lida.photos.faces import SAME_PERSON, FaceNetworks
+from lida.aging.stable_diffusion import StableDiffusion
+from lida.aging.editing import age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lida.aaf import read_faces, read_landmarks
+from lida.data.aaf import read_faces, read_landmarks
 
 
 def squares(image: Image.Image, landmarks: np.ndarray, count: int, rng: np.random.Generator) -> list[tuple]:

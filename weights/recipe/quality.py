@@ -22,11 +22,11 @@ from tqdm import tqdm
 from transformers import ResNetForImageClassification
 from vae import psnr, reconstructed, tensors
 
-from lida.faces import SAME_PERSON
-from lida.images import sheet, to_images
-from lida.model import StableDiffusion
-from lida.pipeline import generate
-from lida.vae import VAE
+from lida.photos.faces import SAME_PERSON
+from lida.photos.pictures import sheet, to_images
+from lida.aging.stable_diffusion import StableDiffusion
+from lida.aging.editing import generate
+from lida.nn.vae import VAE
 
 WEIGHTS = Path(__file__).parent.parent
 

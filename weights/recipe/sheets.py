@@ -15,13 +15,13 @@ from check import hash_of, save_picture
 from nobody import STRANGER
 from PIL import Image
 
-from lida.ages import AgeEstimator
-from lida.errors import InputError, run
-from lida.faces import FaceNetworks
-from lida.images import open_image, sheet, to_images, to_tensor
-from lida.masks import open_mask
-from lida.model import StableDiffusion
-from lida.pipeline import age_to, generate
+from lida.photos.ages import AgeEstimator
+from lida.doors.errors import InputError, run
+from lida.photos.faces import FaceNetworks
+from lida.photos.pictures import open_image, sheet, to_images, to_tensor
+from lida.photos.masks import open_mask
+from lida.aging.stable_diffusion import StableDiffusion
+from lida.aging.editing import age_to, generate
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a woman"}

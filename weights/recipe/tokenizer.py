@@ -13,9 +13,9 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from lida.checkpoint import save_schedule
-from lida.diffusion import NoiseSchedule
-from lida.ldm import SCHEDULE
+from lida.checkpoints.models import save_schedule
+from lida.diffusion.schedule import NoiseSchedule
+from lida.checkpoints.single_file import SCHEDULE
 
 WORDS = """
 a an the of and with in on at by is not no very for from his her their

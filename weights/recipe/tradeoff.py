@@ -12,11 +12,11 @@ import numpy as np
 from check import hash_of, save_picture
 from nobody import STRANGER
 
-from lida.errors import InputError, run
-from lida.faces import FaceNetworks
-from lida.images import open_image
-from lida.model import StableDiffusion
-from lida.report import table_of_pictures
+from lida.doors.errors import InputError, run
+from lida.photos.faces import FaceNetworks
+from lida.photos.pictures import open_image
+from lida.aging.stable_diffusion import StableDiffusion
+from lida.study.report import table_of_pictures
 
 WEIGHTS = Path(__file__).parent.parent
 PEOPLE = ("a", "d")  # of those that were chosen on
@@ -26,7 +26,7 @@ SHOWN = ("sum 1.0 0.2", "sum 1.0 1.0", "held 1.0 1.0", "identity early", "neutra
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chosen", type=Path, required=True, help="what lida.evaluate wrote of the first half")
+    parser.add_argument("--chosen", type=Path, required=True, help="what lida.study.evaluate wrote of the first half")
     parser.add_argument("--reported", type=Path, required=True, help="and of the second")
     parser.add_argument("--output_dir", type=Path, default=WEIGHTS.parent / "docs", help="(default: docs)")
     parser.add_argument("--embeddings", type=Path, required=True, help="the training faces', from nobody.py")

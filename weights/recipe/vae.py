@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import ResNetForImageClassification
 
-from lida.checkpoint import load_vae, save_model
-from lida.training import EMA, load_state, save_state
-from lida.vae import VAE, VAEConfig
+from lida.checkpoints.models import load_vae, save_model
+from lida.training.state import EMA, load_state, save_state
+from lida.nn.vae import VAE, VAEConfig
 
 CONFIG = VAEConfig(block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, sample_size=96)
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lida.checkpoint import save_text_encoder
-from lida.text import TextEncoder
+from lida.checkpoints.models import save_text_encoder
+from lida.nn.text import TextEncoder
 
 WIDTH = 128
 SUBJECTS = ("a man", "a woman", "a person", "a boy", "a girl", "sks", "a young man", "an old woman", "a middle-aged man")

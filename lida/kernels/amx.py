@@ -1,0 +1,145 @@
+"""Attention in bf16 on the matrix tiles of Intel's server CPUs (AMX, from Sapphire Rapids on), forward and back.
+
+The kernel is amx.cpp; the first use compiles it, in about a second.
+"""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+import warnings
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from ..doors.errors import InputError
+
+FLAGS = ("-O3", "-march=sapphirerapids", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+
+
+class Heads(ctypes.Structure):
+    """amx.cpp's view of (B, heads, tokens, d), d side by side."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_long), ("head", ctypes.c_long), ("token", ctypes.c_long)]
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Heads":
+        """The tensor must outlive it."""
+        return cls(x.data_ptr(), *x.stride()[:3])
+
+
+def compiler() -> str | None:
+    """The C++ compiler's path."""
+    return shutil.which("c++") or shutil.which("g++")
+
+
+def cpu_has_amx() -> bool:
+    """Linux on x86-64 says so."""
+    known = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and known.exists() and "amx_bf16" in known.read_text()
+
+
+def require_kind(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise InputError, a ValueError, for numbers that the kernel would misread."""
+    if dtype != torch.bfloat16 or device.type != "cpu":
+        kind = f"{str(dtype).removeprefix('torch.')} on {device.type}"
+        raise InputError(f"attention amx: is for bfloat16 on the CPU, not {kind}; use sdpa")
+
+
+def require_amx(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise InputError where a model of this kind cannot have the kernel."""
+    require_kind(dtype, device)
+    if not cpu_has_amx():
+        raise InputError("attention amx: wants Linux on a CPU with AMX (Sapphire Rapids or later); use sdpa")
+    library()
+
+
+def has_amx(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it can; warns where the CPU could."""
+    if dtype != torch.bfloat16 or device.type != "cpu" or not cpu_has_amx():
+        return False
+    try:
+        library()
+    except InputError as error:
+        warnings.warn(str(error))
+        return False
+    return True
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """amx.cpp, compiled; raises InputError with what the compiler said."""
+    if compiler() is None:
+        raise InputError("attention amx: wants a C++ compiler, and finds none; install g++, or use sdpa, the slower")
+    with TemporaryDirectory() as place:
+        built = Path(place, "amx.so")
+        command = [compiler(), *FLAGS, str(Path(__file__).with_suffix(".cpp")), "-o", str(built)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+            raise InputError(f"attention amx: {command[0]} cannot compile it ({said}); wants g++ 11 or later, or use sdpa")
+        try:
+            kernel = ctypes.CDLL(str(built))
+        except OSError as error:
+            raise InputError(f"attention amx: what was compiled cannot be loaded ({error}); set TMPDIR, or use sdpa") from None
+    if kernel.amx_ready():
+        raise InputError("attention amx: the system gives this process no AMX registers; use sdpa")
+    return kernel
+
+
+def like(x: Tensor) -> Tensor:
+    """Room for (B, heads, tokens, d), heads beside one another for each token, as the projection after it takes them."""
+    b, heads, tokens, d = x.shape
+    return x.new_empty(b, tokens, heads, d).transpose(1, 2)
+
+
+def called(name: str, given: tuple[Tensor, ...], made: tuple[Tensor, ...], lse: Tensor) -> None:
+    """One of amx.cpp's two functions; the first two that it is given are queries and keys."""
+    given = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in given)
+    q, k = given[:2]
+    sizes = map(ctypes.c_long, (*q.shape[:3], k.shape[2], q.shape[3]))
+    getattr(library(), name)(*map(Heads.of, (*given, *made)), ctypes.c_void_p(lse.data_ptr()), *sizes)
+
+
+@torch.library.custom_op("lida::amx_attention", mutates_args=(), tags=torch.Tag.flexible_layout)
+def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, heads, tokens, d) three times -> attention, the same, and the logarithms of its sums (B, heads, tokens) float32."""
+    out, lse = like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    called("attention_forward", (q, k, v), (out,), lse)
+    return out, lse
+
+
+@torch.library.custom_op("lida::amx_attention_backward", mutates_args=(), tags=torch.Tag.flexible_layout)
+def backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
+    changes = like(q), like(k), like(v)
+    called("attention_backward", (q, k, v, out, gradient), changes, lse)
+    return changes
+
+
+@forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@backward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return like(q), like(k), like(v)
+
+
+forward.register_autograd(
+    lambda ctx, gradient, _: backward(*ctx.saved_tensors, gradient),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, *output),
+)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d) in bf16 on the CPU; raises ValueError for anything else."""
+    for x in (q, k, v):
+        require_kind(x.dtype, x.device)
+    if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
+        raise ValueError(f"attention amx: {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} do not fit together")
+    return forward(q, k, v)[0]

@@ -1,0 +1,218 @@
+"""The autoencoder of Stable Diffusion: pixels <-> scaled latents (Kingma & Welling 2014; Rombach et al. 2022, section 3.1)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Generator, Tensor, nn
+
+from ..diffusion.schedule import randn_like
+from .layers import Attention, Downsample, ResnetBlock, Upsample
+
+EPS = 1e-6  # of every GroupNorm here
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The fields of diffusers' vae/config.json, with its defaults; `fixed` are those that must stand at one value."""
+
+    block_out_channels: tuple[int, ...]
+    in_channels: int = 3
+    out_channels: int = 3
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int = 32
+    scaling_factor: float = 0.18215
+
+    fixed: ClassVar[dict] = {
+        "act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None,
+        "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
+    }  # fmt: skip
+    advisory: ClassVar[tuple] = ("force_upcast",)  # what dtype to decode in: chosen where a model is loaded
+
+    @staticmethod
+    def block_types(count: int) -> dict:
+        """The block types that `count` resolutions must have."""
+        return {"down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count}
+
+
+class PixelAttention(Attention):
+    """Single-head self-attention over the pixels of (B, C, H, W), added to its input."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__(channels, heads=1, qkv_bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = super().forward(rearrange(self.group_norm(x), "b c h w -> b (h w) c"))
+        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class MidBlock(nn.Module):
+    """Resnet, attention, resnet at the lowest resolution."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(channels, channels, groups, EPS) for _ in range(2)])
+        self.attentions = nn.ModuleList([PixelAttention(channels, groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class DownBlock(nn.Module):
+    """Resnets, then half the size unless this is the lowest resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, downsample: bool):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups, EPS) for a, b in zip(widths, widths[1:])])
+        self.downsamplers = nn.ModuleList([Downsample(out_channels, asymmetric=True)] if downsample else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    """Resnets, then twice the size unless this is the picture's own resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, upsample: bool):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups, EPS) for a, b in zip(widths, widths[1:])])
+        self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """(B, 3, H, W) pixels -> (B, 2 * latent_channels, H / f, W / f)."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths, groups, layers = config.block_out_channels, config.norm_num_groups, config.layers_per_block
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            [DownBlock(widths[max(i - 1, 0)], widths[i], layers, groups, i < last) for i in range(len(widths))]
+        )
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """(B, latent_channels, h, w) -> (B, 3, f h, f w) pixels."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths, groups, layers = config.block_out_channels[::-1], config.norm_num_groups, config.layers_per_block + 1
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups)
+        self.up_blocks = nn.ModuleList(
+            [UpBlock(widths[max(i - 1, 0)], widths[i], layers, groups, i < last) for i in range(len(widths))]
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class VAE(nn.Module):
+    """Diffusers' AutoencoderKL. Latents outside of this class are always scaled to about unit variance.
+
+    It computes in its own dtype, whatever it is given. `tiling` bounds the memory of decode().
+    """
+
+    tiling = False
+    fingerprint = ""  # of the file that it was loaded from
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        latents = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1)
+        self.post_quant_conv = nn.Conv2d(latents, latents, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the weights."""
+        return self.quant_conv.weight.dtype
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each axis."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def posterior(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x), unscaled, for (B, 3, H, W) in [-1, 1]; H and W multiples of `factor`."""
+        height, width = pixel_values.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"the VAE takes sizes that are multiples of {self.factor}, not {width}x{height}")
+        mean, logvar = self.quant_conv(self.encoder(pixel_values.to(self.dtype))).chunk(2, dim=1)
+        return mean, logvar.clamp(-30, 20)
+
+    def encode(self, pixel_values: Tensor, generator: Generator | None = None, sample: bool = True) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H / f, W / f), a sample of the posterior or its mean."""
+        mean, logvar = self.posterior(pixel_values)
+        return self.draw(mean, logvar, randn_like(mean, generator)) if sample else mean * self.config.scaling_factor
+
+    def draw(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+        """Scaled latents from a posterior, by standard normal noise (Kingma and Welling 2014, section 2.4)."""
+        return (mean + (0.5 * logvar).exp() * noise) * self.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, 4, h, w) -> pixels (B, 3, f h, f w), about [-1, 1], not clamped.
+
+        With `tiling`, latents larger than the training pictures' are decoded tile by tile, in bounded memory. The
+        normalisations then see a tile at a time, so that tones differ a little from what the whole would give.
+        """
+        z, side = latents.to(self.dtype) / self.config.scaling_factor, self.config.sample_size // self.factor
+        if not self.tiling or max(z.shape[2:]) <= side:
+            return self.decoder(self.post_quant_conv(z))
+        f, (height, width) = self.factor, z.shape[2:]
+        pixels = z.new_zeros(len(z), self.config.out_channels, f * height, f * width)
+        total = z.new_zeros(f * height, f * width)
+        for top, bottom in tiles(height, side):
+            for left, right in tiles(width, side):
+                tile = self.decoder(self.post_quant_conv(z[:, :, top:bottom, left:right]))
+                weight = fading(tile.shape[2], f * side // 4).to(z)[:, None] * fading(tile.shape[3], f * side // 4).to(z)
+                pixels[:, :, f * top : f * bottom, f * left : f * right] += weight * tile
+                total[f * top : f * bottom, f * left : f * right] += weight
+        return pixels.div_(total)
+
+
+def tiles(length: int, side: int) -> list[tuple[int, int]]:
+    """Stretches of at most `side` that cover `length`, evenly spread, neighbours sharing a quarter or more."""
+    if length <= side:
+        return [(0, length)]
+    count = math.ceil((length - side) / (side - side // 4)) + 1
+    return [(start, start + side) for start in (round(k * (length - side) / (count - 1)) for k in range(count))]
+
+
+def fading(length: int, overlap: int) -> Tensor:
+    """Weights (length,) that rise linearly over `overlap` at both ends, never to 0."""
+    place = torch.arange(length) + 0.5
+    return torch.minimum(place, length - place).div(overlap).clamp(max=1)

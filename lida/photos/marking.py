@@ -1,0 +1,78 @@
+"""What a picture says of itself: that it is synthetic, and the settings that make it again."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from PIL import Image, JpegImagePlugin
+from PIL.PngImagePlugin import PngInfo
+
+from ..doors.errors import InputError
+from .pictures import save_image, written_whole
+
+# IPTC's terms for pictures that a trained model made, or had a part in
+SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/{}"
+PAINTED, REPAINTED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
+XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+ Iptc4xmpExt:DigitalSourceType="{source}"/></rdf:RDF></x:xmpmeta>
+<?xpacket end="w"?>"""
+FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+
+
+def file_hash(path: str | Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_marked(image: Image.Image, path: Path, settings: dict, source: str = REPAINTED, like: Path | None = None) -> Path:
+    """Write a picture with its profile and EXIF, marked as synthetic (XMP), and its settings in a .json beside it.
+
+    A PNG has the settings too, as JSON under the key "lida", and is without loss. `like` is a JPEG or WebP file whose format
+    is kept, a JPEG with the same tables and sampling; then pixels are as exact as that encoder. Returns the path. Raises
+    InputError where `like` is of another format.
+    """
+    text, xmp = json.dumps(settings, indent=2), XMP.format(source=SOURCE.format(source)).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {"icc_profile": image.info.get("icc_profile"), "exif": image.info.get("exif", b"")}
+    if like is None:
+        info = PngInfo()
+        info.add_itxt("lida", text)
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        path = path.with_name(path.name + ".png")
+        save_image(image, path, pnginfo=info, **known)
+    else:
+        with Image.open(like) as original:
+            if (original.format or "").lower() not in FORMATS:
+                choices = "JPEG, WebP and PNG"
+                raise InputError(f"--format same: {like} is {original.format}, and {choices} are kept; leave it out for PNG")
+            suffix, options = FORMATS[original.format.lower()], {"quality": 95}
+            if original.format == "JPEG" and original.mode == "RGB":
+                options = {"qtables": original.quantization, "subsampling": JpegImagePlugin.get_sampling(original)}
+        if suffix == ".png":
+            return save_marked(image, path, settings, source)
+        path = path.with_name(path.name + suffix)
+        save_image(image, path, xmp=xmp, **options, **known)
+    with written_whole(path.with_suffix(".json")) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def read_settings(path: str | Path) -> dict:
+    """The settings that a picture was made with, from its PNG or the .json beside it; raises InputError where it has none."""
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            text = image.info.get("lida")
+        if text is None:
+            text = path.with_suffix(".json").read_text(encoding="utf-8")
+        settings = json.loads(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{path}: has no settings of lida's in it or beside it ({error}); give a picture that lida made"
+        ) from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: its settings are no object; give a picture that lida made")
+    return settings

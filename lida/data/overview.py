@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from .folder import Example
-from ..photos.pictures import open_image, save_image
+from ..doors.files import written_whole
+from ..doors.pictures import open_image, save_image
 from ..photos.masks import open_mask
 
 
@@ -86,4 +87,5 @@ def chart_of_ages(examples: Sequence[Example], path: Path) -> None:
     axes.set_xlabel("age")
     axes.set_ylabel("pictures")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as part:
+        figure.savefig(part, format="png", dpi=120)

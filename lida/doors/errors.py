@@ -1,49 +1,72 @@
 """How lida refuses bad input: one line with what, where, the value and the cure."""
 
+import os
+import re
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-SHOWN = 200  # faults at most that run() prints
+SHOWN = 200  # run() prints at most this many faults
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.I)  # PyTorch raises a RuntimeError
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message is one line and says what would help.
+    """Something the user gave cannot be used. The message is one line: what, where, the value and the cure.
 
-    Several faults of one input are told together, each a message: `InputError(*faults)`.
+    `InputError(*faults)` reports several faults of one input, one message each.
     """
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
 
 
-def output_folder(path: str | Path) -> Path:
-    """The folder, made if need be; raises InputError, before any long work, where nothing can be written."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / ".writable").touch()
-        (path / ".writable").unlink()
-    except OSError as error:
-        raise InputError(f"--output_dir {path}: {error.strerror}; give a folder that can be written to") from None
-    return path
-
-
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main(); an InputError ends it with a line a fault and exit code 2, as argparse's own errors do.
+    """Run a script's main(). An error of the input or the system prints one line a fault and exits with code 2.
 
-    A warning is one line too.
+    Other exceptions are bugs and keep their traceback; LIDA_DEBUG=1 shows it for every error. Warnings are one line each.
     """
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print("warning:", message, file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print("warning:", one_line(message), file=sys.stderr)
         try:
             main()
+            sys.stdout.flush()  # so that a closed pipe is noticed here
         except InputError as error:
-            for fault in error.args[:SHOWN]:
-                print("error:", " ".join(str(fault).split()), file=sys.stderr)  # what a library says may have line breaks
-            if len(error.args) > SHOWN:
-                print(f"error: ... and {len(error.args) - SHOWN} more", file=sys.stderr)
-            sys.exit(2)
+            end(error.args)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at exit
+            sys.exit(141)  # as a shell reports SIGPIPE
+        except OSError as error:
+            end([f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else str(error)])
+        except UnicodeError as error:
+            end([f"text that is not valid Unicode ({error})"])
         except KeyboardInterrupt:
             sys.exit(130)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+                raise
+            end([f"out of memory; make the batch, the pictures or the model smaller ({error or 'no details are known'})"])
+
+
+def end(faults: Sequence[object]) -> None:
+    """Print the faults and exit with code 2, as argparse does for its own errors."""
+    if os.environ.get("LIDA_DEBUG") == "1":
+        traceback.print_exc()
+    for fault in faults[:SHOWN]:
+        print("error:", one_line(fault), file=sys.stderr)
+    if len(faults) > SHOWN:
+        print(f"error: ... and {len(faults) - SHOWN} more", file=sys.stderr)
+    sys.exit(2)
+
+
+def one_line(message: object) -> str:
+    """Return a message without the line breaks that libraries put into theirs."""
+    return " ".join(str(message).split())
+
+
+def __getattr__(name: str):  # until everybody imports output_folder from .files
+    if name == "output_folder":
+        from .files import output_folder
+
+        return output_folder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from ..doors.errors import InputError
-from .pictures import cut, in_srgb, square_about
+from ..doors.pictures import in_srgb
+from .squares import cut, square_about
 
 
 def years_of(label: str, source: str | Path) -> float:

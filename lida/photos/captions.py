@@ -1,11 +1,11 @@
 """Captions that tell a person's age: the template they are made from, and where it is recorded for those who read them."""
 
-import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..doors.errors import InputError
+from ..doors.json import read_json
 
 CAPTIONING = "captioning.json"  # in a dataset's folder: how its captions were made, where a tool of this library made them
 DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
@@ -54,10 +54,7 @@ def read_captioning(folder: str | Path) -> dict:
     path = Path(folder, CAPTIONING)
     if not path.exists():
         return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); caption the folder again") from None
+    values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds a {type(values).__name__}, not an object; caption the folder again")
     return check_captioning({key: values[key] for key in ("template", "ages") if key in values}, path)

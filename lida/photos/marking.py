@@ -8,7 +8,9 @@ from PIL import Image, JpegImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from ..doors.errors import InputError
-from .pictures import save_image, written_whole
+from ..doors.files import write_text
+from ..doors.json import parse_json, read_json
+from ..doors.pictures import opened, save_image
 
 # IPTC's terms for pictures that a trained model made, or had a part in
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/{}"
@@ -44,7 +46,7 @@ def save_marked(image: Image.Image, path: Path, settings: dict, source: str = RE
         path = path.with_name(path.name + ".png")
         save_image(image, path, pnginfo=info, **known)
     else:
-        with Image.open(like) as original:
+        with opened(like) as original:
             if (original.format or "").lower() not in FORMATS:
                 choices = "JPEG, WebP and PNG"
                 raise InputError(f"--format same: {like} is {original.format}, and {choices} are kept; leave it out for PNG")
@@ -55,8 +57,7 @@ def save_marked(image: Image.Image, path: Path, settings: dict, source: str = RE
             return save_marked(image, path, settings, source)
         path = path.with_name(path.name + suffix)
         save_image(image, path, xmp=xmp, **options, **known)
-    with written_whole(path.with_suffix(".json")) as part:
-        part.write_text(text + "\n", encoding="utf-8")
+    write_text(path.with_suffix(".json"), text + "\n")
     return path
 
 
@@ -64,12 +65,10 @@ def read_settings(path: str | Path) -> dict:
     """The settings that a picture was made with, from its PNG or the .json beside it; raises InputError where it has none."""
     path = Path(path)
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             text = image.info.get("lida")
-        if text is None:
-            text = path.with_suffix(".json").read_text(encoding="utf-8")
-        settings = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        settings = read_json(path.with_suffix(".json")) if text is None else parse_json(text, path)
+    except InputError as error:
         raise InputError(
             f"{path}: has no settings of lida's in it or beside it ({error}); give a picture that lida made"
         ) from None

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from ..doors.errors import InputError
+from ..doors.pictures import open_image
 from .faces import Face, FaceNetworks
-from .pictures import open_image
 
 LATENT_RULES = ("any", "corner")
 # Places in a face, by their middle and half their size, across and down it, in halves of the face from its middle

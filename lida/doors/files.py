@@ -1,0 +1,151 @@
+"""Files: written whole or not at all, folders that one process writes to, paths that must be regular files."""
+
+import errno
+import json
+import os
+import re
+import secrets
+import socket
+import stat
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_TEXT = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b|file write failed")
+NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}  # file systems that cannot flush, unreadable folders
+LOCK = ".lida-lock"
+
+from .errors import InputError
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`. What is written there replaces `path` at the end, or is removed on any failure.
+
+    A reader finds the old file or the new one, each whole, also after a power cut. Processes and threads may write the same
+    path at the same time: each has a temporary file of its own, and the last one wins. An existing file keeps its
+    permissions; of a link, the file that it points to is replaced. Raises InputError where the file cannot be written.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise InputError(f"{path}: cannot be written, {target.parent} is not a folder; make it first")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path}: cannot be written, it is not a regular file; give another name")
+    part = target.with_name(f".lida-{os.getpid()}-{secrets.token_hex(6)}.part")
+    try:
+        yield part
+        status = os.stat(part)
+        if target.exists() and status.st_nlink == 1:  # another name of the same file would change with it
+            os.chmod(part, stat.S_IMODE(os.stat(target).st_mode))
+        sync(part)
+        os.replace(part, target)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if reason := why_not_written(error, part):
+            raise InputError(f"{path}: cannot be written ({reason}); make room or give another place") from error
+        raise
+    sync(target.parent)
+
+
+def why_not_written(error: BaseException, part: Path) -> str | None:
+    """Return what the system says against the file, or None for an error that has another cause."""
+    if isinstance(error, InputError) or not isinstance(error, Exception):
+        return None
+    if FULL_TEXT.search(str(error)) or getattr(error, "errno", None) in FULL:  # libraries in C++ and Rust have their own types
+        return "no space left on device"
+    if isinstance(error, OSError) and error.errno and error.filename in (None, str(part), part):
+        return error.strerror
+    return None
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk, where the file system can."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file whole."""
+    with written_whole(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole, in UTF-8, with the line ends that the text has."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: object, indent: int | None = 2) -> None:
+    """Write a JSON file whole. Raises ValueError for NaN and infinity, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:
+    """Return the folder, made if needed. Raises InputError, before any long work, where nothing can be written."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"x")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{flag} {path}: {reason}; give a folder that can be written to") from None
+    return path
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep every other process out of the folder while the block runs. Raises InputError, saying who is in it."""
+    import fcntl  # POSIX only
+
+    folder = Path(folder)
+    path = folder / LOCK
+    while True:
+        file = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+            raise InputError(f"{folder}: in use by {holder}; wait until it ends or give another folder") from None
+        except OSError as error:
+            warnings.warn(f"{folder}: cannot be locked ({error.strerror}); let no other process write to it")
+        if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            break
+        file.close()  # the holder has just removed the file: lock the next one
+    with file:
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def regular_file(path: str | Path, what: str = "file") -> Path:
+    """Return the path of an existing regular file; raises InputError for folders, pipes, devices and dangling links."""
+    path = Path(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        state = "is a link to a file that does not exist" if path.is_symlink() else "no such file"
+        raise InputError(f"{path}: {state}; give a {what}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r}: {getattr(error, 'strerror', None) or error}; give a {what}") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}; give a {what}")
+    return path

@@ -1,0 +1,133 @@
+"""Squares of photographs: cut out and pasted back, their colours and detail kept, and sheets of them."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from ..doors.pictures import with_profile
+
+Box = tuple[int, int, int]  # left, top, side of a square in pixels; it may reach beyond the picture
+
+
+def square_about(mask: Image.Image, context: float) -> Box:
+    """The square about the white of a mask, `context` times as long as its longer side, within the picture if it fits."""
+    left, top, right, bottom = mask.getbbox()
+    side = round(context * max(right - left, bottom - top))
+    side = max(min(side, *mask.size), right - left, bottom - top)  # never beyond the picture but to hold the mask
+
+    def start(low: int, high: int, length: int) -> int:
+        middle = round((low + high - side) / 2)
+        return min(max(middle, 0), length - side) if side <= length else middle
+
+    return start(left, right, mask.width), start(top, bottom, mask.height), side
+
+
+def cut(image: Image.Image, box: Box, size: int) -> Image.Image:
+    """The square of the picture at size x size, in its colour profile; beyond its border the nearest pixel goes on."""
+    left, top, side = box
+    pads = [(max(-top, 0), max(top + side - image.height, 0)), (max(-left, 0), max(left + side - image.width, 0))]
+    if np.any(pads):
+        pixels, profile = np.asarray(image), image.info.get("icc_profile")
+        image = with_profile(Image.fromarray(np.pad(pixels, pads + [(0, 0)] * (pixels.ndim - 2), mode="edge")), profile)
+        left, top = left + pads[1][0], top + pads[0][0]
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+
+
+def cut_turned(image: Image.Image, centre: np.ndarray, axes: np.ndarray, side: float, size: int) -> Image.Image:
+    """The square of `side` pixels about `centre` whose sides run along `axes` (2, 2: across, down), at size x size."""
+    reach = math.ceil(side * np.abs(axes).sum(0).max()) + 4
+    left, top = (int(x) - reach // 2 for x in centre)
+    upright = cut(image, (left, top, reach), reach)
+    corner, step = centre - (left, top) - side / 2 * axes.sum(0), axes * side / round(side)
+    affine = (step[0, 0], step[1, 0], corner[0], step[0, 1], step[1, 1], corner[1])  # to source pixels
+    turned = upright.transform((round(side),) * 2, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    return turned.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, feather: float = 0.02) -> Image.Image:
+    """The picture with `patch` at the square where the mask is not 0; elsewhere every pixel stays as it was.
+
+    The seam lies inside the mask: over `feather` times the square's side the patch fades in from the mask's border.
+    """
+    left, top, side = box
+    layer = image.copy()
+    layer.paste(patch.resize((side, side), Image.Resampling.LANCZOS), (left, top))
+    pasted = Image.composite(layer, image, fade_inwards(mask, feather * side))
+    pasted.info = dict(image.info)
+    return pasted
+
+
+def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image, width: float = 0.08) -> Image.Image:
+    """The patch with each channel's mean and spread as `square` has them, over a ring just outside of the mask.
+
+    There both show the same thing, so that what differs is the model's colour. The ring is `width` of the side wide; where
+    the mask leaves no hundred pixels of it, the patch stays as it is.
+    """
+    grown = mask.point(lambda value: 255 * (value > 0)).filter(ImageFilter.GaussianBlur(width * mask.width / 2))
+    ring = (np.asarray(grown) > 8) & (np.asarray(mask) == 0)
+    if ring.sum() < 100:
+        return patch
+    p, q = np.asarray(patch, dtype=np.float32), np.asarray(square, dtype=np.float32)
+    gain = ((q[ring].std(0) + 1) / (p[ring].std(0) + 1)).clip(0.8, 1.25)
+    matched = (p - p[ring].mean(0)) * gain + q[ring].mean(0)
+    return Image.fromarray(matched.clip(0, 255).round().astype(np.uint8))
+
+
+def with_detail(patch: Image.Image, known: Image.Image, square: Image.Image, share: float) -> Image.Image:
+    """The patch at the photograph's own size, with a share of what the autoencoder lost of the photograph given back.
+
+    patch + share (square - known), where `known` is the unchanged square as the autoencoder gives it back: with share 1 the
+    change alone, patch - known, is laid over the photograph, in which pores and hair stay as sharp as they were.
+    """
+    a, b = (x.resize(square.size, Image.Resampling.LANCZOS) for x in (patch, known))
+    p, k, s = (np.asarray(x, dtype=np.float32) for x in (a, b, square))
+    return Image.fromarray((p + share * (s - k)).clip(0, 255).round().astype(np.uint8))
+
+
+def is_grey(image: Image.Image, tolerance: int = 6) -> bool:
+    """Whether a picture has no colours, but for what a JPEG's rounding leaves."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
+    return bool((pixels.max(-1) - pixels.min(-1)).max() <= tolerance)
+
+
+def seam_report(before: Image.Image, after: Image.Image, mask: Image.Image) -> dict[str, float]:
+    """The largest change of a pixel outside of the mask, and the mean step of grey across its border, before and after."""
+    a, b, inside = (np.asarray(x, dtype=np.int16) for x in (before, after, mask.point(lambda value: 255 * (value > 0))))
+    outside = np.abs(a - b).max(-1)[inside == 0]
+    report = {"largest_change_outside": int(outside.max()) if outside.size else 0}
+    for name, pixels in (("seam_gradient_before", a), ("seam_gradient", b)):
+        grey = pixels.mean(-1)
+        steps = [np.abs(np.diff(grey, axis=axis))[np.diff(inside, axis=axis) != 0] for axis in (0, 1)]
+        across = np.concatenate(steps)
+        report[name] = round(float(across.mean()), 3) if across.size else 0.0
+    return report
+
+
+def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
+    """White where the mask is not 0, fading from its border inwards over about `radius` pixels, or fewer where it is thin."""
+    painted = mask.point(lambda value: 255 * (value > 0))
+    values = np.asarray(painted, dtype=np.float32)
+    while radius >= 0.5:
+        # A blurred edge is 1/2 on the edge itself: the upper half of the ramp begins there and goes inwards.
+        blurred = np.asarray(painted.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
+        faded = np.minimum(values, 255 * np.clip(2 * blurred - 1, 0, 1))
+        if faded.sum() >= 0.5 * values.sum():
+            return Image.fromarray(faded.round().astype(np.uint8))
+        radius /= 2
+    return painted
+
+
+def sheet(images: Sequence[Image.Image], labels: Sequence[str], height: int = 320) -> Image.Image:
+    """The pictures in a row at one height, each over its label."""
+    font = ImageFont.load_default(size=20)
+    scaled = [i.resize((round(i.width * height / i.height), height), Image.Resampling.BICUBIC) for i in images]
+    gap, strip = 8, 34
+    row = Image.new("RGB", (sum(i.width + gap for i in scaled) + gap, height + gap + strip), "white")
+    draw, x = ImageDraw.Draw(row), gap
+    for image, label in zip(scaled, labels, strict=True):
+        row.paste(image, (x, gap))
+        draw.text((x + image.width / 2, gap + height + strip / 2), label, fill="black", font=font, anchor="mm")
+        x += image.width + gap
+    return row

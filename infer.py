@@ -26,12 +26,20 @@ from lida.data.folder import photographs
 from lida.diffusion import SCHEDULERS, Sampling
 from lida.doors import arguments
 from lida.doors.errors import InputError, run
-from lida.doors.files import output_folder
+from lida.doors.files import free_folder
 from lida.doors.pictures import open_photo
 from lida.kernels import ATTENTION, use_attention
 from lida.photos.ages import AgeEstimator
 from lida.photos.captions import captioning_of, with_article
-from lida.photos.marking import PAINTED, REPAINTED, check_format, file_hash, read_settings, save_marked
+from lida.photos.marking import (
+    PAINTED,
+    REPAINTED,
+    check_format,
+    file_hash,
+    read_settings,
+    recorded_arguments,
+    save_marked,
+)
 from lida.photos.masks import ZONES, read_masks
 from lida.photos.squares import cut, film, seam_report, sheet, square_about
 
@@ -138,22 +146,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(f"{flag}: has no effect together with the other arguments; leave it out")
     args.ages = args.ages or [10, 30, 50, 70]
     return args
-
-
-def recorded_arguments(settings: dict, path: str) -> dict:
-    """Return the arguments in a picture's settings. Raises InputError if a file that it was made from has changed."""
-    if not isinstance(settings.get("arguments"), dict) or not isinstance(settings.get("files"), dict | None):
-        raise InputError(f"--reproduce {path}: does not say how it was made; it may be of an older version")
-    recorded = settings["arguments"]
-    for file, digest in (settings.get("files") or {}).items():
-        if not Path(file).is_file() or file_hash(file) != digest:
-            raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
-    if set(recorded.get("photo") or []) - set(settings.get("files") or {}):
-        raise InputError(f"--reproduce {path}: its photograph has no hash in its settings; it may be of an older version")
-    model = recorded.get("pretrained_model_name_or_path", str(MODEL))
-    if not Path(str(model)).exists():
-        raise InputError(f"--reproduce {path}: its model {model!r} is not on this disk; a picture cannot ask to fetch one")
-    return recorded
 
 
 @dataclass
@@ -313,17 +305,6 @@ def output_names(args: argparse.Namespace, photo: Photograph | None = None) -> l
     return names if photo is None else [*names, f"{photo.path.stem}-sheet"]
 
 
-def free_folder(args: argparse.Namespace, names: list[str]) -> Path:
-    """Return --output_dir, or the first numbered folder in it, if pictures of these names lie there already."""
-    folder, number = args.output_dir, 1
-    if any(len(os.fsencode(name)) > 240 for name in names):
-        raise InputError(f"{max(names, key=len)[:60]}...: the name is too long for a file; rename the photograph")
-    while not args.overwrite and folder.is_dir() and {path.stem for path in folder.iterdir()} & set(names):
-        number += 1
-        folder = args.output_dir / f"{number}"
-    return output_folder(folder)
-
-
 def progress_bar(label: str):
     """Return a function that wraps the sampler's steps in a progress bar."""
     return lambda steps: tqdm(steps, desc=label, unit="step")
@@ -349,7 +330,7 @@ def main() -> None:
     if youngest < 18:
         print("notice: a face under 18: age pictures of children only with their guardians' consent", file=sys.stderr)
     names = [name for photo in photos for name in output_names(args, photo)] if photos else output_names(args)
-    args.output_dir = free_folder(args, names)
+    args.output_dir = free_folder(args.output_dir, names, args.overwrite)
     adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
     settings = {"lida": lida.__version__, "base": sd.base, "adapters": adapters, "seed": args.seed}
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):

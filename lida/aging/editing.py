@@ -11,20 +11,9 @@ from ..diffusion.blending import Blend
 from ..diffusion.inversion import Trajectory, ddim_invert, ddpm_invert, replay
 from ..diffusion.samplers import Sampling, sample
 from ..diffusion.schedule import randn_like
+from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
 from ..photos.masks import mask_to_latents, mask_to_tensor
-from ..photos.pictures import (
-    Box,
-    colour_matched,
-    cut,
-    from_srgb,
-    in_srgb,
-    is_grey,
-    paste,
-    square_about,
-    to_images,
-    to_tensor,
-    with_detail,
-)
+from ..photos.squares import Box, colour_matched, cut, is_grey, paste, square_about, with_detail
 from .edit import Edit, Target, age_targets
 from .generation import Callback, Progress, finite, repeated, step_rule
 from .stable_diffusion import Prompt, StableDiffusion

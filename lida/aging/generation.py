@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from ..diffusion.samplers import SCHEDULERS, Sampling, StepRule, ddim_step, sample
 from ..diffusion.schedule import NoiseSchedule, randn_like
-from ..photos.pictures import to_images
+from ..doors.pictures import to_images
 from .stable_diffusion import Prompt, StableDiffusion
 
 Progress = Callable[[Sequence], Iterable]  # wraps the list of steps, as tqdm does; has its length

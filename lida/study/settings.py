@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from ..adapters.merging import Weight, parse_rule, parse_weight, varies
 from ..doors.errors import InputError
-from ..aging.editing import detail_between
+from ..aging.edit import Edit
 
 # What stands in every table: the weights of identity and age, or None for those whose pictures are not painted. The random
 # adapters of equal norm stand in the place of one of the two, at the first setting's weights.
@@ -51,7 +51,7 @@ class Setting:
 
     def detail_at(self, age: float, current: float) -> float:
         """The share for one age from another."""
-        return detail_between(age, current) if self.detail == "years" else float(self.detail)
+        return Edit().towards(age, current).detail if self.detail == "years" else float(self.detail)
 
     @property
     def paints(self) -> bool:

@@ -1,5 +1,6 @@
 """What a run shows: a progress bar, metrics.jsonl, a chart of the loss, TensorBoard or Weights & Biases, sample pictures."""
 
+import atexit
 import json
 import math
 import resource
@@ -64,7 +65,7 @@ class Monitor:
             self.losses, self.skipped_in_a_row = self.losses + 1, 0
             gain = (1 - BETA) / (1 - BETA**self.losses)  # corrects the bias, as Adam does (Kingma and Ba 2015, section 3)
             self.average = loss if self.losses == 1 else self.average + gain * (loss - self.average)
-            self.lowest = min(self.lowest, self.average)
+            self.lowest = min(self.lowest, self.average) if self.losses >= 10 else self.lowest  # of fewer, chance decides
         else:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         values = {"loss": loss, "smoothed": self.average, "lr": lr, "gradient_norm": norm, "images_per_second": round(rate, 3)}
@@ -109,7 +110,8 @@ def reporter(name: str, folder: Path) -> Callable[[dict, int], object]:
         return wandb.init(project="lida", name=folder.name, dir=str(folder)).log
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+    board = SummaryWriter(str(folder / "tensorboard"))
+    atexit.register(board.close)  # also after a signal
     return lambda values, step: [board.add_scalar(name, value, step) for name, value in values.items()]
 
 

@@ -27,6 +27,7 @@ from lida.data.folder import read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
 from lida.doors.arguments import Parser, integer, non_negative, non_negative_int, number, positive, positive_int, seed
 from lida.doors.errors import OUT_OF_MEMORY, InputError, run
+from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
 from lida.kernels.amx import compiler
 from lida.nn import LoRALinear, inject_lora, lora_parameters
@@ -38,7 +39,7 @@ from lida.training.caches import TextCache
 from lida.training.dropout import DropoutLoRALinear, SampleDropout
 from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
 from lida.training.optimizers import LR_SCHEDULERS, lr_schedule, new_optimizer
-from lida.training.processes import Processes, noted_signals
+from lida.training.processes import Processes
 from lida.training.run import Run, finished, metadata_of, output_of, plan, settings_of
 
 DEFAULT_MODEL = os.path.relpath(Path(__file__).parent / "weights" / "lida-tiny")
@@ -251,6 +252,11 @@ class Objective:
             for network in [sd.text_encoder] * (not args.train_text_encoder) + [sd.vae.decoder] * args.cache_latents:
                 network.to("meta")
 
+    def autocast(self) -> torch.autocast:
+        """Return the context in which networks compute in --mixed_precision."""
+        kind, precision = torch.device(self.args.device).type, self.args.mixed_precision
+        return torch.autocast(kind, DTYPES[precision], enabled=precision != "no")
+
     @torch.no_grad()
     def with_latents(self, batch: dict) -> dict:
         """Return a batch on the model's device, with latents (B, 4, h, w)."""
@@ -260,16 +266,16 @@ class Objective:
 
     def loss(self, batch: dict, teacher: nn.Module | None = None) -> Tensor:
         """Return the mean squared error of the predicted noise, against the batch's or a teacher's prediction."""
-        args, dtype, weights = self.args, DTYPES[self.args.mixed_precision], None
+        args, weights = self.args, None
         if "mask" in batch and teacher is None:
             weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss)
         self.dropout.seeds = batch["seed"].tolist()
         drawn = {name: batch[name] for name in ("noise", "timesteps")}
         options = {"snr_gamma": args.snr_gamma, "pixel_weights": weights, "teacher": teacher}
-        with torch.autocast(torch.device(args.device).type, dtype, enabled=args.mixed_precision != "no"):
+        with self.autocast():
             captions = batch["caption"]
             hidden = self.texts(captions) if self.texts else encode_prompts(self.sd.text_encoder, captions)
-            hidden = hidden.to(args.device, dtype)  # (B, 77, C)
+            hidden = hidden.to(args.device, DTYPES[args.mixed_precision])  # (B, 77, C)
             return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, **drawn, **options)
 
 
@@ -286,8 +292,9 @@ def validate(objective: Objective, layers: dict, held_out: MicroBatches | None, 
     if args.validation_prompt is not None:
         sampling = Sampling(num_inference_steps=25, guidance_scale=3.0)
         options = {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
-        images = generate(sd, args.validation_prompt, sampling, **options)
-        add_to_contact_sheet(Path(args.output_dir), step, images)
+        with objective.autocast():
+            latents = generate(sd, args.validation_prompt, sampling, output_type="latent", **options)
+        add_to_contact_sheet(Path(args.output_dir), step, to_images(sd.vae.decode(latents)))
     for layer in layers.values():
         layer.train()
 
@@ -328,9 +335,8 @@ def train(args: argparse.Namespace) -> Path | None:
             print(plan(args, objective, data[0], parameters, range(first, last)))
             return None
 
-        run.begin(first)
         batches = zip(*(micro.load(first, args.max_train_steps) for micro in data))
-        with noted_signals() as signals:
+        with run.begin(first) as signals:
             for step in range(first, args.max_train_steps):
                 lr, loss = set_learning_rate(step), 0.0
                 for batch in itertools.islice(batches, args.gradient_accumulation_steps):

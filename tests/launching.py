@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import transformers  # noqa: F401
 
@@ -16,6 +17,7 @@ import lida.aging  # noqa: F401
 import lida.training.run  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
+SERVER = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 
 
 class Launched(multiprocessing.get_context("forkserver").Process):
@@ -25,7 +27,10 @@ class Launched(multiprocessing.get_context("forkserver").Process):
         multiprocessing.set_forkserver_preload(["launching"])
         super().__init__(target=main, args=([*map(str, arguments)], str(log), env or {}, largest_file))
         self.log = log
-        self.start()
+        with pytest.MonkeyPatch.context() as patch:  # the server, which the first one starts, finds this module
+            for name, value in SERVER.items():
+                patch.setenv(name, value)
+            self.start()
 
     def wait(self) -> int:
         """Return the exit code, negative for a signal's."""

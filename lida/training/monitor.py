@@ -90,8 +90,7 @@ class Monitor:
             self.report({name: value for name, value in row.items() if value is not None}, step)
 
     def end(self) -> None:
-        """Close the bar, and draw the chart of the loss where matplotlib is installed."""
-        self.bar.close()
+        """Say how many steps were skipped, and draw the chart of the loss where matplotlib is installed."""
         if self.skipped:
             warnings.warn(f"{self.skipped} steps were skipped, whose loss or gradient was not finite")
         if find_spec("matplotlib") and self.writes:

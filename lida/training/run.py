@@ -23,7 +23,7 @@ from ..doors.json import read_json
 from ..nn.lora import LoRALinear
 from .batches import MicroBatches
 from .monitor import Monitor, memory_used
-from .processes import Processes
+from .processes import Processes, noted_signals
 from .state import SETTINGS, checkpoints, resume, write_checkpoint
 
 # Flags that are not in the adapter's file, since they say where things lie or how a run was started
@@ -135,13 +135,19 @@ class Run:
             raise InputError(f"{folder}: has {held[0]} of an earlier run; {cure}, or give another --output_dir")
         return taken
 
-    def begin(self, step: int) -> None:
-        """Start after `step` steps, without what an earlier run left."""
+    @contextmanager
+    def begin(self, step: int) -> Iterator[list[int]]:
+        """Start after `step` steps, without what an earlier run left; yield the signals that are noted on the way."""
         folder = Path(self.args.output_dir)
         if self.first:
             for path in [*folder.glob("writing-*"), *([] if step else [folder / "samples", *checkpoints(folder)])]:
                 shutil.rmtree(path, ignore_errors=True)
         self.monitor.begin(step, self.args.report_to)
+        try:
+            with noted_signals() as signals:
+                yield signals
+        finally:
+            self.monitor.bar.close()  # before an error is printed
 
     def after(self, step: int, loss: float, lr: float, norm: float, stop: float) -> None:
         """Log a step, validate and save where that is due; raise SystemExit where `stop`, a signal's number, is not 0."""

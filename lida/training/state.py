@@ -1,5 +1,6 @@
 """Training state on disk: one file that is written whole, checkpoints of a run, and going on from the last whole one."""
 
+import io
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ import torch
 
 from ..adapters.adapter import Adapter, save_adapter
 from ..doors.errors import InputError
-from ..doors.files import sync, write_json, written_whole
+from ..doors.files import sync, write_bytes, write_json
 from ..doors.json import read_json
 
 STATE, SETTINGS = "state.pt", "settings.json"  # in a checkpoint
@@ -21,8 +22,9 @@ STATE, SETTINGS = "state.pt", "settings.json"  # in a checkpoint
 def save_state(path: str | Path, step: int, parts: Mapping[str, Any]) -> None:
     """Write the state_dict() of every part after `step` steps; a crash leaves the last whole file."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, part)
+    state = io.BytesIO()  # PyTorch's own writer has many errors for a full disk
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, state)
+    write_bytes(path, state.getvalue())
 
 
 def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:

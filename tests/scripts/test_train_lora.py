@@ -14,10 +14,10 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import ROOT, noise_image, relative
+from conftest import ROOT, SCHEDULE, VAE, noise_image, relative
 from diffusers.optimization import get_scheduler
 from launching import Launched, ranks
-from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
 from lida.data.folder import data_fingerprint, read_examples
@@ -25,10 +25,32 @@ from lida.diffusion import noise_prediction_loss
 from lida.doors.files import locked
 from lida.kernels import fastest_attention
 from lida.training.caches import LatentCache
+from lida.training.monitor import draw_losses
 from lida.training.state import checkpoints
 
 ADAPTER, ABOUT = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.json"
 SMOOTH = ("--adam_epsilon", 1e-3)  # Adam magnifies the rounding of gradients near 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    """A smaller model than the other tests have: latents of 4 x 4 for pictures of 32 px, one attention block down and two up."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("smallest")
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=77, hidden_act="quick_gelu", **ends,
+    )  # fmt: skip
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=4, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=48,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(**{**VAE, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "sample_size": 32})
+    parts = (vae, CLIPTextModel(text), tokenizer, unet, diffusers.DDIMScheduler(**SCHEDULE))
+    diffusers.StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +75,13 @@ def arguments(folder, dataset, tmp_path):
 
 
 @pytest.fixture
-def train(module, arguments, monkeypatch):
+def no_chart(monkeypatch):
+    """Leave out the chart, which takes longer than the run."""
+    monkeypatch.setattr("lida.training.monitor.draw_losses", lambda metrics, path: None)
+
+
+@pytest.fixture
+def train(module, arguments, monkeypatch, no_chart):
     """Train in this process; returns the adapter's layers."""
 
     def run(name: str, *more) -> dict:
@@ -65,7 +93,7 @@ def train(module, arguments, monkeypatch):
 
 
 @pytest.fixture
-def script(arguments, monkeypatch, capsys):
+def script(arguments, monkeypatch, capsys, no_chart):
     """Run the script in this process; returns exit code, standard output and standard error."""
 
     def run(name: str, *more) -> tuple[int, str, str]:
@@ -240,7 +268,7 @@ def test_attention_runs_on_the_fastest_kernel_and_a_run_may_go_on_with_another(t
     options = ("--mixed_precision", "bf16", "--checkpointing_steps", 2)
     chosen, others = train("a", *options), train("b", *options, "--attention", "einsum")
     used = lida.load_adapter(tmp_path / "a").metadata["training"]["attention"]
-    assert used == fastest_attention(torch.bfloat16, "cpu", 64)
+    assert used == fastest_attention(torch.bfloat16, "cpu", 16)
     for path, layer in chosen.items():
         assert relative(layer.down, others[path].down) <= 0.05  # bf16, after four steps of Adam, which looks at signs above all
     (tmp_path / "b" / ADAPTER).unlink()
@@ -276,8 +304,7 @@ def test_all_options_train_something_else(train, dataset):
         ("--lora_dropout", 0.5), ("--lr_scheduler", "linear"), ("--scale_lr",), ("--lora_alpha", 1), ("--train_text_encoder",),
         ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 2), ("--adam_beta1", 0.5), ("--adam_beta2", 0.5),
         ("--adam_weight_decay", 30), ("--adam_epsilon", 1.0), ("--max_grad_norm", 1e-9), ("--num_train_epochs", 2),
-        ("--validation_split", 0.3), ("--mixed_precision", "bf16"), ("--resolution", 32), ("--seed", 1),
-        ("--train_text_encoder", "--text_encoder_lr", 1e-5),
+        ("--validation_split", 0.3), ("--mixed_precision", "bf16"), ("--resolution", 64), ("--seed", 1),
     ]):  # fmt: skip
         other = train(str(k), "--max_train_steps", 3, *options)
         assert relative(other[path].up, plain[path].up) > 0.01, options  # far more than rounding
@@ -288,10 +315,10 @@ def test_pictures_train_in_their_own_shapes(train, dataset, capsys):
     for i in range(3):
         noise_image(140, 70, i).save(dataset / f"{i}.png")
     assert train("a", "--enable_bucket", "--dry_run") == {}
-    assert "in sizes 96x32 (3), 64x64 (3)" in capsys.readouterr().out
+    assert "in sizes 48x16 (3), 32x32 (3)" in capsys.readouterr().out
     assert train("a", "--enable_bucket", "--max_train_steps", 2)
-    with pytest.raises(lida.InputError, match="--enable_bucket: needs a --resolution of at least 32, not 24"):
-        train("b", "--enable_bucket", "--resolution", 24)
+    with pytest.raises(lida.InputError, match="--enable_bucket: needs a --resolution of at least 16, not 8"):
+        train("b", "--enable_bucket", "--resolution", 8)
 
 
 def test_training_reads_other_columns_and_balances_by_one(train, dataset, tmp_path):
@@ -334,9 +361,10 @@ def test_an_output_folder_may_have_any_name(train, tmp_path):
     assert (tmp_path / "age.safetensors" / ADAPTER).is_file()
 
 
-def test_what_a_run_shows(train, tmp_path):
+def test_what_a_run_shows(train, tmp_path, monkeypatch):
     options = ("--validation_split", 0.3, "--validation_prompt", "a man", "--validation_steps", 2, "--num_validation_images", 2)
     options += ("--mixed_precision", "bf16", "--lora_dropout", 0.1, "--train_text_encoder")  # paints without autocast
+    monkeypatch.setattr("lida.training.monitor.draw_losses", draw_losses)
     train("a", *options, "--report_to", "tensorboard", "--max_train_steps", 5)
     rows = metrics(tmp_path / "a")
     assert [row["step"] for row in rows] == [1, 2, 2, 3, 4, 4, 5, 5]
@@ -361,7 +389,7 @@ def test_the_validation_loss_changes_with_the_adapter_alone(train, tmp_path):
 def test_a_dry_run_checks_and_plans_and_writes_nothing(train, tmp_path, capsys):
     assert train("a", "--dry_run", "--random_flip", "--validation_prompt", "a man") == {}
     out = capsys.readouterr().out
-    lines = ("pictures: 6, in sizes 64x64 (6)", "steps: 4 of 2 pictures, 1.3 epochs", "trained: ", "time: ", "memory: ", "disk: ")
+    lines = ("pictures: 6, in sizes 32x32 (6)", "steps: 4 of 2 pictures, 1.3 epochs", "trained: ", "time: ", "memory: ", "disk: ")
     assert all(line in out for line in lines) and not list((tmp_path / "a").iterdir())
 
 
@@ -498,9 +526,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_adapter(launch, tmp_path):
 
 
 def test_a_full_disk_costs_no_checkpoint(launch, tmp_path):
-    """Files may grow to 100 kB at first: checkpoints of rank 4 do not fit, and nothing half-written stays."""
+    """Files may grow to 30 kB at first: checkpoints of rank 4 do not fit, and nothing half-written stays."""
     options = ("--checkpointing_steps", 2, "--resume_from_checkpoint", "latest")
-    full = launch("a", *options, largest_file=100_000)
+    full = launch("a", *options, largest_file=30_000)
     assert full.wait() == 2
     last = full.log.read_text().strip().splitlines()[-1]
     assert "checkpoint-2: cannot be written" in last and "free space, and resume from latest" in last
@@ -570,10 +598,10 @@ def test_a_run_whose_loss_is_not_finite_saves_nothing(train, tmp_path, monkeypat
     assert not (tmp_path / "a" / ADAPTER).exists() and not (tmp_path / "b" / ADAPTER).exists()
 
 
-@pytest.mark.parametrize("steps", [2, 4])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_an_adapter_that_is_not_finite_is_never_saved(script, tmp_path, steps):
-    """Decayed beyond the largest number: nothing about the gradients is wrong."""
-    code, out, err = script("a", "--adam_weight_decay", 1e38, "--max_train_steps", steps, "--checkpointing_steps", 1)
+    """Decayed beyond the largest number at the first step, whose loss and gradient are finite."""
+    code, out, err = script("a", "--adam_weight_decay", 1e300, "--max_train_steps", steps, "--checkpointing_steps", 1)
     assert code == 2 and not out and "is not finite" in err.strip().splitlines()[-1] and "Traceback" not in err
     assert not list((tmp_path / "a").rglob(ADAPTER))
 
@@ -658,7 +686,7 @@ IDLE = [
 @pytest.mark.parametrize(("options", "message"), IDLE, ids=[message for _, message in IDLE])
 def test_flags_that_do_nothing_are_told(script, options, message):
     code, _, err = script("a", "--dry_run", *options)
-    assert code == 0 and f"warning: {message}" in err or message in err, err
+    assert code == 0 and message in err
 
 
 def test_small_pictures_are_enlarged_with_a_warning_or_refused(script):

@@ -23,8 +23,10 @@ from lida.adapters.adapter import parse_pairs
 from lida.photos.ages import AgeEstimator
 from lida.photos.captions import captioning_of, mixed_caption, with_article
 from lida.data.folder import photographs
-from lida.doors.errors import InputError, output_folder, run
-from lida.photos.pictures import open_photo, seam_report, sheet
+from lida.doors.errors import InputError, run
+from lida.doors.files import output_folder
+from lida.doors.pictures import open_photo
+from lida.photos.squares import seam_report, sheet
 from lida.nn.layers import ATTENTION_BACKENDS, set_attention_backend
 from lida.photos.marking import PAINTED, REPAINTED, file_hash, read_settings, save_marked
 from lida.photos.masks import LATENT_RULES, ZONES, read_mask

@@ -17,8 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.folder import read_aged
-from ..doors.errors import InputError, output_folder, run
-from ..photos.pictures import open_photo
+from ..doors.errors import InputError, run
+from ..doors.files import output_folder
+from ..doors.pictures import open_photo
 from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
 from .measures import Bench, areas, differences, interference, summary
 from .painting import Options, Painter, folder_of, paint_all, units_of

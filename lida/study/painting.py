@@ -14,7 +14,9 @@ from ..adapters.adapter import load_adapter, random_adapter
 from ..adapters.merging import applied_within, parse_rule
 from ..diffusion.samplers import Sampling
 from ..doors.errors import InputError
-from ..photos.pictures import cut, save_image, square_about, written_whole
+from ..doors.files import written_whole
+from ..doors.pictures import save_image
+from ..photos.squares import cut, square_about
 from ..photos.marking import file_hash
 from ..photos.masks import mask_to_latents, mask_to_tensor, shrunk
 from ..aging.stable_diffusion import StableDiffusion

@@ -91,10 +91,10 @@ def as_argv(parser: argparse.ArgumentParser, values: Mapping[str, object]) -> li
 
 def face(text: object) -> int | str:
     """Return the number of a face, from 1, or "all"."""
-    return "all" if text == "all" else integer(1, 1000)(text)
+    return "all" if text == "all" else whole(1, 1000)(text)
 
 
-years = number("an age from 0 to 120", lambda x: 0 <= x <= 120)
+years = checked(float, "an age from 0 to 120", lambda x: 0 <= x <= 120)
 
 
 def named_number(names: Collection[str]) -> Callable[[object], tuple[str, float]]:

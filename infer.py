@@ -43,7 +43,7 @@ from lida.photos.marking import (
 from lida.photos.masks import ZONES, read_masks
 from lida.photos.squares import cut, film, seam_report, sheet, square_about
 
-WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
+WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
 MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
 DEMO = {"photo": [f"{WEIGHTS}/demo/person-a.png"], "mask": f"{WEIGHTS}/demo/person-a-mask.png", "subject": ["sks"]}
 DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=1.0"

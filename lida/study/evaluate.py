@@ -17,13 +17,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.folder import read_aged
-from ..doors.errors import InputError, output_folder, run
-from ..photos.pictures import open_photo
+from ..doors.errors import InputError, run
+from ..doors.files import output_folder
+from ..doors.pictures import open_photo
 from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
 from .measures import Bench, areas, differences, interference, summary
 from .painting import Options, Painter, folder_of, paint_all, units_of
 from .people import KINDS, Person, Sitter, people_of, read_people, seated
-from ..aging.editing import METHODS
+from ..aging.edit import METHODS
 from .report import table_of_pictures, text_table, write_report
 from .settings import Setting, settings_of
 from ..training.state import World

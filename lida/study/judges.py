@@ -12,7 +12,8 @@ from ..photos.ages import AgeEstimator
 from ..data.folder import read_aged
 from ..doors.errors import InputError
 from ..photos.faces import FaceNetworks
-from ..photos.pictures import cut, in_srgb, open_image, square_about
+from ..doors.pictures import in_srgb, open_image
+from ..photos.squares import cut, square_about
 from ..photos.masks import read_mask
 
 SIDE = 224  # pixels of the squares that judges see

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ..adapters.adapter import Adapter, load_adapter
-from ..photos.pictures import open_photo, seam_report
+from ..doors.pictures import open_photo
+from ..photos.squares import seam_report
 from ..adapters.comparison import MEASURES, compare
 from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
 from .people import Sitter

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..data.folder import json_of, photographs
 from ..doors.errors import InputError
-from ..photos.pictures import open_image, open_photo
+from ..doors.pictures import open_image, open_photo
 from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
 from ..photos.masks import read_mask
 

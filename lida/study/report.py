@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..photos.pictures import save_image, written_whole
+from ..doors.files import written_whole
+from ..doors.pictures import save_image
 
 MISSING = "–"
 EXPLAINED = {

@@ -21,7 +21,8 @@ from ..photos.ages import AgeEstimator
 from ..photos.captions import captioning_of, with_article
 from ..data.folder import photographs
 from ..doors.errors import InputError, run
-from ..photos.pictures import open_photo, written_whole
+from ..doors.files import written_whole
+from ..doors.pictures import open_photo
 from ..photos.masks import read_mask
 from ..aging.stable_diffusion import StableDiffusion
 from ..aging.editing import age_to, aging_edit

@@ -8,9 +8,10 @@ The algorithm stands in train(), top to bottom. Several processes train together
 import argparse
 import copy
 import itertools
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import lida
 from lida.adapters.adapter import FILE_NAME, load_adapter
 from lida.adapters.dialects import TEXT
 from lida.aging import StableDiffusion, generate
 from lida.checkpoints.models import load_text_encoder, load_vae
 from lida.data.folder import read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
-from lida.doors.arguments import Parser, integer, non_negative, non_negative_int, number, positive, positive_int, seed
+from lida.doors.arguments import Parser, checked, non_negative, non_negative_int, positive, positive_int, seed
 from lida.doors.errors import OUT_OF_MEMORY, InputError, run
 from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
@@ -34,31 +36,20 @@ from lida.nn import LoRALinear, inject_lora, lora_parameters
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION
 from lida.nn.text import encode_prompts
 from lida.photos.captions import DEFAULT_TEMPLATE, caption
-from lida.training.batches import CLASS, VALIDATION, MicroBatches, hold_out, micro_batches, read_data
-from lida.training.caches import TextCache
-from lida.training.dropout import DropoutLoRALinear, SampleDropout
-from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
-from lida.training.optimizers import LR_SCHEDULERS, lr_schedule, new_optimizer
-from lida.training.processes import Processes
-from lida.training.run import Run, finished, metadata_of, output_of, plan, settings_of
+from lida.training import CLASS, LR_SCHEDULERS, REPORTERS, VALIDATION, DropoutLoRALinear, MicroBatches, Monitor, Processes
+from lida.training import Run, SampleDropout, TextCache, add_to_contact_sheet, finished, lr_schedule, metadata_of
+from lida.training import micro_batches, new_optimizer, output_of, plan, read_data, settings_of
 
-DEFAULT_MODEL = os.path.relpath(Path(__file__).parent / "weights" / "lida-tiny")
+DEFAULT_MODEL = os.path.relpath(Path(lida.__file__).parent / "weights" / "lida-tiny")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NEEDS = {  # flags that do nothing without another
-    "--mask_loss": ("unmasked_weight", "normalize_mask_loss"),
-    "--prior_adapter": ("prior_weight", "prior_subject"),
-    "--class_data_dir": ("class_prompt", "prior_loss_weight"),
-    "--train_text_encoder": ("text_encoder_lr",),
-    "--validation_prompt": ("num_validation_images",),
-}
 
 
 def parse_args() -> argparse.Namespace:
     """Return the flags as a frozen dataclass."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=formatter, allow_abbrev=False)
-    add, fraction = parser.add_argument, number("a number of at least 0 and below 1", lambda x: 0 <= x < 1)
-    rate = number("a learning rate above 0 and up to 1", lambda x: 0 < x <= 1)
+    add, fraction = parser.add_argument, checked(float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
+    rate = checked(float, "a learning rate above 1e-7 and up to 1", lambda x: 1e-7 < x <= 1)  # polynomial ends at 1e-7
     # Model and data
     add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder, .safetensors file or hub id")
     add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')
@@ -103,7 +94,7 @@ def parse_args() -> argparse.Namespace:
     add("--scale_lr", action="store_true", help="multiply the learning rates by the number of pictures in a step")
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="how the learning rate changes")
     add("--lr_warmup_steps", type=non_negative_int, default=0, help="steps to rise to the full learning rate")
-    add("--lr_num_cycles", type=integer(1, 1000), default=1, help="cycles of cosine_with_restarts")
+    add("--lr_num_cycles", type=positive_int, default=1, help="cycles of cosine_with_restarts")
     add("--lr_power", type=positive, default=1.0, help="power of polynomial")
     add("--adam_beta1", type=fraction, default=0.9, help="decay of the first moment")
     add("--adam_beta2", type=fraction, default=0.999, help="decay of the second moment")
@@ -118,8 +109,7 @@ def parse_args() -> argparse.Namespace:
     add("--cache_dir", help="do so, and keep the latents in this folder, which runs may share")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice rather than keep them")
     add("--attention", choices=ATTENTION, help="kernel; the fastest one that is there, if not given")
-    as_xformers = {"dest": "attention", "action": "store_const", "const": "xformers", "default": argparse.SUPPRESS}
-    add("--enable_xformers_memory_efficient_attention", **as_xformers, help="the same as --attention xformers")
+    add("--enable_xformers_memory_efficient_attention", dest="attention", action="store_const", const="xformers")
     add("--allow_tf32", action="store_true", help="multiply float32 with 10 bits of mantissa, on a CUDA GPU")
     add("--compile", action="store_true", help="compile the UNet by torch.compile")
     add("--dataloader_num_workers", type=non_negative_int, default=0, help="processes that read pictures")
@@ -142,7 +132,10 @@ def parse_args() -> argparse.Namespace:
 
 def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> None:
     """Warn of flags that do nothing beside the others, and raise InputError for those that contradict each other."""
-    idle = {flag: f"without {other}" for other, flags in NEEDS.items() for flag in flags if not getattr(args, other[2:])}
+    needs = {"mask_loss": ("unmasked_weight", "normalize_mask_loss"), "prior_adapter": ("prior_weight", "prior_subject")}
+    needs |= {"class_data_dir": ("class_prompt", "prior_loss_weight"), "train_text_encoder": ("text_encoder_lr",)}
+    needs |= {"validation_prompt": ("num_validation_images",)}
+    idle = {flag: f"without --{other}" for other, flags in needs.items() for flag in flags if not getattr(args, other)}
     idle |= {"lr_num_cycles": "without cosine_with_restarts"} if args.lr_scheduler != "cosine_with_restarts" else {}
     idle |= {"lr_power": "without polynomial"} if args.lr_scheduler != "polynomial" else {}
     idle |= {"lr_warmup_steps": "with constant; give constant_with_warmup"} if args.lr_scheduler == "constant" else {}
@@ -158,8 +151,8 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
     if args.mixed_precision == "fp16" and args.device == "cpu":
         raise InputError("--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too")
     if args.attention == "xformers" and not args.device.startswith("cuda"):
-        raise InputError(f"--attention xformers: needs a CUDA GPU, not {args.device}; leave it out")
-    if args.compile and args.device == "cpu" and compiler() is None:
+        raise InputError(f"--attention xformers: needs a CUDA GPU, and the device is {args.device}; leave it out")
+    if args.compile and args.device == "cpu" and not compiler():
         raise InputError("--compile: needs a C++ compiler on the CPU, and finds none; install g++, or leave it out")
 
 
@@ -231,6 +224,8 @@ class Objective:
     texts: TextCache | None = None
 
     def __post_init__(self):
+        kind, precision = torch.device(self.args.device).type, self.args.mixed_precision
+        self.autocast = torch.autocast(kind, DTYPES[precision], enabled=precision != "no")
         self.unet = compiled(self.sd.unet) if self.args.compile else self.sd.unet
 
     def __call__(self, batch: dict, class_batch: dict | None = None) -> Iterator[Tensor]:
@@ -242,20 +237,6 @@ class Objective:
         if self.teacher is not None:  # at all ages, what the base does with the Age-LoRA (Qi et al. 2025)
             captions = [self.ages[int(seed) % len(self.ages)] for seed in batch["seed"]]
             yield self.args.prior_weight * self.loss({**batch, "caption": captions}, self.teacher)
-
-    def encode_once(self, captions: Iterable[str]) -> None:
-        """Encode the captions, unless the text encoder trains, and drop the networks that are not needed any more."""
-        sd, args = self.sd, self.args
-        if not args.train_text_encoder:
-            self.texts = TextCache(sd.text_encoder, captions)
-        if args.validation_prompt is None:
-            for network in [sd.text_encoder] * (not args.train_text_encoder) + [sd.vae.decoder] * args.cache_latents:
-                network.to("meta")
-
-    def autocast(self) -> torch.autocast:
-        """Return the context in which networks compute in --mixed_precision."""
-        kind, precision = torch.device(self.args.device).type, self.args.mixed_precision
-        return torch.autocast(kind, DTYPES[precision], enabled=precision != "no")
 
     @torch.no_grad()
     def with_latents(self, batch: dict) -> dict:
@@ -272,7 +253,7 @@ class Objective:
         self.dropout.seeds = batch["seed"].tolist()
         drawn = {name: batch[name] for name in ("noise", "timesteps")}
         options = {"snr_gamma": args.snr_gamma, "pixel_weights": weights, "teacher": teacher}
-        with self.autocast():
+        with self.autocast:
             captions = batch["caption"]
             hidden = self.texts(captions) if self.texts else encode_prompts(self.sd.text_encoder, captions)
             hidden = hidden.to(args.device, DTYPES[args.mixed_precision])  # (B, 77, C)
@@ -292,7 +273,7 @@ def validate(objective: Objective, layers: dict, held_out: MicroBatches | None, 
     if args.validation_prompt is not None:
         sampling = Sampling(num_inference_steps=25, guidance_scale=3.0)
         options = {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
-        with objective.autocast():
+        with objective.autocast:
             latents = generate(sd, args.validation_prompt, sampling, output_type="latent", **options)
         add_to_contact_sheet(Path(args.output_dir), step, to_images(sd.vae.decode(latents)))
     for layer in layers.values():
@@ -303,8 +284,7 @@ def train(args: argparse.Namespace) -> Path | None:
     """Train an adapter by these flags; return its file, or None after a dry run."""
     processes = Processes.join(args.device)
     sd, args = load_model(args, processes)
-    examples, captioning = read_data(args)
-    examples, others = hold_out(examples, args.validation_split, args.seed)
+    examples, others, captioning = read_data(args)
     held_out = micro_batches(others, sd, args, Processes(), VALIDATION) if others else None
     data = [micro_batches(examples, sd, args, processes)]
     if args.class_data_dir:
@@ -328,9 +308,10 @@ def train(args: argparse.Namespace) -> Path | None:
         about, look = metadata_of(args, examples, captioning, sd.base), partial(validate, objective, layers, held_out, monitor)
         run = Run(args, settings, about, layers, parts, monitor, look, processes.first)
         first = run.resume()
-        last = min(first + 2, args.max_train_steps) if args.dry_run else args.max_train_steps
-        drawn = [micro.captions(first, last) for micro in data] + [{example.text for example in others}]
-        objective.encode_once({"", *objective.ages}.union(*drawn))
+        last = min(first + 2 if args.dry_run else math.inf, args.max_train_steps)
+        if not args.train_text_encoder:
+            drawn = [micro.captions(first, last) for micro in data] + [{example.text for example in others}]
+            objective.texts = TextCache(sd.text_encoder, {"", *objective.ages}.union(*drawn), args.validation_prompt is None)
         if args.dry_run:
             print(plan(args, objective, data[0], parameters, range(first, last)))
             return None
@@ -357,11 +338,11 @@ def train(args: argparse.Namespace) -> Path | None:
 
 
 def main() -> None:
-    args = parse_args()
+    """Run the script; say what helps where memory runs out."""
     try:
-        path = train(args)
+        path = train(parse_args())
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         cures = "--cache_latents, --mixed_precision bf16, --gradient_checkpointing, a smaller --train_batch_size with more "
         cures += "--gradient_accumulation_steps, a smaller --resolution, --rank or --targets, in this order"

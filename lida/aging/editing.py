@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from ..photos.captions import captioning_of, mixed_caption
+from ..photos.captions import captioning_of
 from ..diffusion.schedule import randn_like
 from ..photos.pictures import (
     Box,
@@ -114,7 +114,6 @@ def prepare(
     method: str = "inpaint",
     source_prompt: str = "",
     context: float = 1.5,
-    mask_rule: str = "any",
     generator: Generator | None = None,
 ) -> Scene:
     """Cut the square about the mask, encode it, and lead it up to the noise; arguments are age_face's."""
@@ -130,7 +129,7 @@ def prepare(
     else:
         encoded = sd.vae.encode(pixel_values, generator, sample=method == "inpaint").to(sd.dtype)
         init_latents = encoded.repeat(count, 1, 1, 1)
-    latent_mask = mask_to_latents(pixel_mask, (side, side), mask_rule).to(init_latents)
+    latent_mask = mask_to_latents(pixel_mask, (side, side)).to(init_latents)
     noise = randn_like(init_latents, generator) if method == "inpaint" else None
     known = sd.known(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
     path = step_noise = None
@@ -232,7 +231,6 @@ def age_face(
     method: str = "inpaint",
     source_prompt: str = "",
     context: float = 1.5,
-    mask_rule: str = "any",
     scheduler: str = "ddim",
     eta: float = 0.0,
     match_colour: bool = True,
@@ -257,7 +255,7 @@ def age_face(
     """
     scene = prepare(
         sd, image, mask, strength=strength, num_inference_steps=num_inference_steps, method=method, context=context,
-        num_images_per_prompt=num_images_per_prompt, source_prompt=source_prompt, mask_rule=mask_rule, generator=generator,
+        num_images_per_prompt=num_images_per_prompt, source_prompt=source_prompt, generator=generator,
     )  # fmt: skip
     return repaint(
         sd, scene, prompt, negative_prompt=negative_prompt, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
@@ -290,14 +288,14 @@ def age_to(
     years between. `options` are repaint's. Raises what age_face raises.
     """
     neutral = f"a portrait photo of {subject}"
-    template, span = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items() if name in sd.weights})
+    captioning = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items() if name in sd.weights})
     strengths = [strength or strength_between(age, current) for age in ages]
     scene = prepare(
         sd, image, mask, strength=max(strengths), num_inference_steps=num_inference_steps, method=method,
         source_prompt=neutral, context=context, generator=generator,
     )  # fmt: skip
     return repaint(
-        sd, scene, [mixed_caption(template, subject, min(max(round(age), 0), 99), span) for age in ages],
+        sd, scene, [captioning.prompt(subject, min(max(round(age), 0), 99)) for age in ages],
         negative_prompt=neutral if negative_prompt is None else negative_prompt,
         levels=[s / max(strengths) for s in strengths],
         detail=[detail(age, current) if callable(detail) else detail for age in ages],

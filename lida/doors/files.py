@@ -9,7 +9,7 @@ import socket
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -144,3 +144,17 @@ def regular_file(path: str | Path, what: str = "file") -> Path:
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}; give a {what}")
     return Path(path)
+
+
+def free_folder(folder: Path, names: Collection[str], overwrite: bool = False) -> Path:
+    """Return the folder, or the first numbered one in it that has no files of these names (without endings).
+
+    Raises InputError for a name that is too long for a file.
+    """
+    if any(len(os.fsencode(name)) > 240 for name in names):
+        raise InputError(f"{max(names, key=len)[:60]}...: the name is too long for a file; rename the photograph")
+    chosen, number = folder, 1
+    while not overwrite and chosen.is_dir() and {path.stem for path in chosen.iterdir()} & set(names):
+        number += 1
+        chosen = folder / f"{number}"
+    return output_folder(chosen)

@@ -13,7 +13,6 @@ from ..doors.errors import InputError
 from ..doors.pictures import open_image
 from .faces import Face, FaceNetworks
 
-LATENT_RULES = ("any", "corner")
 # Places in a face, by their middle and half their size, across and down it, in halves of the face from its middle
 ZONES = {"eyes": ((0.0, -0.27), (0.85, 0.16)), "mouth": ((0.0, 0.38), (0.5, 0.17)), "hairline": ((0.0, -0.85), (1.0, 0.3))}
 BLACK = 8  # of 255: values below it are the ringing of JPEG, and count as 0
@@ -51,24 +50,33 @@ def mask_from_box(text: str, size: tuple[int, int]) -> Image.Image:
     return mask
 
 
-def read_mask(
+def read_masks(
     mask: str,
     image: Image.Image,
     face_models: str | Path | None = None,
-    number: int | None = None,
+    face: int | str | None = None,
     growth: float = 0.0,
     feather: float = 0.0,
     zones: Mapping[str, float] | None = None,
-) -> Image.Image:
-    """What the user gave as a mask of the photograph: "auto" finds the face, else a picture's path or a box x0,y0,x1,y1."""
+) -> list[Image.Image]:
+    """Return the masks of a photograph: "auto" finds the face of that number, the only one, or "all"; else one mask.
+
+    `mask` is "auto", a picture's path, or a box x0,y0,x1,y1.
+    """
     if mask != "auto":
-        return open_mask(mask, image.size) if Path(mask).is_file() else mask_from_box(mask, image.size)
+        return [open_mask(mask, image.size) if Path(mask).exists() else mask_from_box(mask, image.size)]
     try:
         networks = FaceNetworks(face_models)
     except InputError as error:
         raise InputError(f"{error}; or give --mask a picture or a box x0,y0,x1,y1") from None
-    landmarks = choose_face(networks.find(image), number).landmarks
-    return mask_from_landmarks(landmarks, image.size, growth, feather, zones)
+    found = networks.find(image)
+    faces = found if face == "all" and found else [choose_face(found, None if face == "all" else face)]
+    return [mask_from_landmarks(face.landmarks, image.size, growth, feather, zones) for face in faces]
+
+
+def read_mask(mask: str, image: Image.Image, face_models: str | Path | None = None) -> Image.Image:
+    """Return the one mask of a photograph, as read_masks does."""
+    return read_masks(mask, image, face_models)[0]
 
 
 def choose_face(faces: list[Face], number: int | None) -> Face:
@@ -171,14 +179,6 @@ def mask_to_tensor(mask: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)[None, None]
 
 
-def mask_to_latents(mask: Tensor, size: tuple[int, int], rule: str = "any") -> Tensor:
-    """A pixel mask (B, 1, H, W) at the latents' size (B, 1, h, w), by one of LATENT_RULES.
-
-    any: a cell is as white as the whitest of its pixels. corner: it is white where its first pixel is at least half white,
-    as diffusers has it; that loses small masks, which the maximum never does.
-    """
-    if rule not in LATENT_RULES:
-        raise ValueError(f"mask rule {rule!r} is not one of {', '.join(LATENT_RULES)}")
-    if rule == "corner":
-        return F.interpolate((mask >= 0.5).to(mask.dtype), size=size)
+def mask_to_latents(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a pixel mask (B, 1, H, W) to the latents' size (B, 1, h, w): a cell is as white as the whitest of its pixels."""
     return F.adaptive_max_pool2d(mask, size)

@@ -7,245 +7,238 @@ The algorithm stands in train(), top to bottom. Several processes train together
 
 import argparse
 import copy
-import json
-import math
 import os
-import signal
-import sys
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, make_dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import lida
-from lida.adapters.adapter import FILE_NAME, Adapter, load_adapter, save_adapter
-from lida.kernels.amx import compiler, has_amx, require_amx
-from lida.photos.captions import DEFAULT_TEMPLATE, caption
-from lida.checkpoints.models import load_text_encoder, load_vae
-from lida.data.folder import Example, data_fingerprint, read_captioning, read_examples
+from lida.adapters.adapter import FILE_NAME, load_adapter
 from lida.adapters.dialects import TEXT
-from lida.diffusion.schedule import mask_weights, noise_prediction_loss
-from lida.doors.errors import InputError, output_folder, run
-from lida.nn.layers import ATTENTION_BACKENDS, set_attention_backend
-from lida.training.batches import Chances, Order, Passes, Posteriors, Samples, Texts, leaves_room, require_masks, sizes_of
-from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
-from lida.aging.stable_diffusion import StableDiffusion
-from lida.training.monitor import Monitor, add_to_contact_sheet, warn_of_data
 from lida.aging.editing import generate
-from lida.training.runs import PLACES, SAID, SETTINGS, checkpoint_of, finished, plan, settings_of, split
+from lida.aging.stable_diffusion import StableDiffusion
+from lida.checkpoints.models import load_text_encoder, load_vae
+from lida.data.folder import Example, read_captioning, read_examples
+from lida.diffusion.schedule import mask_weights, noise_prediction_loss
+from lida.doors.arguments import integer, non_negative, non_negative_int, number, positive, positive_int, seed
+from lida.doors.errors import OUT_OF_MEMORY, InputError, run
+from lida.kernels.amx import compiler, has_amx
+from lida.nn.layers import ATTENTION_BACKENDS, set_attention_backend
+from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
 from lida.nn.text import encode_prompts
-from lida.training.state import (
-    LR_SCHEDULERS,
-    STATE,
-    Interruption,
-    World,
-    load_state,
-    lr_factor,
-    optimizer_of,
-    out_of_memory,
-    write_checkpoint,
-)
+from lida.photos.captions import DEFAULT_TEMPLATE, caption
+from lida.training.batches import Augmentation, BatchSampler, MicroBatches, Samples, hold_out, sizes_of
+from lida.training.caches import LatentCache, TextCache
+from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
+from lida.training.optimizers import LR_SCHEDULERS, lr_schedule, new_optimizer
+from lida.training.processes import Processes, noted_signals
+from lida.training.run import Run, finished, metadata_of, output_of, plan, settings_of, warn_of_data
 
-CLASS, VALIDATION = 1, 2  # streams of chance, besides 0, the training pictures
+TRAINING, CLASS, VALIDATION = 0, 1, 2  # streams of random numbers
 DEFAULT_MODEL = os.path.relpath(Path(__file__).parent / "weights" / "lida-tiny")
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NEEDS = {  # flags that do nothing without another
+    "--mask_loss": ("unmasked_weight", "normalize_mask_loss"),
+    "--prior_adapter": ("prior_weight", "prior_subject"),
+    "--class_data_dir": ("class_prompt", "prior_loss_weight"),
+    "--train_text_encoder": ("text_encoder_lr",),
+    "--validation_prompt": ("num_validation_images",),
+}
 
 
 def parse_args() -> argparse.Namespace:
+    """Return the flags as a frozen dataclass."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=formatter)
-    add = parser.add_argument
-    # What is trained on what
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=formatter, allow_abbrev=False)
+    add, fraction = parser.add_argument, number("a number of at least 0 and below 1", lambda x: 0 <= x < 1)
+    rate = number("a learning rate above 0 and up to 1", lambda x: 0 < x <= 1)
+    # Model and data
     add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder, .safetensors file or hub id")
     add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')
-    add("--image_column", default="image", help="which column names the pictures; image is the one called file_name")
-    add("--caption_column", default="text", help="which column has the captions")
-    add("--balance_column", default=None, help="draw pictures so that each value of this column is seen equally often")
-    add("--output_dir", required=True, help=f"gets {FILE_NAME} and its settings as .json, checkpoints and metrics")
-    add("--resolution", type=int, default=None, help="side of the training squares in pixels; the model's own if not given")
-    add("--center_crop", action="store_true", help="cut the middle of a picture that is longer, not at random")
+    add("--image_column", default="image", help="column with the pictures' paths; image stands for file_name")
+    add("--caption_column", default="text", help="column with the captions")
+    add("--balance_column", help="draw pictures so that each value of this column is seen equally often")
+    add("--output_dir", required=True, help=f"gets {FILE_NAME}, its settings as .json, checkpoints and metrics")
+    add("--overwrite_output_dir", action="store_true", help="start anew where an earlier run has written")
+    add("--resolution", type=positive_int, help="side of the training squares in pixels; the model's own if not given")
+    add("--center_crop", action="store_true", help="cut longer pictures in the middle, not at random")
     add("--random_flip", action="store_true", help="mirror half of the pictures")
-    add("--enable_bucket", action="store_true", help="sizes of the pictures' own shapes, with about the area of --resolution")
-    add("--min_bucket_reso", type=int, default=None, help="least side of these; half of --resolution if not given")
-    add("--max_bucket_reso", type=int, default=None, help="largest side; twice --resolution if not given")
-    add("--bucket_reso_steps", type=int, default=None, help="sides are multiples of it; what the UNet divides by if not given")
+    add("--enable_bucket", action="store_true", help="train on pictures in about their own shapes, not on squares")
     # The adapter
-    add("--rank", type=int, default=8, help="rank of the low-rank matrices")
-    add("--lora_alpha", "--alpha", type=float, default=None, help="the change is scaled by alpha / rank; the rank if not given")
-    add("--lora_dropout", type=float, default=0.0, help="share of an adapted layer's input that the adapter does not see")
+    add("--rank", type=positive_int, default=8, help="rank of the low-rank matrices")
+    add("--lora_alpha", "--alpha", type=positive, help="the change is scaled by alpha / rank; the rank if not given")
+    add("--lora_dropout", type=fraction, default=0.0, help="share of a layer's inputs that are hidden from the adapter")
     add("--targets", nargs="+", default=list(CROSS_ATTENTION), help="linear layers to adapt, by the end of their path")
     add("--train_text_encoder", action="store_true", help="adapt the text encoder's attention too")
-    # What the file says of itself
-    add("--role", choices=("age", "identity", "other"), default=None, help="age where the captions tell ages, if not given")
-    add("--consent", default=None, help="who agreed to what, in your words")
-    add("--licence", default=None, help="of the adapter")
+    add("--role", choices=("age", "identity", "other"), help="purpose, written into the file; read off the data if not given")
+    add("--consent", help="who agreed to what, in your words, written into the file")
+    add("--licence", help="of the adapter, written into the file")
     # The objective
-    add("--snr_gamma", type=float, default=None, help="weigh the steps by min(snr, gamma) / snr; all alike if not given")
-    add("--noise_offset", type=float, default=0.0, help="noise that is the same all over a picture, beside the usual")
-    add("--caption_dropout", type=float, default=0.0, help="share of the captions that are left empty")
+    add("--snr_gamma", type=positive, help="weigh timesteps by min(snr, gamma) / snr; all alike if not given")
+    add("--noise_offset", type=non_negative, default=0.0, help="deviation of a constant added to each channel's noise")
+    add("--caption_dropout", type=fraction, default=0.0, help="share of the captions that are replaced by an empty one")
     add("--mask_loss", action="store_true", help="weigh the loss by masks/<stem>.png")
-    add("--unmasked_weight", type=float, default=0.0, help="what counts outside of the mask, for --mask_loss")
-    add("--normalize_mask_loss", action="store_true", help="let pictures count alike, however large their masks are")
-    add(
-        "--prior_adapter",
-        default=None,
-        help="an Age-LoRA: with prompts of all ages, hold the model to what the base does with it",
-    )
-    add("--prior_weight", type=float, default=1.0, help="of that part of the loss")
-    add("--prior_subject", default="a person", help="whom those prompts are about")
-    add("--class_data_dir", default=None, help="folder of other pictures to go on painting, as --train_data_dir (DreamBooth)")
-    add("--class_prompt", default=None, help="their caption, where the folder has none")
-    add("--prior_loss_weight", type=float, default=1.0, help="of their part of the loss")
+    add("--unmasked_weight", type=non_negative, default=0.0, help="weight of the loss where the mask is black")
+    add("--normalize_mask_loss", action="store_true", help="give pictures equal weight, whatever their masks' sizes")
+    add("--prior_adapter", help="an Age-LoRA: at prompts of all ages, keep to what the base model does with it")
+    add("--prior_weight", type=non_negative, default=1.0, help="weight of that part of the loss")
+    add("--prior_subject", default="a person", help="subject of those prompts")
+    add("--class_data_dir", help="folder of other pictures, as --train_data_dir, for prior preservation (DreamBooth)")
+    add("--class_prompt", help="their caption, if the folder has none")
+    add("--prior_loss_weight", type=non_negative, default=1.0, help="weight of their part of the loss")
     # The optimisation
-    add("--train_batch_size", type=int, default=16, help="pictures a forward pass, of each process")
-    add("--gradient_accumulation_steps", type=int, default=1, help="forward passes a step")
-    add("--max_train_steps", type=int, default=1000, help="optimiser steps")
-    add("--num_train_epochs", type=int, default=None, help="times that every picture is seen, instead of --max_train_steps")
-    add("--learning_rate", type=float, default=1e-4, help="AdamW's")
-    add("--text_encoder_lr", type=float, default=None, help="the text encoder's; --learning_rate if not given")
-    add("--scale_lr", action="store_true", help="times the pictures of a step")
+    add("--train_batch_size", type=positive_int, default=16, help="pictures in a forward pass of each process")
+    add("--gradient_accumulation_steps", type=positive_int, default=1, help="forward passes in a step")
+    add("--max_train_steps", type=positive_int, default=1000, help="optimiser steps")
+    add("--num_train_epochs", type=positive_int, help="passes over all pictures, in place of --max_train_steps")
+    add("--learning_rate", type=rate, default=1e-4, help="AdamW's learning rate")
+    add("--text_encoder_lr", type=rate, help="the text encoder's; --learning_rate if not given")
+    add("--scale_lr", action="store_true", help="multiply the learning rates by the number of pictures in a step")
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="how the learning rate changes")
-    add("--lr_warmup_steps", type=int, default=0, help="steps up to the full learning rate; constant has none")
-    add("--lr_num_cycles", type=int, default=1, help="of cosine_with_restarts")
-    add("--lr_power", type=float, default=1.0, help="of polynomial")
-    add("--adam_beta1", type=float, default=0.9, help="decay of the first moment")
-    add("--adam_beta2", type=float, default=0.999, help="decay of the second")
-    add("--adam_weight_decay", type=float, default=1e-2, help="decay of the weights")
-    add("--adam_epsilon", type=float, default=1e-8, help="beside the second moment's root")
-    add("--use_8bit_adam", action="store_true", help="moments in 8 bits, by bitsandbytes, on a GPU")
-    add("--max_grad_norm", type=float, default=1.0, help="longer gradients are cut to it")
-    add("--max_skipped_steps", type=int, default=10, help="so many steps in a row without a finite loss end the run")
-    add("--seed", type=int, default=0, help="of the adapter's start, the order, the noise and the timesteps")
+    add("--lr_warmup_steps", type=non_negative_int, default=0, help="steps to rise to the full learning rate")
+    add("--lr_num_cycles", type=integer(1, 1000), default=1, help="cycles of cosine_with_restarts")
+    add("--lr_power", type=positive, default=1.0, help="power of polynomial")
+    add("--adam_beta1", type=fraction, default=0.9, help="decay of the first moment")
+    add("--adam_beta2", type=fraction, default=0.999, help="decay of the second moment")
+    add("--adam_weight_decay", type=non_negative, default=1e-2, help="decay of the weights")
+    add("--adam_epsilon", type=positive, default=1e-8, help="added to the second moment's root")
+    add("--use_8bit_adam", action="store_true", help="8-bit moments by bitsandbytes, on a CUDA GPU")
+    add("--max_grad_norm", type=positive, default=1.0, help="longer gradients are scaled to this norm")
+    add("--seed", type=seed, default=0, help="of the adapter's first weights, the order, the noise and the timesteps")
     # Speed and memory
-    add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="the passes; adapter and loss stay in float32")
-    add("--cache_latents", action="store_true", help="encode each picture once, before the first step, in float32, and keep it")
-    add("--cache_dir", default=None, help="keep it in this folder instead, for later runs too")
-    add("--gradient_checkpointing", action="store_true", help="keep less for the way back, and compute it again")
-    add(
-        "--attention",
-        choices=ATTENTION_BACKENDS,
-        default=None,
-        help="its kernel; amx where there is one, or sdpa, if not given",
-    )
+    add("--mixed_precision", choices=tuple(DTYPES), default="no", help="of the networks; adapter and loss stay in float32")
+    add("--cache_latents", action="store_true", help="encode each picture once, in float32, when it is first drawn")
+    add("--cache_dir", help="do so, and keep the latents in this folder, which runs may share")
+    add("--gradient_checkpointing", action="store_true", help="compute activations twice rather than keep them")
+    add("--attention", choices=ATTENTION_BACKENDS, help="kernel; amx where the CPU has it, else sdpa, if not given")
     as_xformers = {"dest": "attention", "action": "store_const", "const": "xformers", "default": argparse.SUPPRESS}
-    add("--enable_xformers_memory_efficient_attention", **as_xformers, help="--attention xformers, on a GPU")
-    add("--allow_tf32", action="store_true", help="float32 products with 10 bits of mantissa, on a GPU")
-    add("--compile", action="store_true", help="the UNet, by torch.compile")
-    add("--dataloader_num_workers", type=int, default=0, help="processes that read pictures")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
-    # Seeing and stopping
-    add("--checkpointing_steps", type=int, default=500, help="write a checkpoint every so many steps")
-    add("--checkpoints_total_limit", type=int, default=None, help="keep only so many of them")
-    add("--resume_from_checkpoint", default=None, help="latest, or a checkpoint's folder: go on from there")
-    add("--validation_split", type=float, default=0.0, help="share of the pictures to measure the loss on, not to train on")
-    add("--validation_prompt", default=None, help="paint it every --validation_steps")
-    add("--num_validation_images", type=int, default=4, help="so many times")
-    add("--validation_steps", type=int, default=200, help="steps between measuring and painting")
-    add("--report_to", default="none", help="tensorboard, beside metrics.jsonl")
-    add("--dry_run", action="store_true", help="check everything, say what it would take, and stop")
+    add("--enable_xformers_memory_efficient_attention", **as_xformers, help="the same as --attention xformers")
+    add("--allow_tf32", action="store_true", help="multiply float32 with 10 bits of mantissa, on a CUDA GPU")
+    add("--compile", action="store_true", help="compile the UNet by torch.compile")
+    add("--dataloader_num_workers", type=non_negative_int, default=0, help="processes that read pictures")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps or xpu")
+    # Watching and stopping
+    add("--checkpointing_steps", type=positive_int, default=500, help="steps between checkpoints")
+    add("--checkpoints_total_limit", type=positive_int, help="keep only so many of the latest")
+    add("--resume_from_checkpoint", help="latest, or a checkpoint's folder, to go on from")
+    add("--validation_split", type=fraction, default=0.0, help="share of the pictures to hold out and measure the loss on")
+    add("--validation_prompt", help="paint this prompt to see what the adapter does")
+    add("--num_validation_images", type=positive_int, default=4, help="pictures to paint each time")
+    add("--validation_steps", type=positive_int, default=200, help="steps between measuring and painting")
+    add("--report_to", choices=REPORTERS, default="none", help="where metrics go besides metrics.jsonl")
+    add("--dry_run", action="store_true", help="check everything, say what the run would take, and stop")
     args = parser.parse_args()
-    check(args)
-    return args
+    args.cache_latents = args.cache_latents or args.cache_dir is not None
+    check_flags(args, parser.get_default)
+    return make_dataclass("Flags", vars(args), frozen=True)(**vars(args))
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise InputError for a value that cannot be meant."""
-    at_least = dict.fromkeys(("rank", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"), 1)
-    at_least |= dict.fromkeys(("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "num_train_epochs"), 1)
-    at_least |= {"lr_warmup_steps": 0, "dataloader_num_workers": 0, "num_validation_images": 1, "max_skipped_steps": 1}
-    for name, least in at_least.items():
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            raise InputError(f"--{name} must be at least {least}, not {getattr(args, name)}")
-    for name in ("learning_rate", "text_encoder_lr", "lora_alpha", "snr_gamma", "max_grad_norm", "adam_epsilon"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name} must be a number above 0, not {value}")
-    shares = ("lora_dropout", "caption_dropout", "adam_beta1", "adam_beta2", "validation_split")
-    for name in (*shares, "noise_offset", "unmasked_weight", "prior_weight", "prior_loss_weight", "adam_weight_decay"):
-        value, most = getattr(args, name), 1.0 if name in shares else math.inf
-        if not 0 <= value < most:
-            raise InputError(f"--{name} must be at least 0 and below {most:g}, not {value}")
-    if not 0 <= args.seed < 2**63:
-        raise InputError(f"--seed must lie between 0 and 2^63 - 1, not {args.seed}")
-    if args.mixed_precision == "fp16" and not args.device.startswith("cuda"):
-        raise InputError(f"--mixed_precision fp16: needs a CUDA GPU, and the device is {args.device}; bf16 works there too")
+def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> None:
+    """Warn of flags that do nothing beside the others, and raise InputError for those that contradict each other."""
+    idle = {flag: f"without {other}" for other, flags in NEEDS.items() for flag in flags if not getattr(args, other[2:])}
+    idle |= {"lr_num_cycles": "without cosine_with_restarts"} if args.lr_scheduler != "cosine_with_restarts" else {}
+    idle |= {"lr_power": "without polynomial"} if args.lr_scheduler != "polynomial" else {}
+    idle |= {"lr_warmup_steps": "with constant; give constant_with_warmup"} if args.lr_scheduler == "constant" else {}
+    idle |= {"max_train_steps": "beside --num_train_epochs"} if args.num_train_epochs else {}
+    idle |= {"dataloader_num_workers": "beside cached latents"} if args.cache_latents else {}
+    for flag, why in idle.items():
+        if getattr(args, flag) != default(flag):
+            warnings.warn(f"--{flag} {getattr(args, flag)}: does nothing {why}")
+    if args.overwrite_output_dir and args.resume_from_checkpoint:
+        raise InputError("--overwrite_output_dir starts anew, and --resume_from_checkpoint goes on; give one of them")
+    if args.cache_latents and not args.center_crop:
+        raise InputError("--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop")
+    if args.mixed_precision == "fp16" and args.device == "cpu":
+        raise InputError("--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too")
     if args.attention == "xformers" and not args.device.startswith("cuda"):
-        flag = "--enable_xformers_memory_efficient_attention (--attention xformers)"
-        raise InputError(f"{flag}: needs a CUDA GPU, not {args.device}; leave it out")
-    if args.attention == "amx":
-        require_amx(dtype_of(args), torch.device(args.device))
-    if args.compile and not args.device.startswith("cuda") and compiler() is None:
-        raise InputError("--compile: wants a C++ compiler on the CPU, and finds none; install g++, or leave it out")
+        raise InputError(f"--attention xformers: needs a CUDA GPU, not {args.device}; leave it out")
+    if args.compile and args.device == "cpu" and compiler() is None:
+        raise InputError("--compile: needs a C++ compiler on the CPU, and finds none; install g++, or leave it out")
 
 
-def read_data(args: argparse.Namespace) -> tuple[list[Example], dict]:
-    """The examples, all of them checked, and what is known of their captions."""
-    smallest = max(8, args.resolution // 4)
-    examples = read_examples(args.train_data_dir, args.image_column, args.caption_column, smallest)
+def load_model(args: argparse.Namespace, processes: Processes) -> tuple[StableDiffusion, argparse.Namespace]:
+    """Load the model, frozen; return it and the flags with the device, attention and resolution that are used."""
+    source, device, dtype = args.pretrained_model_name_or_path, processes.device(args.device), DTYPES[args.mixed_precision]
+    sd = StableDiffusion.load(source, dtype, device)
+    if args.mixed_precision != "no":  # what runs once runs in float32
+        sd.text_encoder = load_text_encoder(source, device=device)
+        if args.cache_latents and sd.vae.dtype != torch.float32:
+            sd.vae = load_vae(source, device=device)
+    if sd.unet.inpaints:
+        raise InputError(f"{source}: is an inpainting model; train on the plain one, adapters fit both")
+    attention = args.attention or ("amx" if has_amx(dtype, torch.device(device)) else "sdpa")
+    set_attention_backend(sd.unet, attention)
+    sd.unet.set_gradient_checkpointing(args.gradient_checkpointing)
+    for model in (sd.unet, sd.vae):
+        model.to(memory_format=torch.channels_last)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+    resolution = args.resolution or sd.resolution
+    if resolution % sd.vae.factor:
+        raise InputError(f"--resolution {resolution}: must be a multiple of {sd.vae.factor}")
+    return sd, replace(args, device=device, attention=attention, resolution=resolution)
+
+
+def read_data(args: argparse.Namespace, sd: StableDiffusion) -> tuple[list[Example], dict]:
+    """Read and check the training pictures; return them, and how their captions were made."""
+    examples = read_examples(args.train_data_dir, args.image_column, args.caption_column, max(8, args.resolution // 4))
     if args.balance_column and not all(args.balance_column in example.row for example in examples):
         raise InputError(f"--balance_column {args.balance_column}: not every line of {args.train_data_dir} has that column")
-    if args.mask_loss:
-        require_masks(examples)
-    enlarged = sum(min(example.size) < args.resolution for example in examples)
-    if enlarged:
-        warnings.warn(
-            f"{enlarged} of {len(examples)} pictures are smaller than --resolution {args.resolution} and are enlarged"
-        )
-    warn_of_data([example.text for example in examples])
+    missing = [f"{e.path}: has no mask masks/{e.path.stem}.png, which --mask_loss needs" for e in examples if e.mask is None]
+    if args.mask_loss and missing:
+        raise InputError(*missing)
+    small = sum(min(example.size) < args.resolution for example in examples)
+    if small:
+        warnings.warn(f"{small} of {len(examples)} pictures are smaller than --resolution {args.resolution} and are enlarged")
+    warn_of_data(examples, sd.text_encoder)
     return examples, read_captioning(args.train_data_dir)
 
 
-def load_model(args: argparse.Namespace, world: World) -> StableDiffusion:
-    """The model, frozen, on this process's device, its UNet in the precision of the passes."""
-    if args.device == "cuda" and world.size > 1:
-        args.device = f"cuda:{world.local_rank}"
-    sd = StableDiffusion.load(args.pretrained_model_name_or_path, dtype_of(args), args.device)
-    if args.mixed_precision != "no":  # what runs once runs in float32
-        sd.text_encoder = load_text_encoder(args.pretrained_model_name_or_path, device=args.device)
-        if keeps_latents(args) and sd.vae.dtype != torch.float32:  # in float16 it is that already
-            sd.vae = load_vae(args.pretrained_model_name_or_path, device=args.device)
-    if sd.unet.inpaints:
-        where = args.pretrained_model_name_or_path
-        raise InputError(f"{where}: is an inpainting model; train on the plain one, adapters fit both")
-    args.attention = args.attention or ("amx" if has_amx(dtype_of(args), torch.device(args.device)) else "sdpa")
-    set_attention_backend(sd.unet, args.attention)
-    args.resolution = args.resolution or sd.resolution
-    if args.resolution < 1 or args.resolution % sd.vae.factor:
-        raise InputError(f"--resolution {args.resolution}: must be a multiple of {sd.vae.factor}")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
-    for model in (sd.unet, sd.vae):
-        model.to(memory_format=torch.channels_last)
-    sd.unet.set_gradient_checkpointing(args.gradient_checkpointing)
-    return sd
+def micro_batches(
+    examples: list[Example], sd: StableDiffusion, args: argparse.Namespace, processes: Processes, stream: int = TRAINING
+) -> MicroBatches:
+    """Return the batches of these examples; `stream` makes their random numbers differ from other examples'."""
+    factor, T = sd.vae.factor, sd.schedule.config.num_train_timesteps
+    sides = factor * 2 ** (len(sd.unet.config.block_out_channels) - 1)  # the UNet halves latents so often
+    if args.enable_bucket and args.resolution < sides:
+        raise InputError(f"--enable_bucket: needs a --resolution of at least {sides}, not {args.resolution}")
+    sizes = sizes_of(examples, args.resolution, sides if args.enable_bucket else None)
+    drawn = (args.random_flip, not args.center_crop, args.caption_dropout, args.noise_offset) if stream != VALIDATION else ()
+    shape, masked = (sd.unet.config.in_channels, factor), args.mask_loss and stream != CLASS
+    samples = Samples(examples, sizes, Augmentation(T, *drawn), shape, args.seed, stream, masked)
+    batch = args.train_batch_size * args.gradient_accumulation_steps * processes.count
+    balance = [e.row[args.balance_column] for e in examples] if args.balance_column and stream == TRAINING else None
+    sampler = BatchSampler(sizes, batch, args.seed + stream, balance)
+    if args.cache_latents:
+        samples.latents = LatentCache(samples, sd.vae, args.cache_dir)
+    elif args.center_crop and stream == TRAINING and sampler.steps_per_epoch < args.max_train_steps:
+        warnings.warn("each picture is encoded anew whenever it is drawn; --cache_latents does it once")
+    workers = 0 if args.cache_latents else args.dataloader_num_workers
+    return MicroBatches(samples, sampler, args.train_batch_size, processes, workers)
 
 
-def keeps_latents(args: argparse.Namespace) -> bool:
-    """Whether each picture is encoded once."""
-    return args.cache_latents or args.cache_dir is not None
-
-
-def dtype_of(args: argparse.Namespace) -> torch.dtype:
-    """Of the frozen weights, and of the passes."""
-    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.mixed_precision]
-
-
-def teacher_of(sd: StableDiffusion, source: str) -> tuple[nn.Module, dict]:
-    """The UNet with an adapter merged, sharing every weight that this does not change, and what is known of the adapter."""
-    adapter = load_adapter(source, sd)
+def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module | None, list[str]]:
+    """Return the UNet with --prior_adapter merged, which shares the weights that stay, and a caption for each age."""
+    if args.prior_adapter is None:
+        return None, []
+    adapter = load_adapter(args.prior_adapter, sd)
     if any(path.startswith(TEXT) for path in adapter.layers):
-        raise InputError(
-            f"--prior_adapter {source}: changes the text encoder, which the prior does not hold; give one of the UNet"
-        )
+        raise InputError(f"--prior_adapter {args.prior_adapter}: changes the text encoder too; give one of the UNet alone")
     teacher = copy.deepcopy(sd.unet, {id(p): p for p in sd.unet.parameters()})
     for path, layer in adapter.layers.items():
         module = teacher.get_submodule(path)
         module.weight = nn.Parameter(module.weight + layer.delta.to(module.weight), requires_grad=False)
-    return teacher, adapter.metadata
+    template, (low, high) = adapter.metadata.get("template", DEFAULT_TEMPLATE), adapter.metadata.get("ages", (0, 99))
+    return teacher, sorted({caption(template, args.prior_subject, age) for age in range(low, high + 1)})
 
 
 def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDropout) -> dict[str, LoRALinear]:
-    """Put the layers that train into the model, the text encoder's behind `text_encoder.`; they begin by --seed."""
+    """Put the layers that train into the model and return them by path, the text encoder's behind `text_encoder.`."""
     torch.manual_seed(args.seed)
     try:
         layers = inject_lora(sd.unet, args.rank, args.lora_alpha, args.targets)
@@ -262,226 +255,136 @@ def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDr
     return layers
 
 
-def passes_over(
-    examples: list[Example], sd: StableDiffusion, args: argparse.Namespace, world: World, stream: int = 0, chance: bool = True
-) -> Passes:
-    """The batches of these examples; `stream` sets what chance decides apart from other examples'."""
-    step = args.bucket_reso_steps or sd.vae.factor * 2 ** (len(sd.unet.config.block_out_channels) - 1)
-    lowest, highest = args.min_bucket_reso or args.resolution // 2, args.max_bucket_reso or 2 * args.resolution
-    if args.enable_bucket and (step % sd.vae.factor or not step <= lowest <= args.resolution <= highest):
-        sides = f"--min_bucket_reso {lowest}, --resolution {args.resolution}, --max_bucket_reso {highest}"
-        raise InputError(f"{sides} must rise, from --bucket_reso_steps {step} up, which is a multiple of {sd.vae.factor}")
-    sizes = sizes_of(examples, args.resolution, (step, lowest, highest) if args.enable_bucket else None)
-    drawn = (args.random_flip, not args.center_crop, args.caption_dropout, args.noise_offset) if chance else ()
-    chances = Chances(sd.schedule.config.num_train_timesteps, *drawn)
-    shape, masked = (sd.unet.config.in_channels, sd.vae.factor), args.mask_loss and stream != CLASS
-    samples = Samples(examples, sizes, chances, shape, args.seed, stream, masked)
-    stays = not (chances.random_crop and leaves_room(examples, sizes))
-    if keeps_latents(args) and not stays:
-        raise InputError("--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop")
-    balance = [example.row[args.balance_column] for example in examples] if args.balance_column and not stream else None
-    batch = args.train_batch_size * args.gradient_accumulation_steps * world.size
-    order = Order(sizes, batch, args.seed + stream, balance)
-    if stays and not keeps_latents(args) and world.first and not stream and order.steps_per_epoch < args.max_train_steps:
-        warnings.warn("each picture is encoded anew whenever it is seen; --cache_latents does it once")
-    return Passes(samples, order, args.train_batch_size, world.rank, world.size, args.dataloader_num_workers)
-
-
-def keep_what_stays(objective: "Objective", data: list[Passes], args: argparse.Namespace, world: World) -> None:
-    """Compute latents and texts once, where they stay the same, and let go of the networks that made them."""
-    sd = objective.sd
-    if keeps_latents(args):
-        folder = Path(args.cache_dir) if args.cache_dir else None
-        for passes in data:
-            passes.samples.posteriors = Posteriors(
-                passes.samples, sd.vae, args.train_batch_size, folder, world.rank, world.size
-            )
-        world.wait()
-        sd.vae.to("meta")
-    if not args.train_text_encoder:
-        captions = [example.text for passes in data for example in passes.samples.examples]
-        objective.texts = Texts(sd.text_encoder, ["", *captions, *objective.ages])
-        sd.text_encoder.to("meta")
-
-
-def ages_of(metadata: dict, subject: str) -> list[str]:
-    """A caption of each age that an Age-LoRA saw."""
-    low, high = metadata.get("ages", (0, 99))
-    return sorted({caption(metadata.get("template", DEFAULT_TEMPLATE), subject, age) for age in range(low, high + 1)})
-
-
+@dataclass
 class Objective:
-    """The loss of a batch: noise prediction, and what holds the model to what it did before, where that is asked for."""
+    """The terms of the loss: noise prediction, and what keeps the model to what it did before, where that is asked for."""
 
-    def __init__(self, sd: StableDiffusion, args: argparse.Namespace):
-        self.sd, self.args, self.texts = sd, args, None
-        self.unet = torch.compile(sd.unet) if args.compile else sd.unet
-        self.teacher, self.ages = None, []
-        self.dropout = SampleDropout(args.lora_dropout)
+    sd: StableDiffusion
+    args: argparse.Namespace
+    dropout: SampleDropout
+    teacher: nn.Module | None = None
+    ages: tuple[str, ...] = ()  # captions for the teacher
+    texts: TextCache | None = None
 
-    def encode(self, captions: list[str]) -> Tensor:
-        """encoder_hidden_states (B, 77, C)."""
-        hidden = encode_prompts(self.sd.text_encoder, captions) if self.texts is None else self.texts(captions)
-        return hidden.to(self.args.device, dtype_of(self.args))
+    def __post_init__(self):
+        self.unet = torch.compile(self.sd.unet) if self.args.compile else self.sd.unet
 
-    def __call__(self, batch: dict, prior: bool = True) -> Tensor:
-        sd, args = self.sd, self.args
-        batch = {name: value.to(args.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        with torch.no_grad():
-            posterior = batch["posterior"].unbind(1) if "posterior" in batch else sd.vae.posterior(batch["pixel_values"])
-            latents = sd.vae.draw(*(x.float() for x in posterior), batch["posterior_noise"])
-        weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss) if "mask" in batch else None
+    def __call__(self, batch: dict, class_batch: dict | None = None) -> Iterator[Tensor]:
+        """Yield the terms of a micro-batch's loss one by one, so that each can go backward before the next is computed."""
+        batch = self.with_latents(batch)
+        yield self.loss(batch)
+        if class_batch is not None:  # prior preservation (Ruiz et al. 2023, equation 2)
+            yield self.args.prior_loss_weight * self.loss(self.with_latents(class_batch))
+        if self.teacher is not None:  # at all ages, what the base does with the Age-LoRA (Qi et al. 2025)
+            captions = [self.ages[int(seed) % len(self.ages)] for seed in batch["seed"]]
+            yield self.args.prior_weight * self.loss({**batch, "caption": captions}, self.teacher)
+
+    def encode_captions(self, data: list[MicroBatches], held_out: MicroBatches | None, steps: range) -> None:
+        """Encode the captions of these steps, where they stay the same, and let go of networks that are not needed again."""
+        args, drawn = self.args, {"", *self.ages}.union(*(own.captions(steps.start, steps.stop) for own in data))
+        if held_out:
+            drawn |= held_out.captions(0, held_out.sampler.steps_per_epoch)
+        if not args.train_text_encoder:
+            self.texts = TextCache(self.sd.text_encoder, drawn)
+        if args.validation_prompt is None and not args.train_text_encoder:
+            self.sd.text_encoder.to("meta")
+        if args.validation_prompt is None and args.cache_latents:
+            self.sd.vae.decoder.to("meta")
+
+    @torch.no_grad()
+    def with_latents(self, batch: dict) -> dict:
+        """Return a batch on the model's device, with latents (B, 4, h, w)."""
+        batch = {name: value.to(self.args.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        posterior = batch["posterior"].unbind(1) if "posterior" in batch else self.sd.vae.posterior(batch["pixel_values"])
+        return batch | {"latents": self.sd.vae.draw(*(x.float() for x in posterior), batch["posterior_noise"])}
+
+    def loss(self, batch: dict, teacher: nn.Module | None = None) -> Tensor:
+        """Return the mean squared error of the predicted noise, against the batch's or a teacher's prediction."""
+        args, dtype, weights = self.args, DTYPES[self.args.mixed_precision], None
+        if "mask" in batch and teacher is None:
+            weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss)
         self.dropout.seeds = batch["seed"].tolist()
-        shared = {"noise": batch["noise"], "timesteps": batch["timesteps"], "snr_gamma": args.snr_gamma}
-        with torch.autocast(torch.device(args.device).type, dtype_of(args), enabled=args.mixed_precision != "no"):
-            hidden = self.encode(batch["caption"])
-            loss = noise_prediction_loss(self.unet, sd.schedule, latents, hidden, pixel_weights=weights, **shared)
-            if self.teacher is None or not prior:
-                return loss
-            # At ages that the pictures may not show, what the base does with the Age-LoRA (Qi et al. 2025)
-            hidden = self.encode([self.ages[int(seed) % len(self.ages)] for seed in batch["seed"]])
-            held = noise_prediction_loss(self.unet, sd.schedule, latents, hidden, teacher=self.teacher, **shared)
-        return loss + args.prior_weight * held
-
-
-def new_optimizer(layers: dict[str, LoRALinear], args: argparse.Namespace) -> torch.optim.Optimizer:
-    """AdamW over the UNet's part of the adapter and, at its own learning rate, the text encoder's."""
-    parts = [[layer for path, layer in layers.items() if path.startswith(TEXT) == text] for text in (False, True)]
-    rates = (args.learning_rate, args.text_encoder_lr or args.learning_rate)
-    groups = [{"params": lora_parameters(part), "lr": lr, "full_lr": lr} for part, lr in zip(parts, rates) if part]
-    betas = (args.adam_beta1, args.adam_beta2)
-    return optimizer_of(groups, betas, args.adam_weight_decay, args.adam_epsilon, args.use_8bit_adam, args.device)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, args: argparse.Namespace, step: int, batch: int) -> float:
-    """Give every group its rate at this step; returns the first's."""
-    shape = (args.lr_warmup_steps, args.max_train_steps, args.lr_num_cycles, args.lr_power, args.learning_rate)
-    factor = lr_factor(args.lr_scheduler, step, *shape) * (batch if args.scale_lr else 1)
-    for group in optimizer.param_groups:
-        group["lr"] = group["full_lr"] * factor
-    return optimizer.param_groups[0]["lr"]
-
-
-def provenance(args: argparse.Namespace, examples: list[Example], captioning: dict) -> dict:
-    """What the adapter's file says of itself, without names and paths of pictures."""
-    known = {"role": args.role or ("age" if "template" in captioning else "other"), "data": data_fingerprint(examples)}
-    known |= {"rank": args.rank, "alpha": float(args.lora_alpha or args.rank), "targets": args.targets}
-    return known | {name: getattr(args, name) for name in ("consent", "licence") if getattr(args, name)}
+        drawn = {name: batch[name] for name in ("noise", "timesteps")}
+        options = {"snr_gamma": args.snr_gamma, "pixel_weights": weights, "teacher": teacher}
+        with torch.autocast(torch.device(args.device).type, dtype, enabled=args.mixed_precision != "no"):
+            captions = batch["caption"]
+            hidden = self.texts(captions) if self.texts else encode_prompts(self.sd.text_encoder, captions)
+            hidden = hidden.to(args.device, dtype)  # (B, 77, C)
+            return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, **drawn, **options)
 
 
 @torch.no_grad()
-def validation_loss(objective: Objective, passes: Passes) -> float:
-    """The loss on the same pictures, noise and timesteps each time, without dropout."""
-    objective.sd.unet.eval()
-    losses = [objective(batch, prior=False).item() for batch in passes.load(0, passes.order.steps_per_epoch)]
-    objective.sd.unet.train()
-    return float(np.mean(losses))
-
-
-def paint(objective: Objective, args: argparse.Namespace, step: int) -> None:
-    """Paint --validation_prompt with the adapter as it is, and add the pictures to the contact sheet."""
-    sd, source = objective.sd, args.pretrained_model_name_or_path
-    vae = load_vae(source, device=args.device) if sd.vae.encoder.conv_in.weight.is_meta else sd.vae
-    text_encoder = sd.text_encoder if objective.texts is None else load_text_encoder(source, device=args.device)
-    sd.unet.eval()
-    shown, generator = StableDiffusion(sd.unet, vae, text_encoder, sd.schedule), torch.Generator().manual_seed(args.seed)
-    options = {"num_images_per_prompt": args.num_validation_images, "num_inference_steps": 25, "guidance_scale": 3.0}
-    images = generate(shown, args.validation_prompt, generator=generator, **options)
-    sd.unet.train()
-    add_to_contact_sheet(Path(args.output_dir), step, images)
+def validate(objective: Objective, layers: dict, held_out: MicroBatches | None, monitor: Monitor, step: int) -> None:
+    """Measure the loss on the same pictures, noise and timesteps each time, without dropout, and paint the prompt."""
+    sd, args = objective.sd, objective.args
+    for layer in layers.values():
+        layer.eval()
+    if held_out:
+        batches = held_out.load(0, held_out.sampler.steps_per_epoch)
+        losses = [objective.loss(objective.with_latents(batch)).item() for batch in batches]
+        monitor.record(step, validation_loss=float(np.mean(losses)))
+    if args.validation_prompt is not None:
+        options = {"num_images_per_prompt": args.num_validation_images, "num_inference_steps": 25, "guidance_scale": 3.0}
+        images = generate(sd, args.validation_prompt, generator=torch.Generator().manual_seed(args.seed), **options)
+        add_to_contact_sheet(Path(args.output_dir), step, images)
+    for layer in layers.values():
+        layer.train()
 
 
 def train(args: argparse.Namespace) -> Path | None:
-    world, folder = World.join(args.device), Path(args.output_dir)
-    sd = load_model(args, world)
-    objective = Objective(sd, args)
-    if args.prior_adapter:
-        objective.teacher, metadata = teacher_of(sd, args.prior_adapter)
-        objective.ages = ages_of(metadata, args.prior_subject)
-    examples, captioning = read_data(args)
-    examples, held_out = split(examples, args.validation_split, args.seed)
-    data = [passes_over(examples, sd, args, world)]
+    """Train an adapter by these flags; return its file, or None after a dry run."""
+    processes = Processes.join(args.device)
+    sd, args = load_model(args, processes)
+    examples, captioning = read_data(args, sd)
+    examples, others = hold_out(examples, args.validation_split, args.seed)
+    held_out = micro_batches(others, sd, args, Processes(), VALIDATION) if others else None
+    data = [micro_batches(examples, sd, args, processes)]
     if args.class_data_dir:
         others = read_examples(args.class_data_dir, args.image_column, args.caption_column, caption=args.class_prompt)
-        data.append(passes_over(others, sd, args, world, CLASS))
+        data.append(micro_batches(others, sd, args, processes, CLASS))
     if args.num_train_epochs:
-        args.max_train_steps = args.num_train_epochs * data[0].order.steps_per_epoch
+        args = replace(args, max_train_steps=args.num_train_epochs * data[0].sampler.steps_per_epoch)
     settings = settings_of(args, sd.base, data) | {"vae_dtype": str(sd.vae.dtype)}
-    if args.resume_from_checkpoint == "latest" and finished(args, settings):
-        return folder / FILE_NAME
-    checkpoint = checkpoint_of(args, settings)
 
-    layers = add_adapter(sd, args, objective.dropout)
-    if world.first:
-        output_folder(folder)
-    world.wait()
-    parameters = lora_parameters(layers.values())
-    optimizer = new_optimizer(layers, args)
-    scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.mixed_precision == "fp16")
-    monitor = Monitor(folder, args.max_train_steps, data[0].order.batch, args.report_to, args.max_skipped_steps, world.first)
-    validation = passes_over(held_out, sd, args, World(), VALIDATION, chance=False) if held_out else None
-    keep_what_stays(objective, [*data, *([validation] if validation else [])], args, world)
-    if args.dry_run:
-        print(plan(args, objective, data[0], parameters))
-        return None
+    with output_of(args, processes) as folder:
+        if args.resume_from_checkpoint == "latest" and finished(args, settings):
+            return folder / FILE_NAME
+        objective = Objective(sd, args, SampleDropout(args.lora_dropout), *teacher_of(sd, args))
+        layers = add_adapter(sd, args, objective.dropout)
+        parameters = lora_parameters(layers.values())
+        optimizer = new_optimizer(layers, args, data[0].sampler.batch)
+        set_learning_rate = lr_schedule(optimizer, args)
+        scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.mixed_precision == "fp16")
+        monitor = Monitor(folder, args.max_train_steps, data[0].sampler.batch, processes.first)
+        parts = {"adapter": nn.ParameterList(parameters), "optimizer": optimizer, "scaler": scaler, "monitor": monitor}
+        about, look = metadata_of(args, examples, captioning, sd.base), partial(validate, objective, layers, held_out, monitor)
+        run = Run(args, settings, about, layers, parts, monitor, look, processes.first)
+        first = run.resume()
+        objective.encode_captions(data, held_out, range(2) if args.dry_run else range(first, args.max_train_steps))
+        if args.dry_run:
+            print(plan(args, objective, data[0], parameters))
+            return None
 
-    known = {**captioning, **provenance(args, examples, captioning), "base": sd.base}
-
-    def described() -> Adapter:
-        left_out = (*PLACES, *SAID, "resume_from_checkpoint", "dry_run")  # where it lay, and how often it stopped
-        told = {name: value for name, value in vars(args).items() if name not in left_out}
-        return Adapter.of(layers, known | {"training": {"lida": lida.__version__, **told, "final_loss": monitor.average}})
-
-    def write_beside(part: Path) -> None:
-        save_adapter(part / FILE_NAME, described())
-        (part / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-    state = {"adapter": nn.ParameterList(parameters), "optimizer": optimizer, "scaler": scaler, "monitor": monitor}
-    first = load_state(checkpoint / STATE, state) if checkpoint else 0
-    batches = [passes.load(first, args.max_train_steps) for passes in data]
-    with Interruption() as interruption:
-        monitor.begin(first)
-        for step in range(first, args.max_train_steps):
-            lr = set_learning_rate(optimizer, args, step, data[0].order.batch)
-            total = 0.0
-            for _ in range(args.gradient_accumulation_steps):
-                loss = objective(next(batches[0]))
-                if args.class_data_dir:  # prior preservation (Ruiz et al. 2023, equation 2)
-                    loss = loss + args.prior_loss_weight * objective(next(batches[1]), prior=False)
-                scaler.scale(loss / args.gradient_accumulation_steps).backward()
-                total += loss.item() / args.gradient_accumulation_steps
-            total, stop = world.average(parameters, [total / world.size, float(interruption.signal > 0)])
-            scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm).item()
-            if monitor.step(step + 1, total, lr, norm) or scaler.is_enabled():
-                scaler.step(optimizer)
+        run.begin(first)
+        batches = zip(*(own.load(first, args.max_train_steps) for own in data))
+        with noted_signals() as signals:
+            for step in range(first, args.max_train_steps):
+                lr, loss = set_learning_rate(step), 0.0
+                for batch in islice(batches, args.gradient_accumulation_steps):
+                    for term in objective(*batch):
+                        scaler.scale(term / args.gradient_accumulation_steps).backward()
+                        loss += term.item() / args.gradient_accumulation_steps
+                loss, stop = processes.average(parameters, [loss, max(signals, default=0)])
+                scaler.unscale_(optimizer)
+                norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+                if norm.isfinite():
+                    scaler.step(optimizer)
                 scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-
-            done, last = step + 1, step + 1 == args.max_train_steps
-            if world.first and (done % args.validation_steps == 0 or last):
-                if validation:
-                    monitor.record(done, validation_loss=validation_loss(objective, validation))
-                if args.validation_prompt is not None:
-                    paint(objective, args, done)
-            if world.first and (stop or done % args.checkpointing_steps == 0) and not last:
-                write_checkpoint(folder, done, state, write_beside, args.checkpoints_total_limit)
-            if stop and not last:
-                print(f"stopped after step {done}; go on with --resume_from_checkpoint latest", file=sys.stderr)
-                sys.exit(128 + (interruption.signal or signal.SIGTERM))
-        monitor.end()
-    if not all(layer.lora_up.any() for layer in layers.values()):
-        raise InputError(
-            f"the adapter did not move: after {args.max_train_steps} steps some of it is still 0, and nothing is saved"
-        )
-    if world.first:
-        path = save_adapter(folder / FILE_NAME, described())
-        beside = {**described().metadata, "settings": settings, "steps": args.max_train_steps}
-        beside["training"] |= {name: getattr(args, name) for name in PLACES} | {"examples": len(examples)}
-        path.with_suffix(".json").write_text(json.dumps(beside, indent=2) + "\n", encoding="utf-8")
-    world.wait()
-    world.leave()
-    return folder / FILE_NAME
+                optimizer.zero_grad()
+                run.after(step + 1, loss, lr, norm.item(), stop)
+        path = run.end()
+    processes.leave()
+    return path
 
 
 def main() -> None:
@@ -489,10 +392,11 @@ def main() -> None:
     try:
         path = train(args)
     except (RuntimeError, MemoryError) as error:
-        told = out_of_memory(error)
-        if told is None:
+        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
             raise
-        raise told from None
+        cures = "--cache_latents, --mixed_precision bf16, --gradient_checkpointing, a smaller --train_batch_size with more "
+        cures += "--gradient_accumulation_steps, a smaller --resolution, --rank or --targets, in this order"
+        raise InputError(f"out of memory ({str(error).splitlines()[0][:120]}); what helps: {cures}") from None
     if path:
         print(f"adapter: {path}")
 

@@ -1,19 +1,50 @@
-"""LoRA-based identity-preserving diffusion aging on Stable Diffusion 1.5."""
+"""LoRA-based identity-preserving diffusion aging on Stable Diffusion 1.5.
+
+    nn           the networks and the LoRA layer             diffusion    schedule, loss, samplers, inversion, guidance
+    adapters     adapters as data, merging                   checkpoints  models from folders, files and the hub
+    aging        StableDiffusion, generate, age_face         data         training folders, All-Age-Faces, albums
+    training     what the training loop needs                study        evaluation
+    photos       masks, faces, captions, squares             doors        pictures, JSON, arguments and files, checked
+    kernels      faster forms for certain hardware
+
+The names below are imported when they are first used, so that `import lida` is quick.
+"""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-# Which module has which name. They are imported when first asked for: `import lida` is quick, and `python -m lida.adapters`
-# runs a module that is not there twice.
+
+if TYPE_CHECKING:
+    from .adapters.adapter import Adapter, combine, load_adapter, save_adapter
+    from .adapters.comparison import compare
+    from .aging import (
+        Edit,
+        StableDiffusion,
+        Target,
+        age_face,
+        age_targets,
+        age_to,
+        aging_edit,
+        generate,
+        prepare,
+        repaint,
+    )
+    from .diffusion import NoiseSchedule, Sampling, ddim_step, guided, noise_prediction_loss, sample
+    from .doors.errors import InputError
+    from .nn.lora import LoRALinear, eject_lora, inject_lora
+
+# The module of each name
 HOMES = {
-    "adapters.adapter": ("Adapter", "combine", "compare", "load_adapter", "save_adapter"),
-    "aging.editing": ("age_face", "age_to", "generate"),
-    "aging.stable_diffusion": ("StableDiffusion",),
-    "diffusion.samplers": ("ddim_step", "guided", "sample"),
-    "diffusion.schedule": ("NoiseSchedule", "noise_prediction_loss"),
+    "adapters.adapter": ("Adapter", "combine", "load_adapter", "save_adapter"),
+    "adapters.comparison": ("compare",),
+    "aging": (
+        "Edit", "StableDiffusion", "Target", "age_face", "age_targets", "age_to", "aging_edit", "generate", "prepare", "repaint",
+    ),
+    "diffusion": ("NoiseSchedule", "Sampling", "ddim_step", "guided", "noise_prediction_loss", "sample"),
     "doors.errors": ("InputError",),
-    "nn.lora": ("LoRALinear", "inject_lora"),
-}
+    "nn.lora": ("LoRALinear", "eject_lora", "inject_lora"),
+}  # fmt: skip
 __all__ = sorted(name for names in HOMES.values() for name in names)
 
 
@@ -22,3 +53,7 @@ def __getattr__(name: str):
         if name in names:
             return getattr(import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

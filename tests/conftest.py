@@ -1,10 +1,19 @@
-"""A small Stable Diffusion with random weights, written by diffusers and transformers, and pictures made of noise."""
+"""A small Stable Diffusion with random weights, written by diffusers and transformers, and pictures made of noise.
+
+The tests hold on any CPU. Two results are equal to the bit only where the same code ran on the same memory, or on memory that
+torch laid out alike, with as many threads. All others were summed in another order: another library, batch or number of
+threads, or weights mapped from a file, which lie at other addresses than copies do. Those are near by `relative`. 1e-5 is some
+rounding steps of float32 through one network; more steps of a sampler or an optimiser have more, and the test says how many.
+"""
 
 import json
 import os
+import random
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken by as many processes; before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import diffusers
 import numpy as np
@@ -42,6 +51,23 @@ SCHEDULE = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws without a seed of its own is the same in every run and in any order of the tests."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """As many threads as test_runs.environment() gives to a process of its own, so that both sum in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

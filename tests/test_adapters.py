@@ -501,7 +501,8 @@ def test_the_command_line(sd, folder, tmp_path):
     sd.load_adapter("0", pair(sd)[0][0])
     sd.set_adapters(["0"], [0.7])
     fused = lida.StableDiffusion.load(tmp_path / "fused")
-    assert all(torch.equal(t, sd.unet.state_dict()[n].half().float()) for n, t in fused.unet.state_dict().items())
+    for name, tensor in fused.unet.state_dict().items():  # in float16, of a sum that another process made: one step of 2^-10
+        assert torch.allclose(tensor, sd.unet.state_dict()[name].half().float(), rtol=2**-10, atol=1e-7), name
     assert torch.equal(fused.schedule.alphas_cumprod, sd.schedule.alphas_cumprod)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "fused")
     assert torch.equal(theirs.scheduler.alphas_cumprod, sd.schedule.alphas_cumprod)

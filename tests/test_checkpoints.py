@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from conftest import ROOT, SCHEDULE, noise_image
+from conftest import ROOT, SCHEDULE, noise_image, relative
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -102,12 +102,11 @@ def test_single_file_is_the_folders_model(small):
     assert same_weights(again, small.sd)
     assert again.unet.config == small.sd.unet.config and again.schedule.config == small.sd.schedule.config
     assert again.vae.config == small.sd.vae.config and again.resolution == 512
-    prompt = "an old man, age 70s"
-    assert torch.equal(again.text_encoder(prompt), small.sd.text_encoder(prompt))
-    latents, t = torch.randn(1, again.unet.config.in_channels, 8, 8), torch.tensor([500])
-    with torch.no_grad():
+    latents, t, prompt = torch.randn(1, again.unet.config.in_channels, 8, 8), torch.tensor([500]), "an old man, age 70s"
+    with torch.no_grad():  # near and not equal: weights mapped from two files may be summed in two orders
         context = again.text_encoder(prompt)
-        assert torch.equal(again.unet(latents, t, context), small.sd.unet(latents, t, context))
+        assert relative(context, small.sd.text_encoder(prompt)) <= 1e-5
+        assert relative(again.unet(latents, t, context), small.sd.unet(latents, t, context)) <= 1e-5
 
 
 def test_single_file_names_are_what_diffusers_converts(small):
@@ -259,10 +258,10 @@ def test_the_removed_hub_id_comes_from_the_cache_of_its_successor(small, tmp_pat
     command = [sys.executable, ROOT / "infer.py", tmp_path / "photo.png", "--ages", "70", "--num_inference_steps", "2"]
     command += ["--mask", "0,0,64,64"]
     command += ["--strength", "0.6", "--output_dir", tmp_path / "out", "--pretrained_model_name_or_path"]
-    environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "runwayml/stable-diffusion-v1-5"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "is gone from the hub; taking stable-diffusion-v1-5/stable-diffusion-v1-5" in done.stderr
     assert json.loads((tmp_path / "out" / "photo-age70.json").read_text())["arguments"]["ages"] == [70]
-    done = subprocess.run([*command, "nobody/nothing"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "nobody/nothing: no such folder, and not to be had from the hub" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    with pytest.raises(lida.InputError, match="nobody/nothing: no such folder, and not to be had from the hub") as error:
+        lida.StableDiffusion.load("nobody/nothing")
+    assert "\n" not in str(error.value)

@@ -14,7 +14,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import ROOT, relative
+from conftest import ROOT, noise_image, relative
 from diffusers.optimization import get_scheduler
 from PIL import Image
 
@@ -146,7 +146,7 @@ def test_the_loss_is_weighed_by_place_and_held_to_a_teacher(sd):
     assert torch.allclose(alike.mean((1, 2, 3)), torch.ones(2)) and mask_weights(0 * mask, 0.0, True).sum() == 0
     held = noise_prediction_loss(sd.unet, sd.schedule, x, c, noise, t, teacher=lambda x, t, c: 0 * x + 2)
     assert held.item() == pytest.approx(((sd.unet(noisy, t, c) - 2) ** 2).mean().item(), rel=1e-5)
-    assert noise_prediction_loss(sd.unet, sd.schedule, x, c, noise, t, teacher=sd.unet).item() == 0
+    assert noise_prediction_loss(sd.unet, sd.schedule, x, c, noise, t, teacher=sd.unet).item() <= 1e-5**2
 
 
 def test_the_prior_holds_the_adapter_to_the_base_with_the_age_adapter(module, train, folder, dataset, tmp_path):
@@ -256,7 +256,7 @@ def test_in_bf16_latents_are_encoded_in_it_unless_they_are_kept(train, tmp_path)
     with pytest.warns(UserWarning, match="--cache_latents does it once"):
         each_time = train("a", *options)
     kept = train("b", *options, "--cache_latents")
-    assert any(not torch.equal(kept[path].down, layer.down) for path, layer in each_time.items())
+    assert max(relative(kept[path].up, layer.up) for path, layer in each_time.items()) > 0.01  # bf16's rounding, by Adam
     for path, layer in kept.items():
         assert relative(layer.down, each_time[path].down) <= 0.05  # four steps of Adam, which looks at signs above all
     with pytest.raises(lida.InputError, match="vae_dtype was 'torch.bfloat16' and is 'torch.float32'"):
@@ -267,8 +267,10 @@ def test_all_options_train_something_else(train, dataset):
     """None is taken and dropped: each changes the adapter."""
     (dataset / "masks").mkdir()
     for i in range(6):
-        Image.new("L", (70, 80), 40 * (i + 1)).save(dataset / "masks" / f"{i}.png")
-    plain = next(iter(train("plain").values())).up
+        noise_image(70, 80, i).convert("L").point(lambda v: max(v, 8)).save(dataset / "masks" / f"{i}.png")
+    plain = train("plain")
+    path = next(iter(plain))
+    assert torch.equal(train("again")[path].up, plain[path].up)  # or chance alone would make the difference
     for k, options in enumerate([
         ("--center_crop",), ("--random_flip",), ("--noise_offset", 0.5), ("--caption_dropout", 0.9), ("--snr_gamma", 1),
         ("--mask_loss",), ("--mask_loss", "--unmasked_weight", 0.5), ("--mask_loss", "--normalize_mask_loss"),
@@ -279,7 +281,7 @@ def test_all_options_train_something_else(train, dataset):
         ("--num_train_epochs", 2), ("--validation_split", 0.3), ("--mixed_precision", "bf16"), ("--resolution", 32),
     ]):  # fmt: skip
         other = train(str(k), *options)
-        assert not torch.equal(next(iter(other.values())).up, plain), options
+        assert relative(other[path].up, plain[path].up) > 0.01, options  # far more than rounding
         assert any(path.startswith("text_encoder.") for path in other) == ("--train_text_encoder" in options)
 
 
@@ -481,8 +483,9 @@ def in_namespaces() -> bool:
     """Whether network namespaces can be made here."""
     if not shutil.which("ip") or os.geteuid():
         return False
-    made = subprocess.run(["ip", "netns", "add", "lida-probe"], capture_output=True).returncode == 0
-    subprocess.run(["ip", "netns", "del", "lida-probe"], capture_output=True)
+    probe = f"lida-probe-{os.getpid()}"  # of this process alone: tests may run in several
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True).returncode == 0
+    subprocess.run(["ip", "netns", "del", probe], capture_output=True)
     return made
 
 

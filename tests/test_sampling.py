@@ -32,7 +32,7 @@ def test_ddim_steps_equal_diffusers(sd, steps, eta):
 def test_add_noise_equals_diffusers(sd):
     latents, noise, timesteps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
     theirs = diffusers.DDIMScheduler(**SCHEDULE).add_noise(latents, noise, timesteps)
-    assert torch.equal(sd.schedule.add_noise(latents, noise, timesteps), theirs)
+    assert relative(sd.schedule.add_noise(latents, noise, timesteps), theirs) <= 1e-6  # three roundings of 2^-24
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1000, 5000])
@@ -105,7 +105,7 @@ def test_inversion_changes_what_the_prompt_asks_for(sd):
         latents[prompt] = lida.age_face(sd, image, mask, prompt, output_type="latent", **options)
         assert torch.equal(latents[prompt], lida.age_face(sd, image, mask, prompt, output_type="latent", **options))
     both = lida.age_face(sd, image, mask, list(latents), output_type="latent", **options)
-    assert relative(both, torch.cat(list(latents.values()))) <= 1e-5
+    assert relative(both, torch.cat(list(latents.values()))) <= 5e-5  # 20 steps there and 20 back, of another batch
     picture = lida.age_face(sd, image, mask, "an old man", **options)[0]
     zero = np.asarray(mask) == 0
     assert np.array_equal(np.asarray(picture)[zero], np.asarray(image)[zero]) and picture.size == image.size
@@ -156,9 +156,8 @@ def test_the_inpainting_model_does_all_that_the_plain_one_does(inpainting, sd):
     pictures = aged(0.0) + aged(1.0)
     zero = np.asarray(mask) == 0
     assert all(np.array_equal(np.asarray(picture)[zero], np.asarray(image)[zero]) for picture in pictures)
-    assert (np.asarray(pictures[0]) != np.asarray(pictures[2])).any() and (
-        np.asarray(pictures[0]) != np.asarray(pictures[1])
-    ).any()
+    first, *others = (np.asarray(picture, dtype=int) for picture in pictures)
+    assert all(np.abs(first - others[k]).max() > 2 for k in (0, 1))  # of another prompt, of another weight
     assert lida.generate(model, "a boy", num_inference_steps=2)[0].size == (64, 64)
 
 
@@ -337,13 +336,14 @@ def test_a_row_differs_by_its_prompts_alone(sd):
     for method, eta in (("inpaint", 0.0), ("inpaint", 1.0), ("inversion", 0.0), ("ddim_inversion", 0.7)):
         options = {"method": method, "eta": eta, "strength": 0.6, "num_inference_steps": 10, "output_type": "latent"}
         row = lida.age_face(sd, image, mask, ["a boy", "a man", "a boy"], generator=torch.Generator().manual_seed(0), **options)
-        assert relative(row[2], row[0]) <= 1e-5 < relative(row[1], row[0])
+        assert relative(row[2], row[0]) <= 5e-5  # rows of a batch are summed in other orders, ten steps long
+        assert relative(row[1], row[0]) > 1e-3
         alone = lida.age_face(sd, image, mask, "a man", generator=torch.Generator().manual_seed(0), **options)
         assert relative(row[1:2], alone) <= 1e-4
         pairs = lida.age_face(
             sd, image, mask, ["a boy", "a man"], num_images_per_prompt=2, generator=torch.Generator().manual_seed(0), **options
         )
-        assert (method, eta) == ("ddim_inversion", 0.0) or relative(pairs[0], pairs[1]) > 1e-3
+        assert relative(pairs[0], pairs[1]) > 1e-3
 
 
 def test_a_scene_is_prepared_once_and_repainted_often(sd):
@@ -378,12 +378,17 @@ def test_keys_and_values_of_the_prompt_are_computed_once(sd, monkeypatch):
 
     monkeypatch.setattr(lida.nn.layers.Attention, "keys_values", counted)
     layers = sum(name.endswith("attn2") for name, _ in sd.unet.named_modules())
-    kept = lida.generate(sd, "a boy", num_inference_steps=5, generator=torch.Generator().manual_seed(0), output_type="latent")
+    options = {"num_inference_steps": 5, "output_type": "latent"}
+    kept = lida.generate(sd, "a boy", generator=torch.Generator().manual_seed(0), **options)
     assert len([1 for _, tokens in calls if tokens == 77]) == layers
+    calls.clear()
+    monkeypatch.setattr(lida.layers.Prompt, "keys_values", lambda self, attention: attention.keys_values(self.hidden))
+    anew = lida.generate(sd, "a boy", generator=torch.Generator().manual_seed(0), **options)
+    assert len([1 for _, tokens in calls if tokens == 77]) == 5 * layers and torch.equal(kept, anew)
+    monkeypatch.undo()
     x, t, c = torch.randn(2, 4, 8, 8), torch.tensor([5, 5]), sd.text_encoder(["a boy", "a man"])
     prompt = lida.nn.layers.Prompt(c)
     assert torch.equal(sd.unet(x, t, prompt), sd.unet(x, t, c)) and torch.equal(sd.unet(x, t, prompt), sd.unet(x, t, c))
-    assert kept.isfinite().all()
 
 
 def test_guidance_is_rescaled_as_diffusers_does(sd, pipe):

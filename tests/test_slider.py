@@ -27,8 +27,8 @@ def test_a_straight_response_is_inverted_exactly():
     gained[0, 0] = np.nan  # a face too young for it
     years, error = fit(ASKED, gained)
     assert years == pytest.approx([-20, -10, 0, 10, 20]) and error == pytest.approx(0)
-    assert [ask(ASKED, years, y) for y in (-20, -5, 0, 7, 20)] == pytest.approx([-40, -10, 0, 14, 40])
-    assert ask(ASKED, years, 90) == 40 and ask(ASKED, years, -90) == -40  # its ends
+    assert [inverse(ASKED, years, y) for y in (-20, -5, 0, 7, 20)] == pytest.approx([-40, -10, 0, 14, 40])
+    assert inverse(ASKED, years, 90) == 40 and ask(ASKED, years, -90) == -40  # its ends
 
 
 def test_the_error_is_that_of_photographs_left_out():
@@ -43,7 +43,7 @@ def test_the_error_is_that_of_photographs_left_out():
 
 def test_where_the_curve_is_flat_least_is_asked_for():
     years = [-3.0, -3.0, 0.0, 5.0, 5.0]
-    assert ask(ASKED, years, -3) == -20 and ask(ASKED, years, 5) == 20 and ask(ASKED, years, 60) == 20
+    assert inverse(ASKED, years, -3) == -20 and ask(ASKED, years, 5) == 20 and ask(ASKED, years, 60) == 20
 
 
 @pytest.fixture

@@ -105,7 +105,8 @@ def test_the_demo_makes_a_sheet(tmp_path):
     names = [f"person-a-age{age}.png" for age in (10, 30, 50, 70)] + ["person-a-sheet.png"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
     pictures = [np.asarray(Image.open(tmp_path / "out" / name)).astype(int) for name in names[:4]]
-    assert all((a != b).any() for i, a in enumerate(pictures) for b in pictures[:i])  # how far apart is the card's matter
+    # More than rounding; how far apart is the card's matter
+    assert all(np.abs(a - b).max() > 2 for i, a in enumerate(pictures) for b in pictures[:i])
     outside = np.asarray(Image.open(WEIGHTS / "demo" / "person-a-mask.png").convert("L")) == 0
     photo = np.asarray(Image.open(WEIGHTS / "demo" / "person-a.png").convert("RGB"))
     assert all(np.array_equal(picture[outside], photo[outside]) for picture in pictures)

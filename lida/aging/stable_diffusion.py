@@ -2,14 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..adapters.adapter import Adapter, check_fits, load_adapter, submodule
+from ..adapters.dialects import TEXT
+from ..adapters.merger import Merger
+from ..adapters.merging import Rule, Weight, varies, weighted_sum
 from ..checkpoints.models import (
     load_schedule,
     load_text_encoder,
@@ -19,35 +21,39 @@ from ..checkpoints.models import (
     save_schedule,
     save_text_encoder,
 )
-from ..adapters.merging import Rule, Weight, varies, weight_at, weighted_sum
-from ..adapters.dialects import TEXT
+from ..checkpoints.sources import MOVED
+from ..diffusion.guidance import guided
+from ..diffusion.samplers import Sampling
 from ..diffusion.schedule import NoiseSchedule
 from ..doors.errors import InputError
-from ..nn.layers import Prompt
-from ..photos.masks import mask_to_latents
-from ..diffusion.samplers import guided
-from ..checkpoints.sources import MOVED
+from ..nn.layers import CachedContext
+from ..nn.lora import LoRALinear
 from ..nn.text import TextEncoder, encode_prompts
 from ..nn.unet import UNet
 from ..nn.vae import VAE
+from ..photos.masks import mask_to_latents
 
-Words = str | Mapping[str, float]  # a prompt, or several with the shares that their embeddings are mixed by
+Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
+Steps = Sequence[tuple[int, int]]  # pairs (t, t_prev)
 
 
-@dataclass
 class StableDiffusion:
-    """A UNet, a VAE, a text encoder and a noise schedule that belong together, and adapters by name."""
+    """A UNet, a VAE, a text encoder and a noise schedule that belong together, and adapters by name.
 
-    unet: UNet
-    vae: VAE
-    text_encoder: TextEncoder
-    schedule: NoiseSchedule
-    name: str = ""  # of the folder, file or hub id that it came from
-    adapters: dict[str, Adapter] = field(default_factory=dict)
-    weights: dict[str, Weight] = field(default_factory=dict)  # of the adapters that are merged
-    rule: Rule = weighted_sum  # that they are merged by
-    merged: dict[str, tuple[float, ...]] = field(default_factory=dict)  # each path's weights, as numbers
-    base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the modules that these changed, untouched
+    `adapters` are loaded, `weights` says which of them are merged and how strongly, by `rule`.
+    """
+
+    def __init__(self, unet: UNet, vae: VAE, text_encoder: TextEncoder, schedule: NoiseSchedule, name: str = ""):
+        self.unet, self.vae, self.text_encoder, self.schedule, self.name = unet, vae, text_encoder, schedule, name
+        self.adapters: dict[str, Adapter] = {}
+        self.weights: dict[str, Weight] = {}
+        self.rule: Rule = weighted_sum
+        self.merger = Merger(self.module)
+
+    def __repr__(self) -> str:
+        merged = ", ".join(f"{name}={weight}" for name, weight in self.weights.items()) or "no adapters"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"StableDiffusion({self.name or 'unnamed'}, {self.resolution} px, {dtype} on {self.device}, {merged})"
 
     @classmethod
     def load(
@@ -55,8 +61,8 @@ class StableDiffusion:
     ) -> "StableDiffusion":
         """Load a folder in diffusers' layout, a single .safetensors file, or a model of the hub by its id.
 
-        The VAE stays in float32 where `dtype` is float16, in which its activations can overflow. Raises InputError that
-        names the file and what is amiss with it.
+        The VAE stays in float32 if `dtype` is float16, in which its activations can overflow. Raises InputError that names
+        the file and what is wrong with it.
         """
         try:
             torch.empty(0, device=device)
@@ -76,13 +82,13 @@ class StableDiffusion:
 
     @property
     def base(self) -> dict[str, str]:
-        """Which model this is, for what is made with it to say: its name, and the fingerprint of each part."""
+        """Return the model's name and the fingerprint of each part, to be recorded in what is made with it."""
         parts = {"unet": self.unet, "text_encoder": self.text_encoder.model, "vae": self.vae}
         return {"name": self.name, **{part: model.fingerprint for part, model in parts.items()}}
 
     @property
     def resolution(self) -> int:
-        """The side in pixels of the squares that the UNet was trained on."""
+        """Return the side in pixels of the squares that the UNet was trained on."""
         size = self.unet.config.sample_size or 64
         if self.unet.inpaints and size == 32:  # a slip in the inpainting model's config, which diffusers corrects too
             size = 64
@@ -90,30 +96,35 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet lies."""
+        """Return the UNet's device."""
         return self.unet.conv_in.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The UNet's floating-point type."""
+        """Return the UNet's floating-point type."""
         return self.unet.conv_in.weight.dtype
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the model, with what is merged into it, as a folder in diffusers' layout."""
+        """Write the model, with what is merged into it, as a folder in diffusers' layout.
+
+        Raises ValueError while the model holds layers of inject_lora.
+        """
+        if any(isinstance(module, LoRALinear) for part in (self.unet, self.text_encoder) for module in part.modules()):
+            raise ValueError("the model holds layers that train (inject_lora); save their adapter, and call eject_lora first")
         for part in ("unet", "vae"):
             save_model(getattr(self, part), Path(folder, part), dtype)
         save_text_encoder(self.text_encoder, folder, dtype)
         save_schedule(self.schedule, folder)
 
     def module(self, path: str) -> nn.Module | None:
-        """The module that an adapter's path means, of the UNet or behind `text_encoder.`; None where there is none."""
+        """Return the module of an adapter's path, in the UNet or behind `text_encoder.`; None if there is none."""
         if not path.startswith(TEXT):
             return submodule(self.unet, path)
         inner = getattr(self.text_encoder.model, "text_model", self.text_encoder.model)  # transformers 5.6 flattened it
         return submodule(inner, path.removeprefix(TEXT))
 
     def load_adapter(self, name: str, source: str | Path | Adapter) -> Adapter:
-        """Read an adapter under a name, changing no weights; raises InputError where it does not fit the model."""
+        """Read an adapter under a name, and change no weights. Raises InputError if it does not fit the model."""
         adapter = source if isinstance(source, Adapter) else load_adapter(source)
         check_fits(adapter, self.module, str(name if isinstance(source, Adapter) else source))
         base = adapter.metadata.get("base")
@@ -122,12 +133,12 @@ class StableDiffusion:
                 f"adapter {name}: was trained on another base ({base.get('name')}), its effect may differ", stacklevel=2
             )
         if name in self.weights:
-            raise ValueError(f"adapter {name!r} is merged; set_adapters without it before it is replaced")
+            raise ValueError(f"adapter {name!r} is merged; call set_adapters without it before it is replaced")
         self.adapters[name] = adapter
         return adapter
 
     def remove_adapter(self, name: str) -> None:
-        """Forget an adapter; where it was merged, the others stay so. Raises ValueError for a name that was not loaded."""
+        """Forget an adapter; the others stay merged. Raises ValueError for a name that was not loaded."""
         if name not in self.adapters:
             raise ValueError(f"adapter {name!r} is not loaded; loaded are {sorted(self.adapters)}")
         if name in self.weights:
@@ -135,14 +146,12 @@ class StableDiffusion:
             self.set_adapters(list(others), list(others.values()), self.rule)
         del self.adapters[name]
 
-    @torch.no_grad()
     def set_adapters(self, names: Sequence[str], weights: Sequence[Weight], rule: Rule = weighted_sum) -> None:
-        """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, from the base and never from the last merge.
+        """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, always from the base.
 
-        A weight may be a number, a function of the timestep (any from 999 to 0), or a dict of either by block; `rule` may be
-        another of lida.adapters.merging's. Where no weight depends on the timestep, sampling costs what the bare model costs.
-        set_adapters([], []) is the base, bit for bit; `weights` has what is merged. Raises ValueError, and changes nothing,
-        for a name that was not loaded, for another number of weights than names, and for a weight that cannot be applied.
+        A weight is a number, a function of the timestep (from 999 to 0), or a dict of either by block; `rule` is a function of
+        a layer's path and changes. set_adapters([], []) restores the base, bit for bit. Raises ValueError, and changes
+        nothing, for a name that was not loaded, another number of weights than names, and a weight that cannot be applied.
         """
         unknown = [name for name in names if name not in self.adapters]
         if unknown:
@@ -151,37 +160,23 @@ class StableDiffusion:
             raise ValueError(f"one weight for each name, each name once: {list(names)}, {list(weights)}")
         before = self.weights, self.rule
         self.weights, self.rule = dict(zip(names, weights)), rule
-        self.merged.clear()
         try:
-            self.merge(self.schedule.config.num_train_timesteps - 1)
-        except Exception:
+            self.merge_at(len(self.schedule) - 1)
+        except BaseException:
             self.weights, self.rule = before
-            self.merged.clear()
-            self.merge(self.schedule.config.num_train_timesteps - 1)
+            self.merge_at(len(self.schedule) - 1)
             raise
 
-    @torch.no_grad()
-    def merge(self, t: int) -> None:
-        """Put the adapters into the weights as they stand at timestep t; only what has changed is computed."""
-        parts: dict[str, list] = {}
-        for name, weight in self.weights.items():
-            for path, layer in self.adapters[name].layers.items():
-                parts.setdefault(path, []).append((layer, weight_at(weight, path, None if path.startswith(TEXT) else t)))
-        for path in self.base_weights.keys() - parts.keys():
-            self.module(path).weight.copy_(self.base_weights.pop(path))
-        for path, layers in parts.items():
-            numbers = tuple(weight for _, weight in layers)
-            if self.merged.get(path) == numbers:
-                continue
-            weight = self.module(path).weight
-            if path not in self.base_weights:
-                self.base_weights[path] = weight.detach().clone()
-            base = self.base_weights[path]
-            weight.copy_(base.float() + self.rule(path, layers).to(base.device).reshape(base.shape))
-            self.merged[path] = numbers
+    def merge_at(self, t: int) -> None:
+        """Merge the adapters at their weights at timestep t."""
+        self.merger.merge(self.adapters, self.weights, self.rule, t)
 
-    def encode(self, prompts: Sequence[Words]) -> Tensor:
-        """encoder_hidden_states (B, M, C) of prompts; of a mixture, the sum of its prompts' by their shares."""
+    def merging(self, steps: Steps) -> "MergingSteps":
+        """Return the same steps; the adapters are merged for each timestep as it comes, where their weights depend on it."""
+        return MergingSteps(self, steps)
+
+    def encode(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Return encoder_hidden_states (B, M, C) of prompts; a mixture's are the sum of its prompts' by their shares."""
         mixtures = [{prompt: 1.0} if isinstance(prompt, str) else prompt for prompt in prompts]
         hidden = encode_prompts(self.text_encoder, [prompt for mixture in mixtures for prompt in mixture])
         parts = hidden.split([len(mixture) for mixture in mixtures])
@@ -189,43 +184,64 @@ class StableDiffusion:
 
     def predictor(
         self,
-        prompts: Sequence[Words],
-        negative_prompt: str | Sequence[str],
-        guidance_scale: float,
-        known: Tensor | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] | None = None,
+        prompts: Sequence[Prompt],
+        negative_prompt: str | Sequence[str] = "",
+        sampling: Sampling = Sampling(),
+        condition: Tensor | None = None,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The guided noise prediction for these prompts, as a function of latents and timesteps.
+        """Return the guided noise prediction for these prompts, as a function of latents (B, C, h, w) and timesteps (B,).
 
-        One negative prompt stands for all, or there is one for each; any other number raises ValueError. `known`
-        (1, 5, h, w), for an inpainting model, goes along with the latents: mask and the masked picture's latents. Guidance
-        acts where the noise level sigma lies in `guidance_interval`.
+        There is one negative prompt for all, or one for each; any other number raises ValueError. An inpainting model also
+        takes the `condition` (1, 5, h, w) of inpainting_condition(). The prediction follows what is merged when it is called.
         """
         negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
         if len(negative) != len(prompts):
             raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} pictures; give one, or one for each")
         cond = self.encode(prompts)  # (B, M, C)
-        uncond = self.encode(negative) if guidance_scale > 1 else None
-        changing = any(varies(weight) for weight in self.weights.values())
-        low, high = guidance_interval or (0.0, math.inf)
-        kept: dict[int, Prompt] = {}  # guided() comes with two tensors, over and over
+        uncond = self.encode(negative) if sampling.guidance_scale > 1 else None
+        low, high = sampling.guidance_interval or (0.0, math.inf)
+        contexts: dict[int, CachedContext] = {}  # guided() calls with the same two tensors at every step
+        version = self.merger.version
 
         def unet(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-            context = encoder_hidden_states
-            if changing:
-                self.merge(int(timesteps[0]))
-            else:
-                context = kept.setdefault(id(context), Prompt(context))
-            if known is not None:
-                latents = torch.cat([latents, known.expand(len(latents), -1, -1, -1)], dim=1)  # (B, 9, h, w)
+            nonlocal version
+            if version != self.merger.version:  # keys and values of other weights
+                contexts.clear()
+                version = self.merger.version
+            context = contexts.setdefault(id(encoder_hidden_states), CachedContext(encoder_hidden_states))
+            if condition is not None:
+                latents = torch.cat([latents, condition.expand(len(latents), -1, -1, -1)], dim=1)  # (B, 9, h, w)
             return self.unet(latents, timesteps, context)
 
-        return guided(unet, cond, uncond, guidance_scale, guidance_rescale, lambda t: low <= self.schedule.sigma(t) <= high)
+        return guided(
+            unet, cond, uncond, sampling.guidance_scale, sampling.guidance_rescale,
+            lambda t: low <= self.schedule.sigma(t) <= high,
+        )  # fmt: skip
 
-    def known(self, pixel_values: Tensor, mask: Tensor, latent_mask: Tensor, generator: Generator | None = None) -> Tensor:
-        """What an inpainting model is told of a picture (1, 3, H, W): the mask, and the latents of the rest, the mask grey."""
-        size = pixel_values.shape[2:]
-        kept = mask_to_latents(mask, size) == 0
-        masked = self.vae.encode(pixel_values * kept.to(pixel_values), generator)
+    def inpainting_condition(
+        self, pixel_values: Tensor, mask: Tensor, latent_mask: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """Return an inpainting model's further input (1, 5, h, w): the mask, and the latents of the masked picture.
+
+        pixel_values (1, 3, H, W), mask (1, 1, H', W'), latent_mask (1, 1, h, w).
+        """
+        outside = mask_to_latents(mask, pixel_values.shape[2:]) == 0
+        masked = self.vae.encode(pixel_values * outside.to(pixel_values), generator)
         return torch.cat([(latent_mask > 0).to(masked), masked], dim=1).to(self.device, self.dtype)
+
+
+class MergingSteps:
+    """A sequence of steps (t, t_prev) that merges the adapters at each t before it is walked."""
+
+    def __init__(self, sd: StableDiffusion, steps: Steps):
+        self.sd, self.steps = sd, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        varying = any(varies(weight) for weight in self.sd.weights.values())
+        for t, t_prev in self.steps:
+            if varying:
+                self.sd.merge_at(t)
+            yield t, t_prev

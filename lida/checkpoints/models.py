@@ -255,10 +255,10 @@ def load_tokenizer(source: str | Path) -> tuple[Path, CLIPTokenizer]:
 def load_schedule(source: str | Path) -> NoiseSchedule:
     """The noise schedule of a model; a single file's is SD1.5's."""
     if is_single_file(source):
-        return NoiseSchedule(ldm.SCHEDULE)
+        return NoiseSchedule.from_config(ldm.SCHEDULE)
     path = local(source, "scheduler/*") / "scheduler" / "scheduler_config.json"
     with refusing(path):
-        return NoiseSchedule(read_config(NoiseScheduleConfig, path))
+        return NoiseSchedule.from_config(read_config(NoiseScheduleConfig, path))
 
 
 def save_model(model: UNet | VAE, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:

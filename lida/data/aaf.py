@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..doors.arguments import age, integer, number, positive_int, seed
+from ..doors.arguments import Parser, age, checked, positive_int, seed, whole
 from ..doors.errors import InputError, run
 from ..doors.files import locked, output_folder, regular_file, write_json, write_text, written_whole
 from ..doors.json import read_json
@@ -199,7 +199,7 @@ def record_settings(folder: Path, settings: dict[str, Any]) -> None:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the checked arguments of the command line."""
     description = "All-Age-Faces as a captioned training dataset."
-    parser = argparse.ArgumentParser(prog="python -m lida.data.aaf", description=description)
+    parser = Parser(prog="python -m lida.data.aaf", description=description)
     add = parser.add_argument
     add("aaf", type=Path, metavar="AAF_FOLDER", help="the dataset as downloaded: 'All-Age-Faces Dataset'")
     add("--output_dir", type=Path, required=True, help="gets the pictures, masks/ and metadata.jsonl")
@@ -223,8 +223,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     # Pictures
     add("--no_masks", action="store_true", help="draw no masks of the faces; they need the folder 'key points'")
     add("--crop", choices=("face",), help="squares about the faces instead of whole pictures; needs --resolution")
-    add("--resolution", type=integer(8, 8192), help="the squares' side in pixels")
-    context = number("a number from 1 to 100", lambda x: 1 <= x <= 100)
+    add("--resolution", type=whole(8, 8192), help="the squares' side in pixels")
+    context = checked(float, "a number from 1 to 100", lambda x: 1 <= x <= 100)
     add("--context", type=context, default=1.5, help="their side in lengths of the face's mask (default: 1.5)")
     args = parser.parse_args(argv)
     if (args.crop is None) != (args.resolution is None):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..doors.arguments import existing_folder, integer, non_negative, number, share
+from ..doors.arguments import Parser, checked, existing_folder, non_negative, share, whole
 from ..doors.errors import InputError, run
 from ..doors.files import locked, output_folder, write_json, write_text
 from ..doors.pictures import open_image, save_image
@@ -29,7 +29,7 @@ from .folder import MASKS, METADATA, PICTURES, inside, read_examples
 from .overview import write_overview
 
 TEMPLATE, AGED_TEMPLATE = "a portrait photo of {subject}", "a portrait photo of {subject}, age {decade}"
-ESTIMATOR = Path(__file__).parents[2] / "weights" / "age-estimator"
+ESTIMATOR = Path(__file__).parents[1] / "weights" / "age-estimator"
 FACE = 112  # side in pixels at which sharpness and duplicates are judged
 SHARP = 0.02  # lowest sharpness() of a face
 DUPLICATE = 0.93  # lowest correlation of two pictures of a face that are one photograph; two photographs seldom reach 0.8
@@ -229,7 +229,7 @@ def warn_of(portraits: Sequence[Portrait], args: argparse.Namespace) -> None:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the checked arguments of the command line."""
     description = f"Photographs of one person as a training dataset: {NEEDS}."
-    parser = argparse.ArgumentParser(prog="python -m lida.data.album", description=description)
+    parser = Parser(prog="python -m lida.data.album", description=description)
     add = parser.add_argument
     add("photos", type=existing_folder, metavar="PHOTOS", help="the folder with the photographs, and those below it")
     add("--subject", required=True, help='what captions call the person: "Person A", or a rare word such as sks')
@@ -237,8 +237,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--template", help=f"of the captions (default: {TEMPLATE!r}; with --ages {AGED_TEMPLATE!r})")
     help = "write the age that a classifier reads into each caption, as {decade} or {age} (default: weights/age-estimator)"
     add("--ages", nargs="?", const=ESTIMATOR, metavar="ESTIMATOR", help=help)
-    add("--resolution", type=integer(8, 8192), default=512, help="the squares' side in pixels (default: 512)")
-    context = number("a number from 1 to 100", lambda x: 1 <= x <= 100)
+    add("--resolution", type=whole(8, 8192), default=512, help="the squares' side in pixels (default: 512)")
+    context = checked(float, "a number from 1 to 100", lambda x: 1 <= x <= 100)
     add("--context", type=context, default=1.5, help="their side in heights of the face (default: 1.5)")
     # Which faces
     add("--min_face", type=non_negative, default=50, help="least width of a face in pixels of the photograph (default: 50)")

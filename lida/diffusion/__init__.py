@@ -1,0 +1,16 @@
+"""The mathematics of diffusion: schedule, loss, samplers, inversion, guidance and blending; one equation a function.
+
+Everything here is a function of tensors and of a callable that predicts noise. Nothing knows a UNet class, a tokenizer or a file.
+"""
+
+from .blending import Blend
+from .guidance import guided
+from .inversion import ddim_inverse_step, ddim_invert, ddpm_invert, replay
+from .loss import mask_weights, noise_prediction_loss
+from .samplers import SCHEDULERS, Sampling, ddim_step, dpmpp_2m_step, euler_step, sample
+from .schedule import NoiseSchedule, NoiseScheduleConfig
+
+__all__ = [
+    "SCHEDULERS", "Blend", "NoiseSchedule", "NoiseScheduleConfig", "Sampling", "ddim_inverse_step", "ddim_invert", "ddim_step",
+    "ddpm_invert", "dpmpp_2m_step", "euler_step", "guided", "mask_weights", "noise_prediction_loss", "replay", "sample",
+]  # fmt: skip

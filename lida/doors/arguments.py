@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,3 +54,56 @@ def existing_folder(text: str | Path) -> Path:
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text}: {'is not a folder' if Path(text).exists() else 'no such folder'}")
     return Path(text)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are InputErrors: one line, and exit code 2 from run()."""
+
+    def error(self, message: str):
+        raise InputError(message.removeprefix("argument "))
+
+
+def as_argv(parser: argparse.ArgumentParser, values: Mapping[str, object]) -> list[str]:
+    """Return the command line that gives these values, so that recorded arguments pass the parser's own checks.
+
+    Raises InputError for a name that the parser does not have.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    positional, flags = [], []
+    for name, value in values.items():
+        if name not in actions:
+            raise InputError(f"the recorded argument {name!r} is not known; it may be of another version")
+        action = actions[name]
+        if value is None or value is False or value == [] or value == {}:
+            continue
+        items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+        items = [str(item) for item in (items if isinstance(items, list) else [items])]
+        if not action.option_strings:
+            positional += items
+        elif value is True:
+            flags.append(action.option_strings[0])
+        elif action.nargs is None:
+            flags += [f"{action.option_strings[0]}={item}" for item in items]
+        else:
+            flags += [action.option_strings[0], *items]
+    return [*flags, "--", *positional]
+
+
+def face(text: object) -> int | str:
+    """Return the number of a face, from 1, or "all"."""
+    return "all" if text == "all" else whole(1, 1000)(text)
+
+
+years = checked(float, "an age from 0 to 120", lambda x: 0 <= x <= 120)
+
+
+def named_number(names: Collection[str]) -> Callable[[object], tuple[str, float]]:
+    """Return a type of NAME=NUMBER with one of the names and a number of at least 0."""
+
+    def convert(text: object) -> tuple[str, float]:
+        name, _, value = str(text).partition("=")
+        if name not in names:
+            raise argparse.ArgumentTypeError(f"{str(text)[:60]!r} is not one of {', '.join(names)}, = and a number")
+        return name, non_negative(value)
+
+    return convert

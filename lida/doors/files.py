@@ -9,7 +9,7 @@ import socket
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def why_not_written(error: BaseException, part: Path) -> str | None:
     """Return what the system says against the file; None for an error with another cause."""
     if isinstance(error, Exception) and (found := FULL.search(f"{error} {error.__context__}")):  # also in libraries' own errors
         return found[0]
-    return error.strerror if isinstance(error, OSError) and error.filename in (None, str(part)) else None
+    return error.strerror if isinstance(error, OSError) and str(error.filename or part) == str(part) else None
 
 
 def sync(path: Path) -> None:
@@ -144,3 +144,17 @@ def regular_file(path: str | Path, what: str = "file") -> Path:
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}; give a {what}")
     return Path(path)
+
+
+def free_folder(folder: Path, names: Collection[str], overwrite: bool = False) -> Path:
+    """Return the folder, or the first numbered one in it that has no files of these names (without endings).
+
+    Raises InputError for a name that is too long for a file.
+    """
+    if any(len(os.fsencode(name)) > 240 for name in names):
+        raise InputError(f"{max(names, key=len)[:60]}...: the name is too long for a file; rename the photograph")
+    chosen, number = folder, 1
+    while not overwrite and chosen.is_dir() and {path.stem for path in chosen.iterdir()} & set(names):
+        number += 1
+        chosen = folder / f"{number}"
+    return output_folder(chosen)

@@ -1,0 +1,14 @@
+"""The networks of Stable Diffusion 1.5, from scratch, and the LoRA layer: tensors in, tensors out.
+
+No module here reads or writes a file. Parameter names are the keys of diffusers' checkpoints.
+"""
+
+from .layers import Attention, CachedContext, attention
+from .lora import LoRALinear, LowRank, eject_lora, inject_lora, lora_parameters
+from .unet import UNet, UNetConfig
+from .vae import VAE, VAEConfig
+
+__all__ = [
+    "VAE", "Attention", "CachedContext", "LoRALinear", "LowRank", "UNet", "UNetConfig", "VAEConfig", "attention",
+    "eject_lora", "inject_lora", "lora_parameters",
+]  # fmt: skip

@@ -1,6 +1,7 @@
 """Prompts -> encoder_hidden_states, by CLIP's text encoder and tokenizer (Radford et al. 2021) through transformers."""
 
 import gzip
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,42 +20,43 @@ class TextEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Channels of what it returns: the UNet's cross_attention_dim."""
+        """Return the number of channels C: the UNet's cross_attention_dim."""
         return self.model.config.hidden_size
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (B, 77): cut to fit, and filled up with the tokenizer's pad token, which SD1.5's encoder does read."""
-        length = self.model.config.max_position_embeddings
-        ids = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).input_ids
-        return ids.to(next(self.parameters()).device)
+        """Return token ids (B, 77), truncated, and filled up with the pad token, which SD1.5's encoder does read.
 
-    def forward(self, prompts: str | Sequence[str], clip_skip: int = 0) -> Tensor:
-        """The last hidden state (B, 77, C) after the final norm, or the one `clip_skip` layers earlier, normed alike.
-
-        clip_skip counts from 0 as diffusers does; A1111 and kohya count from 1. Raises ValueError beyond the layers.
+        Warns of the words that are lost where a prompt is longer.
         """
-        layers = self.model.config.num_hidden_layers
-        if not 0 <= clip_skip < layers:
-            raise ValueError(f"clip_skip must be between 0 and {layers - 1}, not {clip_skip}")
+        length = self.model.config.max_position_embeddings
+        ids = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        for prompt, row in zip(prompts, ids.input_ids):
+            if row[-1] == self.tokenizer.eos_token_id and row[-2] != self.tokenizer.pad_token_id:
+                self.warn_of_lost_words(prompt, length)
+        return ids.input_ids.to(next(self.parameters()).device)
+
+    def warn_of_lost_words(self, prompt: str, length: int) -> None:
+        """Warn of what stands behind the last token that fits, if anything does."""
+        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        lost = self.tokenizer.decode(tokens[length - 2 :]).strip()
+        if lost:
+            warnings.warn(f"the prompt {prompt[:40]!r}... is longer than {length - 2} tokens; these words are lost: {lost[:200]}")
+
+    def forward(self, prompts: str | Sequence[str]) -> Tensor:
+        """Return the last hidden state (B, 77, C), after the final norm."""
         ids = self.tokenize([prompts] if isinstance(prompts, str) else prompts)
-        if not clip_skip:
-            return self.model(ids).last_hidden_state
-        hidden = self.model(ids, output_hidden_states=True).hidden_states[-1 - clip_skip]
-        inner = getattr(self.model, "text_model", self.model)  # transformers 5.6 flattened the model
-        return inner.final_layer_norm(hidden)
+        return self.model(ids).last_hidden_state
 
 
 def encode_prompts(text_encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
-    """What text_encoder(prompts) gives, computing each different prompt once: captions of faces repeat themselves."""
+    """Return text_encoder(prompts), and encode each different prompt once: captions of faces repeat themselves."""
     different = sorted(set(prompts))
     rows = torch.tensor([different.index(prompt) for prompt in prompts], device=next(text_encoder.parameters()).device)
     return text_encoder(different)[rows]
 
 
 def read_clip_vocabulary(path: str | Path) -> CLIPTokenizer:
-    """CLIP's tokenizer (49,408 pieces) from the gzipped list of merges that OpenAI published and open_clip carries.
+    """Build CLIP's tokenizer (49,408 pieces) from the gzipped list of merges that OpenAI published and open_clip carries.
 
     The vocabulary follows from the list: 256 bytes, the same at a word's end, one piece a merge, and the two marks.
     """

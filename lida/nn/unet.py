@@ -1,4 +1,4 @@
-"""The noise predictor of Stable Diffusion 1.5 (Rombach et al. 2022, appendix E), at any size."""
+"""The noise predictor of Stable Diffusion 1.5 (Rombach et al. 2022, appendix E), at any width and depth."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import Downsample, ResnetBlock, Transformer2D, Upsample, timestep_embedding
+from .layers import CachedContext, Downsample, ResnetBlock, Transformer2D, Upsample, timestep_embedding
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The fields of diffusers' unet/config.json, with its defaults; `fixed` are those that must stand at one value.
+    """The fields of diffusers' unet/config.json, with its defaults. `fixed` has those that must have one value.
 
-    `attention_head_dim` is the number of heads: diffusers' name for it is a historical mistake that files keep.
+    `attention_head_dim` is the number of heads; diffusers' name for it is a historical mistake that files keep.
     """
 
     sample_size: int | None = None
@@ -52,7 +52,7 @@ class UNetConfig:
 
 
 class TimeEmbedding(nn.Module):
-    """The two-layer network over the sinusoidal embedding: (B, C) -> (B, 4 C)."""
+    """A network of two layers over the sinusoidal embedding: (B, C) -> (B, 4 C)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -64,7 +64,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Stage(nn.Module):
-    """What a UNet does at one resolution: resnets, each followed by cross-attention to the prompt where it has any."""
+    """The layers at one resolution: resnets, each followed by a transformer that reads the prompt, if the stage has any."""
 
     checkpointing = False
 
@@ -82,13 +82,13 @@ class Stage(nn.Module):
             x = self.resnets[i](x, temb)
             return self.attentions[i](x, context) if len(self.attentions) else x
 
-        if self.checkpointing and torch.is_grad_enabled():  # computed again on the way back (Chen et al. 2016)
+        if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(both, x, temb, context, use_reentrant=False)
         return both(x, temb, context)
 
 
 class DownBlock(Stage):
-    """Resnets that each leave a skip, then half the size and one skip more, unless this is the lowest resolution."""
+    """Resnets that each add a skip, then half the size and one more skip, unless this is the lowest resolution."""
 
     def __init__(self, config: UNetConfig, i: int):
         widths = config.block_out_channels
@@ -158,17 +158,17 @@ class UNet(nn.Module):
 
     @property
     def inpaints(self) -> bool:
-        """Whether it also takes a mask and the masked picture's latents, 4 + 1 + 4 channels (Rombach et al. 2022, 4.5)."""
+        """Whether it is an inpainting model, of 4 + 1 + 4 input channels: latents, mask, masked image (Rombach et al. 2022, 4.5)."""
         return self.config.in_channels == 2 * self.config.out_channels + 1
 
     def set_gradient_checkpointing(self, on: bool) -> None:
-        """Whether to keep less for the way back, and compute it again there."""
+        """Enable activation checkpointing (Chen et al. 2016): less memory, and the forward is computed twice."""
         for module in self.modules():
             if isinstance(module, Stage):
                 module.checkpointing = on
 
-    def forward(self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        """The noise in `latents` (B, C, h, w) at `timesteps` (B,) given the prompts (B, M, C_text): (B, 4, h, w)."""
+    def forward(self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor | CachedContext) -> Tensor:
+        """Predict the noise (B, C, h, w) in `latents` (B, C, h, w) at `timesteps` (B,), given the prompts (B, M, C_text)."""
         temb = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(latents.dtype)
         temb = self.time_embedding(temb)  # (B, 4 C)
         x = self.conv_in(latents)

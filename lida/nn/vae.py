@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from ..diffusion.schedule import randn_like
 from .layers import Attention, Downsample, ResnetBlock, Upsample
 
 EPS = 1e-6  # of every GroupNorm here
@@ -17,7 +16,7 @@ EPS = 1e-6  # of every GroupNorm here
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The fields of diffusers' vae/config.json, with its defaults; `fixed` are those that must stand at one value."""
+    """The fields of diffusers' vae/config.json, with its defaults. `fixed` has those that must have one value."""
 
     block_out_channels: tuple[int, ...]
     in_channels: int = 3
@@ -32,11 +31,11 @@ class VAEConfig:
         "act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None,
         "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
     }  # fmt: skip
-    advisory: ClassVar[tuple] = ("force_upcast",)  # what dtype to decode in: chosen where a model is loaded
+    advisory: ClassVar[tuple] = ("force_upcast",)  # the dtype to decode in, which StableDiffusion.load chooses
 
     @staticmethod
     def block_types(count: int) -> dict:
-        """The block types that `count` resolutions must have."""
+        """Return the block types that `count` resolutions must have."""
         return {"down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count}
 
 
@@ -141,7 +140,7 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Diffusers' AutoencoderKL. Latents outside of this class are always scaled to about unit variance.
 
-    It computes in its own dtype, whatever it is given. `tiling` bounds the memory of decode().
+    It computes in its own dtype and converts its inputs to it. `tiling` bounds the memory of decode().
     """
 
     tiling = False
@@ -167,7 +166,10 @@ class VAE(nn.Module):
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def posterior(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x), unscaled, for (B, 3, H, W) in [-1, 1]; H and W multiples of `factor`."""
+        """Return mean and log-variance of q(z | x), unscaled, for (B, 3, H, W) in [-1, 1].
+
+        Raises ValueError unless H and W are multiples of `factor`.
+        """
         height, width = pixel_values.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(f"the VAE takes sizes that are multiples of {self.factor}, not {width}x{height}")
@@ -175,19 +177,23 @@ class VAE(nn.Module):
         return mean, logvar.clamp(-30, 20)
 
     def encode(self, pixel_values: Tensor, generator: Generator | None = None, sample: bool = True) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H / f, W / f), a sample of the posterior or its mean."""
+        """(B, 3, H, W) in [-1, 1] -> scaled latents (B, C, H / f, W / f): a sample of the posterior, or its mean."""
         mean, logvar = self.posterior(pixel_values)
-        return self.draw(mean, logvar, randn_like(mean, generator)) if sample else mean * self.config.scaling_factor
+        if not sample:
+            return mean * self.config.scaling_factor
+        device = mean.device if generator is None else generator.device  # a CPU seed means the same on every device
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=device).to(mean.device)
+        return self.draw(mean, logvar, noise)
 
     def draw(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-        """Scaled latents from a posterior, by standard normal noise (Kingma and Welling 2014, section 2.4)."""
+        """Draw scaled latents from a posterior with standard normal noise (Kingma and Welling 2014, section 2.4)."""
         return (mean + (0.5 * logvar).exp() * noise) * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, 4, h, w) -> pixels (B, 3, f h, f w), about [-1, 1], not clamped.
+        """Scaled latents (B, C, h, w) -> pixels (B, 3, f h, f w), about [-1, 1], not clamped.
 
-        With `tiling`, latents larger than the training pictures' are decoded tile by tile, in bounded memory. The
-        normalisations then see a tile at a time, so that tones differ a little from what the whole would give.
+        With `tiling`, latents larger than the training pictures' are decoded tile by tile, in bounded memory. Each tile is
+        normalised by itself, so that tones differ slightly from those of the whole.
         """
         z, side = latents.to(self.dtype) / self.config.scaling_factor, self.config.sample_size // self.factor
         if not self.tiling or max(z.shape[2:]) <= side:
@@ -205,7 +211,7 @@ class VAE(nn.Module):
 
 
 def tiles(length: int, side: int) -> list[tuple[int, int]]:
-    """Stretches of at most `side` that cover `length`, evenly spread, neighbours sharing a quarter or more."""
+    """Return intervals of at most `side` that cover `length`, evenly spread; neighbours share a quarter or more."""
     if length <= side:
         return [(0, length)]
     count = math.ceil((length - side) / (side - side // 4)) + 1
@@ -213,6 +219,6 @@ def tiles(length: int, side: int) -> list[tuple[int, int]]:
 
 
 def fading(length: int, overlap: int) -> Tensor:
-    """Weights (length,) that rise linearly over `overlap` at both ends, never to 0."""
-    place = torch.arange(length) + 0.5
-    return torch.minimum(place, length - place).div(overlap).clamp(max=1)
+    """Return weights (length,) that rise linearly over `overlap` at both ends and are never 0."""
+    position = torch.arange(length) + 0.5
+    return torch.minimum(position, length - position).div(overlap).clamp(max=1)

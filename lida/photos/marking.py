@@ -96,3 +96,23 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{path}: its settings are no JSON object; give a picture that lida made")
     return settings
+
+
+def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return the arguments in a picture's settings. Raises InputError if a file that it was made from has changed.
+
+    A picture cannot name a file to read without its hash, nor a model to fetch.
+    """
+    recorded, files = settings.get("arguments"), settings.get("files") or {}
+    if not isinstance(recorded, dict) or not isinstance(files, dict):
+        raise InputError(f"--reproduce {path}: does not say how it was made; it may be of an older version")
+    for file, digest in files.items():
+        if not Path(file).is_file() or file_hash(file) != digest:
+            raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
+    photos = recorded.get("photo") or []
+    if not isinstance(photos, list) or set(map(str, photos)) - set(files):
+        raise InputError(f"--reproduce {path}: its settings have no hash of its photograph; it may be of an older version")
+    model = str(recorded.get("pretrained_model_name_or_path", ""))
+    if model and not Path(model).exists():
+        raise InputError(f"--reproduce {path}: its model {model!r} is not on this disk, and a picture cannot ask to fetch one")
+    return recorded

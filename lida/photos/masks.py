@@ -71,26 +71,35 @@ def mask_from_box(text: str, size: tuple[int, int]) -> Image.Image:
     return mask
 
 
-def read_mask(
+def read_masks(
     mask: str,
     image: Image.Image,
     face_models: str | Path | None = None,
-    number: int | None = None,
+    face: int | str | None = None,
     outline: Outline = Outline(),
-) -> Image.Image:
-    """Return the mask that the user asks for: "auto" finds the face, or the path of a picture, or a box x0,y0,x1,y1.
+) -> list[Image.Image]:
+    """Return the masks that the user asks for: "auto" finds faces; the path of a picture or a box x0,y0,x1,y1 is one mask.
 
-    For "auto", `number` chooses among several faces (1 is the largest) and `outline` says how the mask is drawn.
+    For "auto", `face` is a number (1 is the largest face), "all", or None where there is only one.
     """
     if mask != "auto":
-        return open_mask(mask, image.size) if os.path.lexists(mask) else mask_from_box(mask, image.size)
+        return [open_mask(mask, image.size) if os.path.lexists(mask) else mask_from_box(mask, image.size)]
     from .faces import FaceNetworks  # masks from files need no face finder
 
     try:
         networks = FaceNetworks(face_models)
     except InputError as error:
         raise InputError(f"{error}; or give --mask a picture or a box x0,y0,x1,y1") from None
-    return mask_from_landmarks(choose_face(networks.find(image), number).landmarks, image.size, outline)
+    found = networks.find(image)
+    chosen = found if face == "all" and found else [choose_face(found, None if face == "all" else face)]
+    return [mask_from_landmarks(face.landmarks, image.size, outline) for face in chosen]
+
+
+def read_mask(
+    mask: str, image: Image.Image, face_models: str | Path | None = None, face: int | None = None
+) -> Image.Image:
+    """Return the one mask of a photograph, as read_masks() does."""
+    return read_masks(mask, image, face_models, face)[0]
 
 
 def choose_face(faces: list[Face], number: int | None) -> Face:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from ..doors.files import written_whole
 from ..doors.pictures import with_profile
 
 Box = tuple[int, int, int]  # left, top, side of a square in pixels; it may reach beyond the picture
@@ -131,3 +133,13 @@ def sheet(images: Sequence[Image.Image], labels: Sequence[str], height: int = 32
         draw.text((x + image.width / 2, gap + height + strip / 2), label, fill="black", font=font, anchor="mm")
         x += image.width + gap
     return row
+
+
+def film(pictures: Sequence[Image.Image], path: Path, between: int = 6) -> None:
+    """Write a GIF of the pictures one after the other, each fading into the next."""
+    frames = []
+    for a, b in zip(pictures, pictures[1:]):
+        frames += [a] * 4 + [Image.blend(a, b, k / between) for k in range(1, between)]
+    frames += [pictures[-1]] * 10
+    with written_whole(path) as part:
+        frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=120, loop=0)

@@ -24,7 +24,7 @@ from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
 from .measures import Bench, areas, differences, interference, summary
 from .painting import Options, Painter, folder_of, paint_all, units_of
 from .people import KINDS, Person, Sitter, people_of, read_people, seated
-from ..aging.editing import METHODS
+from ..aging.edit import METHODS
 from .report import table_of_pictures, text_table, write_report
 from .settings import Setting, settings_of
 from ..training.state import World

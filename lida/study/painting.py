@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..adapters.adapter import load_adapter, random_adapter
 from ..adapters.merging import applied_within, parse_rule
+from ..diffusion.samplers import Sampling
 from ..doors.errors import InputError
 from ..doors.files import written_whole
 from ..doors.pictures import save_image
@@ -20,7 +21,7 @@ from ..photos.marking import file_hash
 from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..aging.stable_diffusion import StableDiffusion
 from .people import Person, Sitter
-from ..aging.editing import age_to
+from ..aging.editing import age_to, aging_edit
 from .settings import Setting
 from ..training.state import World
 
@@ -82,14 +83,17 @@ class Painter:
         person, ages = sitter.person, self.options.ages
         self.meet(person)
         subject = person.subject if setting.has_identity and person.identity else f"a {person.kind}"
-        options = {"strength": self.options.strength, "num_inference_steps": self.options.num_inference_steps}
-        options |= {"method": self.options.method, "context": CONTEXT, "guidance_scale": setting.guidance_scale}
-        options |= {"guidance_rescale": setting.guidance_rescale, "guidance_interval": setting.interval}
-        options |= {"negative_prompt": None if setting.against else "", "detail": setting.detail_at}
+        sampling = Sampling(
+            self.options.num_inference_steps, setting.guidance_scale, setting.guidance_rescale, setting.interval
+        )  # fmt: skip
+        edit = aging_edit(
+            subject, method=self.options.method, strength=self.options.strength, context=CONTEXT, detail=setting.share
+        )  # fmt: skip
+        edit = edit if setting.against else replace(edit, negative_prompt="")
 
         def aged(image: Image.Image, ages: Sequence[float], current: float) -> list[Image.Image]:
             generator = torch.Generator().manual_seed(seed)
-            return age_to(self.sd, image, sitter.mask, ages, current, subject, generator=generator, **options)
+            return age_to(self.sd, image, sitter.mask, ages, current, subject, edit, sampling, generator=generator)
 
         with self.merged(sitter, setting):
             pictures = aged(sitter.image, ages, sitter.current)

@@ -134,7 +134,7 @@ def seated(person: Person, ages: Sequence[AgeJudge], identity: IdentityJudge, fa
     references = []
     for path, age in person.references:
         other = open_image(path)
-        outline = read_mask("auto", other, face_models, number=1)
+        outline = read_mask("auto", other, face_models, face=1)
         known = identity(square_of(other, outline, IDENTITY_CONTEXT))
         if known is None:
             raise InputError(f"{path}: {identity.name} finds no face in it; take it out of the references")

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from ..adapters.merging import Weight, parse_rule, parse_weight, varies
 from ..doors.errors import InputError
-from ..aging.editing import detail_between
 
 # What stands in every table: the weights of identity and age, or None for those whose pictures are not painted. The random
 # adapters of equal norm stand in the place of one of the two, at the first setting's weights.
@@ -49,9 +48,10 @@ class Setting:
         low, high = (float(number) for number in self.guidance_interval.split("-"))
         return low, high
 
-    def detail_at(self, age: float, current: float) -> float:
-        """The share for one age from another."""
-        return detail_between(age, current) if self.detail == "years" else float(self.detail)
+    @property
+    def share(self) -> float | None:
+        """Return the detail for an Edit: None leaves it to the years between."""
+        return None if self.detail == "years" else float(self.detail)
 
     @property
     def paints(self) -> bool:
@@ -123,7 +123,7 @@ def read_setting(text: str, default: Setting) -> Setting:
 def check(setting: Setting, adapters: Sequence[str]) -> None:
     """Raise InputError for a setting that cannot be painted."""
     try:
-        (identity, _), _, _ = setting.weights, setting.interval, setting.detail_at(1, 1)
+        (identity, _), _, _ = setting.weights, setting.interval, setting.share
         parse_rule(setting.rule)
     except ValueError as error:
         raise InputError(f"{setting.name}: {error}") from None

@@ -9,7 +9,7 @@ curve. `infer.py --years +20` walks it backwards.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,43 +25,12 @@ from ..doors.files import written_whole
 from ..doors.pictures import open_photo
 from ..photos.masks import read_mask
 from ..aging.stable_diffusion import StableDiffusion
-from ..aging.editing import age_to
+from ..aging.editing import age_to, aging_edit
+from ..aging.slider import Slider, aging_adapters, inverse
+from ..diffusion.samplers import Sampling
 from .tradeoff import rising
 
 ASKED = tuple(range(-60, 61, 10))  # years asked for beside the face's own
-
-
-@dataclass(frozen=True)
-class Slider:
-    """Years gained, by the years asked for: a curve that never falls, of one model with its adapters and one estimator.
-
-    `error` is the mean distance in years from what was wanted, of photographs that the curve was not fitted to.
-    """
-
-    asked: list[float]
-    years: list[float]
-    error: float
-    faces: int
-    base: dict[str, str]  # StableDiffusion.base
-    adapters: dict[str, str]  # fingerprints and weights of those that know ages
-    method: str
-    guidance_scale: float
-
-    def ask(self, years: float) -> float:
-        """The years to ask for; at the curve's ends, for what is beyond them."""
-        return ask(self.asked, self.years, years)
-
-    @property
-    def reach(self) -> tuple[float, float]:
-        """The fewest and the most years that can be had."""
-        return self.years[0], self.years[-1]
-
-
-def ask(asked: Sequence[float], years: Sequence[float], wanted: float) -> float:
-    """The inverse of a rising curve, by straight lines; where it is flat, what is asked for least."""
-    order = sorted(range(len(asked)), key=lambda k: abs(asked[k]))
-    kept = sorted({round(years[k], 6): asked[k] for k in reversed(order)}.items())
-    return float(np.interp(wanted, *zip(*kept)))
 
 
 def fit(asked: Sequence[float], gained: np.ndarray) -> tuple[list[float], float]:
@@ -80,30 +49,10 @@ def fit(asked: Sequence[float], gained: np.ndarray) -> tuple[list[float], float]
         seen = np.isfinite(own)
         own_asked, own_gained = np.array(asked)[seen], own[seen]
         for wanted in range(-60, 61, 10):
-            years = ask(at.tolist(), others.tolist(), wanted)
+            years = inverse(at.tolist(), others.tolist(), wanted)
             if wanted and others[0] <= wanted <= others[-1] and own_asked[0] <= years <= own_asked[-1]:
                 errors.append(abs(float(np.interp(years, own_asked, own_gained)) - wanted))
     return curve(gained)[1].tolist(), float(np.mean(errors)) if errors else float("nan")
-
-
-def aging_adapters(sd: StableDiffusion) -> dict[str, str]:
-    """The fingerprints of the merged adapters whose captions told ages, with their weights."""
-    merged = [(sd.adapters[name], weight) for name, weight in sd.weights.items()]
-    return {adapter.fingerprint: str(weight) for adapter, weight in merged if "template" in adapter.metadata}
-
-
-def read_slider(path: str | Path, sd: StableDiffusion) -> Slider:
-    """The slider of a file; raises InputError where it is broken, or was fitted to another model or age adapter."""
-    try:
-        slider = Slider(**json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"--slider {path}: is no slider ({error}); make one by python -m lida.study.slider") from None
-    parts = ("unet", "text_encoder", "vae")  # whatever the folder was called
-    if any(slider.base.get(part) != sd.base[part] for part in parts) or slider.adapters != aging_adapters(sd):
-        raise InputError(
-            f"--slider {path}: was fitted to another base, or another age adapter or weight; make one by python -m lida.study.slider"
-        )
-    return slider
 
 
 def main() -> None:
@@ -134,14 +83,16 @@ def main() -> None:
         raise InputError(f"{len(paths)} photographs are too few for a curve and its error; give twenty")
 
     subject, gained = with_article(args.subject), np.full((len(paths), len(ASKED)), np.nan)
-    options = {"method": args.method, "guidance_scale": args.guidance_scale, "num_inference_steps": args.num_inference_steps}
+    sampling = Sampling(args.num_inference_steps, args.guidance_scale)
+    edit = aging_edit(subject, method=args.method)
     for row, path in zip(gained, tqdm(paths, unit="photo")):
         image = open_photo(path)
         mask = read_mask(str(args.masks / f"{path.stem}.png") if args.masks else "auto", image, args.face_models)
         now = estimator.of(image, mask)
         columns = [k for k, asked in enumerate(ASKED) if span[0] <= now + asked <= span[1] or asked == 0]
         generator = torch.Generator().manual_seed(args.seed)
-        pictures = age_to(sd, image, mask, [now + ASKED[k] for k in columns], now, subject, generator=generator, **options)
+        ages = [now + ASKED[k] for k in columns]
+        pictures = age_to(sd, image, mask, ages, now, subject, edit, sampling, generator=generator)
         row[columns] = [estimator.of(picture, mask) - now for picture in pictures]
     known = np.isfinite(gained).any(0)  # some years beyond what any of the faces could be asked for
     gained, asked = gained[:, known], np.array(ASKED, dtype=float)[known].tolist()

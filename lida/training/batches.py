@@ -1,48 +1,58 @@
-"""From examples to batches: which pictures a step sees, what chance decides for each, and what is computed once and kept.
+"""From examples to batches: which pictures a step sees, and what is drawn at random for each.
 
-All that chance decides is a function of (seed, step, number), where `number` counts the samples of a step over its passes and
-over all processes. So neither an interruption nor the number of processes changes what is trained.
+Everything random is a function of (seed, stream, step, number), where `number` counts the samples of a step over its
+micro-batches and over all processes. So neither an interruption nor the number of processes changes what is trained.
 """
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ..data.folder import Example
 from ..doors.errors import InputError
-from ..photos.pictures import open_image, to_tensor, written_whole
+from ..doors.pictures import open_image, to_tensor
 from ..photos.masks import mask_to_tensor, open_mask
-from ..nn.text import TextEncoder
-from ..nn.vae import VAE
+from .processes import Processes
 
 Size = tuple[int, int]  # width, height
 
 
-def draws(*key: int) -> Generator:
-    """A generator that depends on the key alone, and neighbouring keys do not resemble each other."""
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Return the examples to train on, and a share of them, drawn by `seed`, to measure the loss on."""
+    count = math.ceil(share * len(examples))
+    if count == len(examples):
+        raise InputError(f"--validation_split {share}: leaves none of the {count} pictures to train on")
+    held = set(np.random.default_rng([seed, len(examples)]).permutation(len(examples))[:count].tolist())
+    return [e for i, e in enumerate(examples) if i not in held], [examples[i] for i in sorted(held)]
+
+
+def random_generator(*key: int) -> Generator:
+    """Return a generator that depends on the key alone; those of neighbouring keys are independent."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
-def bucket_of(size: Size, resolution: int, step: int, lowest: int, highest: int) -> Size:
-    """The training size of a picture: sides in multiples of `step`, its shape as nearly as the area of resolution^2 allows."""
-    lowest, highest = -(-lowest // step) * step, highest // step * step
-    candidates = [(width, min(resolution**2 // width // step * step, highest)) for width in range(lowest, highest + 1, step)]
+def bucket_of(size: Size, resolution: int, step: int) -> Size:
+    """Return the training size nearest to a picture's shape: sides multiples of `step`, about the area of resolution^2."""
+    sides = range(-(-resolution // 2 // step) * step, 2 * resolution + 1, step)
+    candidates = [(width, min(resolution**2 // width, 2 * resolution) // step * step) for width in sides]
     aspect = math.log(size[0] / size[1])
-    return min((s for s in candidates if s[1] >= lowest), key=lambda s: (abs(math.log(s[0] / s[1]) - aspect), -s[0] * s[1]))
+    return min((s for s in candidates if s[1] in sides), key=lambda s: (abs(math.log(s[0] / s[1]) - aspect), -s[0] * s[1]))
 
 
-class Order:
+def sizes_of(examples: Sequence[Example], resolution: int, bucket_step: int | None = None) -> list[Size]:
+    """Return each picture's training size: the square, or with a `bucket_step` that of bucket_of()."""
+    square = (resolution, resolution)
+    return [square if bucket_step is None else bucket_of(example.size, resolution, bucket_step) for example in examples]
+
+
+class BatchSampler:
     """Which pictures each step sees: `batch` at a time, all of one size.
 
     An epoch sees every picture, in another order each; a size's last batch is filled up with pictures of that size. With
@@ -51,35 +61,34 @@ class Order:
 
     def __init__(self, sizes: Sequence[Size], batch: int, seed: int, balance: Sequence | None = None):
         self.batch, self.seed, self.epoch, self.plan = batch, seed, -1, np.empty(0)
-        different = sorted(set(sizes))
-        self.members = [np.array([i for i, size in enumerate(sizes) if size == s]) for s in different]
-        self.chances: list[np.ndarray | None] = [None] * len(self.members)
+        self.members = [np.array([i for i, size in enumerate(sizes) if size == s]) for s in sorted(set(sizes))]
+        self.shares: list[np.ndarray | None] = [None] * len(self.members)
         if balance:
             values, counts = np.unique([str(value) for value in balance], return_counts=True)
             rarity = 1 / counts[np.searchsorted(values, [str(value) for value in balance])]
-            self.chances = [rarity[members] / rarity[members].sum() for members in self.members]
+            self.shares = [rarity[members] / rarity[members].sum() for members in self.members]
         self.steps_per_epoch = sum(-(-len(members) // batch) for members in self.members)
 
     def step(self, step: int) -> np.ndarray:
-        """The pictures (batch,) of a step, by index."""
+        """Return the indices (batch,) of a step's pictures."""
         epoch, k = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             rng, plan = np.random.default_rng([self.seed, epoch]), []
-            for members, chances in zip(self.members, self.chances):
+            for members, shares in zip(self.members, self.shares):
                 count = -(-len(members) // self.batch) * self.batch
-                if chances is None:
-                    passes = [rng.permutation(members) for _ in range(-(-count // len(members)))]
-                    drawn = np.concatenate(passes)[:count]
+                if shares is None:
+                    orders = [rng.permutation(members) for _ in range(-(-count // len(members)))]
+                    drawn = np.concatenate(orders)[:count]
                 else:
-                    drawn = rng.choice(members, count, p=chances)
+                    drawn = rng.choice(members, count, p=shares)
                 plan.append(drawn.reshape(-1, self.batch))
             self.epoch, self.plan = epoch, rng.permutation(np.concatenate(plan))
         return self.plan[k]
 
 
 @dataclass(frozen=True)
-class Chances:
-    """What chance may do to a sample, and how often."""
+class Augmentation:
+    """What is drawn at random for a sample, and how often."""
 
     num_train_timesteps: int
     random_flip: bool = False
@@ -88,166 +97,87 @@ class Chances:
     noise_offset: float = 0.0
 
 
+@dataclass(eq=False)
 class Samples(Dataset):
-    """What a pass needs of each sample, by (index of the picture, step, number): pixels or posterior, and what chance decided.
+    """A data set whose items are samples, by (index of the picture, step, number).
 
-    `latent_shape` is (channels, factor) of the VAE. `stream` sets the draws of one data set apart from another's.
+    `latent_shape` is (channels, factor) of the VAE. `stream` makes the random numbers of one data set differ from another's.
+    With `latents`, a LatentCache, a sample has the VAE's posterior in the place of the pixels.
     """
 
-    def __init__(
-        self, examples: Sequence[Example], sizes: Sequence[Size], chances: Chances, latent_shape: tuple[int, int],
-        seed: int, stream: int = 0, masked: bool = False,
-    ):  # fmt: skip
-        self.examples, self.sizes, self.chances, self.latent_shape = examples, sizes, chances, latent_shape
-        self.seed, self.stream, self.masked = seed, stream, masked
-        self.posteriors: "Posteriors | None" = None
+    examples: Sequence[Example]
+    sizes: Sequence[Size]
+    augmentation: Augmentation
+    latent_shape: tuple[int, int]
+    seed: int
+    stream: int = 0
+    masked: bool = False
+    latents: Callable[[int, bool], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def pixels(self, index: int, flipped: bool, place: Size | tuple[float, float] = (0.5, 0.5)) -> Tensor:
-        """pixel_values (3, H, W) in [-1, 1], cut at `place`: 0 to 1 from the left and from the top."""
+    def pixels(self, index: int, flipped: bool, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+        """Return pixel_values (3, H, W) in [-1, 1], cut at `place`: 0 to 1 from the left and from the top."""
         return to_tensor(self.fitted(open_image(self.examples[index].path), index, flipped, place))[0]
 
     def fitted(self, image: Image.Image, index: int, flipped: bool, place: tuple[float, float]) -> Image.Image:
-        """The picture at its training size, its longer side cut, mirrored if that was drawn."""
+        """Return a picture or mask at its training size, the longer side cut, mirrored if `flipped`."""
         image = ImageOps.fit(image, self.sizes[index], Image.Resampling.LANCZOS, centering=place)
         return ImageOps.mirror(image) if flipped else image
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
         index, step, number = key
-        example, chances, generator = self.examples[index], self.chances, draws(self.seed, self.stream, step, number)
+        example, drawn = self.examples[index], self.augmentation
+        generator = random_generator(self.seed, self.stream, step, number)
         flip, left, top, drop = torch.rand(4, generator=generator).tolist()
-        flipped, place = chances.random_flip and flip < 0.5, (left, top) if chances.random_crop else (0.5, 0.5)
+        flipped, place = drawn.random_flip and flip < 0.5, (left, top) if drawn.random_crop else (0.5, 0.5)
         channels, factor = self.latent_shape
-        shape = (channels, *(side // factor for side in self.sizes[index][::-1]))
+        shape = (channels, *(side // factor for side in self.sizes[index][::-1]))  # (C, h, w)
         sample = {
-            "caption": "" if drop < chances.caption_dropout else example.text,
-            "timesteps": torch.randint(chances.num_train_timesteps, (), generator=generator),
+            "caption": "" if drop < drawn.caption_dropout else example.text,
+            "timesteps": torch.randint(drawn.num_train_timesteps, (), generator=generator),
             "noise": torch.randn(shape, generator=generator),
             "posterior_noise": torch.randn(shape, generator=generator),
             "seed": torch.randint(2**62, (), generator=generator),
         }
         # A constant per channel beside the noise lets the model learn brightness (Guttenberg 2023).
-        sample["noise"] += chances.noise_offset * torch.randn(channels, 1, 1, generator=generator)
-        if self.posteriors is None:
+        sample["noise"] += drawn.noise_offset * torch.randn(channels, 1, 1, generator=generator)
+        if self.latents is None:
             sample["pixel_values"] = self.pixels(index, flipped, place)
         else:
-            sample["posterior"] = self.posteriors[index, flipped]
+            sample["posterior"] = self.latents(index, flipped)
         if self.masked:
             mask = mask_to_tensor(self.fitted(open_mask(example.mask, example.size), index, flipped, place))
             sample["mask"] = F.interpolate(mask, size=shape[1:], mode="area")[0]  # (1, h, w)
         return sample
 
 
-class Posteriors:
-    """Mean and log-variance (2, 4, h, w) of the VAE's posterior of each picture, upright and mirrored, computed once.
+@dataclass(frozen=True)
+class MicroBatches:
+    """The batches of one process, `batch_size` samples for each forward pass.
 
-    To draw from it at each step is to encode the picture at each step. In memory, 131 kB for a picture of 512 px; or in a
-    folder, where a file's name depends on the VAE, the picture's bytes, its training size and whether it is mirrored.
+    Of a step's samples, a process takes every count-th stretch of `batch_size`.
     """
 
-    def __init__(self, samples: Samples, vae: VAE, batch_size: int, folder: Path | None = None, rank: int = 0, world: int = 1):
-        self.kept: dict[tuple[int, bool], Tensor | Path] = {}
-        keys = [
-            (i, flipped) for flipped in ([False, True] if samples.chances.random_flip else [False]) for i in range(len(samples))
-        ]
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.kept = {key: folder / f"{cache_key(samples, vae, *key)}.safetensors" for key in keys}
-            keys = [key for key in keys if not self.kept[key].exists()][rank::world]
-        keys.sort(key=lambda key: samples.sizes[key[0]])
-        device = next(vae.parameters()).device
-        with torch.no_grad(), tqdm(total=len(keys), desc="latents", unit="picture", disable=rank > 0) as progress:
-            for batch in batches_of_one_size(keys, samples.sizes, batch_size):
-                pixel_values = torch.stack([samples.pixels(*key) for key in batch]).to(device)
-                rows = torch.stack(vae.posterior(pixel_values), dim=1).float().cpu()  # (B, 2, 4, h, w)
-                for key, row in zip(batch, rows):
-                    if folder:
-                        with written_whole(self.kept[key]) as part:
-                            save_file({"posterior": row.contiguous()}, part)
-                    else:
-                        self.kept[key] = row
-                progress.update(len(batch))
-
-    def __getitem__(self, key: tuple[int, bool]) -> Tensor:
-        kept = self.kept[key]
-        return load_file(kept)["posterior"] if isinstance(kept, Path) else kept
-
-
-def cache_key(samples: Samples, vae: VAE, index: int, flipped: bool) -> str:
-    """A name for what this VAE makes of this picture at this size."""
-    with open(samples.examples[index].path, "rb") as file:
-        picture = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(f"{vae.fingerprint} {vae.dtype} {picture} {samples.sizes[index]} {flipped}".encode()).hexdigest()
-
-
-def batches_of_one_size(keys: Sequence[tuple[int, bool]], sizes: Sequence[Size], batch_size: int) -> Iterator[list]:
-    """The keys, in order, at most `batch_size` at a time, never of two sizes."""
-    batch: list = []
-    for key in keys:
-        if batch and (len(batch) == batch_size or sizes[batch[0][0]] != sizes[key[0]]):
-            yield batch
-            batch = []
-        batch.append(key)
-    if batch:
-        yield batch
-
-
-class Texts:
-    """encoder_hidden_states (77, C) of each caption that can occur, computed once."""
-
-    @torch.no_grad()
-    def __init__(self, text_encoder: TextEncoder, captions: Iterable[str], batch_size: int = 64):
-        different = sorted(set(captions))
-        parts = [text_encoder(different[i : i + batch_size]).cpu() for i in range(0, len(different), batch_size)]
-        self.kept = dict(zip(different, torch.cat(parts)))
-
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        return torch.stack([self.kept[caption] for caption in captions])
-
-
-class Passes:
-    """The batches of one process, from a step on: each of its passes over the model has `batch_size` samples.
-
-    Of a step's samples, this process takes every world-th stretch of `batch_size`.
-    """
-
-    def __init__(self, samples: Samples, order: Order, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0):
-        if order.batch % (batch_size * world):
-            raise ValueError(f"{order.batch} samples a step do not divide into passes of {batch_size} on {world} processes")
-        self.samples, self.order, self.batch_size = samples, order, batch_size
-        self.rank, self.world, self.workers = rank, world, workers
+    samples: Samples
+    sampler: BatchSampler
+    batch_size: int
+    processes: Processes = Processes()
+    workers: int = 0
 
     def keys(self, first: int, last: int) -> Iterator[list[tuple[int, int, int]]]:
-        """What to look up for each pass."""
+        """Yield what to look up in `samples` for each micro-batch of the steps from `first` up to `last`."""
         for step in range(first, last):
-            indices = self.order.step(step).tolist()
-            for start in range(self.rank * self.batch_size, self.order.batch, self.batch_size * self.world):
+            indices, (rank, count) = self.sampler.step(step).tolist(), (self.processes.rank, self.processes.count)
+            for start in range(rank * self.batch_size, len(indices), self.batch_size * count):
                 yield [(indices[n], step, n) for n in range(start, start + self.batch_size)]
 
     def load(self, first: int, last: int) -> Iterator[dict]:
-        """The passes of the steps from `first` up to `last`."""
-        loader = DataLoader(
-            self.samples, batch_sampler=self.keys(first, last), num_workers=self.workers, generator=torch.Generator()
-        )
-        yield from loader
+        """Yield the micro-batches of the steps from `first` up to `last`."""
+        keys, own_generator = self.keys(first, last), torch.Generator()  # or it would draw from PyTorch's global one
+        yield from DataLoader(self.samples, batch_sampler=keys, num_workers=self.workers, generator=own_generator)
 
-
-def sizes_of(examples: Sequence[Example], resolution: int, buckets: tuple[int, int, int] | None) -> list[Size]:
-    """The training size of each picture: the square, or with `buckets` (step, lowest, highest side) one of nearly its shape."""
-    if buckets is None:
-        return [(resolution, resolution)] * len(examples)
-    return [bucket_of(example.size, resolution, *buckets) for example in examples]
-
-
-def leaves_room(examples: Sequence[Example], sizes: Sequence[Size]) -> bool:
-    """Whether a crop can lie here or there in any of the pictures."""
-    return any(abs(e.size[0] * size[1] - e.size[1] * size[0]) > max(size) for e, size in zip(examples, sizes))
-
-
-def require_masks(examples: Sequence[Example]) -> None:
-    """Raise InputError with every picture that has no mask."""
-    missing = [f"{e.path}: has no mask masks/{e.path.stem}.png, which --mask_loss wants" for e in examples if e.mask is None]
-    if missing:
-        raise InputError(*missing)
+    def captions(self, first: int, last: int) -> set[str]:
+        """Return the captions of the pictures in the steps from `first` up to `last`."""
+        return {self.samples.examples[i].text for step in range(first, last) for i in set(self.sampler.step(step).tolist())}

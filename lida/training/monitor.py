@@ -1,11 +1,11 @@
-"""What a run shows of itself: a progress bar, metrics.jsonl, a chart of the loss, TensorBoard, warnings in plain words."""
+"""What a run shows: a progress bar, metrics.jsonl, a chart of the loss, TensorBoard or Weights & Biases, sample pictures."""
 
 import json
 import math
-import os
 import resource
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -15,149 +15,139 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..doors.errors import InputError
-from ..photos.pictures import save_image, sheet, written_whole
+from ..doors.files import regular_file, write_text, written_whole
+from ..doors.pictures import save_image
+from ..photos.squares import sheet
 
 METRICS = "metrics.jsonl"
+BETA = 0.98  # of the loss's moving average
+MAX_SKIPPED = 10
+REPORTERS = ("none", "tensorboard", "wandb")
 
 
 class Monitor:
-    """Follows a run from step to step. Its state is part of a checkpoint, so that a resumed run goes on with the same figures.
+    """Follows a run from step to step; its state is part of a checkpoint, so that a resumed run has the same figures."""
 
-    Raises InputError where `max_skipped` steps in a row had a loss or gradient that is not finite.
-    """
+    state = ("average", "losses", "lowest", "skipped", "skipped_in_a_row")
 
-    def __init__(
-        self,
-        folder: Path,
-        total: int,
-        images_per_step: int,
-        report_to: str = "none",
-        max_skipped: int = 10,
-        writes: bool = True,
-    ):
-        self.folder, self.total, self.images_per_step, self.max_skipped = folder, total, images_per_step, max_skipped
-        self.average: float | None = None
-        self.lowest, self.skipped, self.skipped_in_a_row = math.inf, 0, 0
-        self.warned, self.writes = False, writes
-        self.bar: tqdm | None = None
-        self.board = None
-        if report_to not in ("none", "tensorboard"):
-            raise InputError(f"--report_to {report_to}: is not one of none, tensorboard")
-        if report_to == "tensorboard" and writes:
-            if find_spec("tensorboard") is None:
-                raise InputError("--report_to tensorboard: it is not installed; pip install lida-aging[tensorboard]")
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+    def __init__(self, folder: Path, total: int, images_per_step: int, writes: bool = True):
+        self.folder, self.total, self.images_per_step, self.writes = folder, total, images_per_step, writes
+        self.average, self.losses, self.lowest = math.nan, 0, math.inf  # the moving average, of so many losses, its least
+        self.skipped = self.skipped_in_a_row = 0
+        self.warned = False
 
     def state_dict(self) -> dict:
-        """What load_state_dict takes."""
-        return {name: getattr(self, name) for name in ("average", "lowest", "skipped", "skipped_in_a_row")}
+        return {name: getattr(self, name) for name in self.state}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where state_dict was taken."""
-        vars(self).update(state)
+        for name in self.state:
+            setattr(self, name, state.get(name, getattr(self, name)))
 
-    def begin(self, step: int) -> None:
-        """Go on after `step` steps: what metrics.jsonl has of later ones is taken out, for they will be done again."""
+    def begin(self, step: int, report_to: str = "none") -> None:
+        """Start after `step` steps, reporting to one of REPORTERS; remove what metrics.jsonl has of later steps."""
         path = self.folder / METRICS
         if path.exists() and self.writes:
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if step_of(line) <= step]
-            with written_whole(path) as part:
-                part.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+            lines = regular_file(path).read_text(encoding="utf-8", errors="replace").splitlines()
+            steps = [step_of(line) for line in lines]
+            if None in steps[:-1]:  # a crash may have cut off the last line
+                warnings.warn(f"{path}: {steps[:-1].count(None)} of its lines cannot be read and are removed")
+            write_text(path, "".join(f"{line}\n" for line, s in zip(lines, steps) if s is not None and s <= step))
+        self.report = reporter(report_to if self.writes else "none", self.folder)
         self.bar = tqdm(total=self.total, initial=step, unit="step", disable=not self.writes)
-        self.counted = perf_counter()
+        self.last = perf_counter()
 
-    def step(self, step: int, loss: float, lr: float, norm: float) -> bool:
-        """Note the `step`-th step; returns whether loss and gradient are finite, and may be used."""
-        finite = math.isfinite(loss) and math.isfinite(norm)
+    def step(self, step: int, loss: float, lr: float, norm: float) -> None:
+        """Record the `step`-th step; raise InputError where MAX_SKIPPED in a row had no finite loss or gradient."""
         now = perf_counter()
-        rate, self.counted = self.images_per_step / max(now - self.counted, 1e-9), now
-        if finite:
-            self.average = loss if self.average is None else 0.98 * self.average + 0.02 * loss
-            self.lowest, self.skipped_in_a_row = min(self.lowest, self.average), 0
+        rate, self.last = self.images_per_step / max(now - self.last, 1e-9), now
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.losses, self.skipped_in_a_row = self.losses + 1, 0
+            gain = (1 - BETA) / (1 - BETA**self.losses)  # corrects the bias, as Adam does (Kingma and Ba 2015, section 3)
+            self.average = loss if self.losses == 1 else self.average + gain * (loss - self.average)
+            self.lowest = min(self.lowest, self.average)
         else:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-        self.record(step, loss=loss, smoothed=self.average, lr=lr, gradient_norm=norm, images_per_second=round(rate, 3))
-        self.bar.set_postfix(
-            loss=f"{self.average or math.nan:.4f}", img_s=f"{rate:.1f}", GB=f"{memory_used():.1f}", refresh=False
-        )
+        values = {"loss": loss, "smoothed": self.average, "lr": lr, "gradient_norm": norm, "images_per_second": round(rate, 3)}
+        self.record(step, **values)
+        self.bar.set_postfix(loss=f"{self.average:.4f}", img_s=f"{rate:.1f}", GB=f"{memory_used():.1f}", refresh=False)
         self.bar.update()
-        if self.skipped_in_a_row >= self.max_skipped:
-            what = "loss" if not math.isfinite(loss) else "gradient"
+        if self.skipped_in_a_row >= MAX_SKIPPED:
+            what = "gradient" if math.isfinite(loss) else "loss"
             cure = "lower --learning_rate, or leave out --mixed_precision fp16"
             raise InputError(f"the {what} was not finite for {self.skipped_in_a_row} steps in a row, up to {step}; {cure}")
-        if finite and not self.warned and self.average > 3 * self.lowest:
+        if not self.warned and self.average > 3 * self.lowest:
             self.warned = True
-            warnings.warn(
-                f"the loss has risen to {self.average:.3f} from {self.lowest:.3f}: --learning_rate {lr:.1e} may be too high"
-            )
-        return finite
+            rise = f"the loss has risen to {self.average:.3f} from {self.lowest:.3f}"
+            warnings.warn(f"{rise}: --learning_rate {lr:.1e} may be too high")
 
-    def record(self, step: int, **values: float | None) -> None:
-        """A line of metrics.jsonl, and the same in TensorBoard."""
-        if not self.writes:
-            return
-        try:
+    def record(self, step: int, **values: float) -> None:
+        """Append a line to metrics.jsonl, a number that is not finite as null, and report the others."""
+        if self.writes:
+            row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
             with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:
-            raise InputError(
-                f"{self.folder / METRICS}: cannot be written ({error}); free space, and resume from latest"
-            ) from None
-        if self.board:
-            for name, value in values.items():
-                if value is not None:
-                    self.board.add_scalar(name, value, step)
+                file.write(json.dumps(row) + "\n")
+            self.report({name: value for name, value in row.items() if value is not None}, step)
 
     def end(self) -> None:
         """Close the bar, and draw the chart of the loss where matplotlib is installed."""
         self.bar.close()
-        if self.board:
-            self.board.close()
         if self.skipped:
             warnings.warn(f"{self.skipped} steps were skipped, whose loss or gradient was not finite")
         if find_spec("matplotlib") and self.writes:
-            chart_of_losses(self.folder / METRICS, self.folder / "loss.png")
+            draw_losses(self.folder / METRICS, self.folder / "loss.png")
 
 
-def step_of(line: str) -> float:
-    """The step that a line of metrics.jsonl is of; infinity for one that a crash has cut off."""
+def reporter(name: str, folder: Path) -> Callable[[dict, int], object]:
+    """Return what takes each row of metrics besides metrics.jsonl; raises InputError where its package is absent."""
+    if name == "none":
+        return lambda values, step: None
+    if find_spec(name) is None:
+        raise InputError(f"--report_to {name}: it is not installed; pip install {name}")
+    if name == "wandb":
+        import wandb
+
+        return wandb.init(project="lida", name=folder.name, dir=str(folder)).log
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+    return lambda values, step: [board.add_scalar(name, value, step) for name, value in values.items()]
+
+
+def step_of(line: str) -> int | None:
+    """Return the step that a line of metrics.jsonl is of, or None for one that is damaged."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def memory_used() -> float:
-    """The most that this process has held, in GB: of the GPU where there is one, else of the machine."""
+    """Return the most memory that this process has held, in GB: of the GPU if it is used, else of the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def chart_of_losses(metrics: Path, path: Path) -> None:
-    """Each step's loss, its moving average, and the validation loss, which alone is of the same noise each time."""
+def draw_losses(metrics: Path, path: Path) -> None:
+    """Draw each step's loss, its moving average, and the validation loss, which alone is of the same noise each time."""
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for name, style in (("loss", {"alpha": 0.2}), ("smoothed", {}), ("validation_loss", {"marker": "o"})):
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None and math.isfinite(row[name])]
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if points:
             axes.plot(*zip(*points), label=name.replace("_", " "), **style)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
+    axes.set(xlabel="step", ylabel="loss")
     axes.legend()
-    part = path.with_suffix(".part")
-    figure.savefig(part, dpi=120, format="png")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=120, format="png")
 
 
 def add_to_contact_sheet(folder: Path, step: int, images: list[Image.Image]) -> None:
-    """Save the pictures of a step as samples/<step>.png, a row, and all rows so far as samples.png."""
+    """Save a step's pictures as a row, samples/<step>.png, and all rows so far as samples.png."""
     (folder / "samples").mkdir(exist_ok=True)
     save_image(sheet(images, [f"step {step}"] + [""] * (len(images) - 1), height=192), folder / "samples" / f"{step:06d}.png")
     rows = [Image.open(path) for path in sorted((folder / "samples").glob("*.png"))]
@@ -165,13 +155,3 @@ def add_to_contact_sheet(folder: Path, step: int, images: list[Image.Image]) -> 
     for i, row in enumerate(rows):
         page.paste(row, (0, sum(r.height for r in rows[:i])))
     save_image(page, folder / "samples.png")
-
-
-def warn_of_data(texts: list[str]) -> None:
-    """Say in plain words what about the data makes a poor adapter likely."""
-    if len(texts) < 5:
-        warnings.warn(f"there are only {len(texts)} pictures: the adapter will learn them by heart; 20 to 30 are usual")
-    if len(texts) >= 50 and len(set(texts)) == 1:
-        warnings.warn(
-            f"all {len(texts)} captions are equal ({texts[0]!r}): nothing that differs between the pictures can be asked for"
-        )

@@ -35,7 +35,7 @@ def main():
     for path, module in theirs.named_modules():
         if hasattr(module, "lora_A"):
             layers[path] = LowRank(module.lora_A["a"].weight.detach(), module.lora_B["a"].weight.detach(), 8.0)
-    sd = StableDiffusion(unet, None, None, NoiseSchedule(SCHEDULE))
+    sd = StableDiffusion(unet, None, None, NoiseSchedule.from_config(SCHEDULE))
     sd.load_adapter("a", lida.Adapter(layers))
     times: dict[str, list[float]] = {"lida": [], "diffusers + peft": []}
     for number in range(6):

@@ -65,7 +65,7 @@ def main():
     config = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end, "model_max_length": 77}
     config["tokenizer_class"] = "CLIPTokenizer"
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_schedule(NoiseSchedule(SCHEDULE), args.output_dir)
+    save_schedule(NoiseSchedule.from_config(SCHEDULE), args.output_dir)
 
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     words = tokenizer.tokenize("a portrait photo of an old woman, age 60s")

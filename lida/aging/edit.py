@@ -1,0 +1,91 @@
+"""How a face is to be repainted: one place for what is decided by the age asked for and the age that is seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..photos.captions import captioning_of
+from .stable_diffusion import Prompt, StableDiffusion
+
+METHODS = ("ddim_inversion", "inversion", "inpaint")
+LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.6, 60  # strength at no years of difference, and from 60 on
+NO_DETAIL = 40  # years younger from which on the photograph's fine detail, its wrinkles, does not come back
+PLAIN_STRENGTH = 0.5  # where no age is asked for
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How a photograph is repainted.
+
+    `method` leads it up to the noise: ddim_inversion by DDIM's steps walked backwards, inversion with noise that leads back to
+    it, inpaint with noise that is drawn. `strength`, above 0 and up to 1, is how far up. `detail`, 0 to 1, is the share that
+    comes back of what the autoencoder loses of the photograph. Either is chosen by the years between where it is None.
+    `source_prompt` describes the photograph to an inversion; guidance leads away from `negative_prompt`. The square about the
+    mask is `context` times as long as the mask. Raises ValueError for a value out of range.
+    """
+
+    method: str = "ddim_inversion"
+    strength: float | None = None
+    detail: float | None = None
+    source_prompt: str = ""
+    negative_prompt: str | Sequence[str] = ""
+    context: float = 1.5
+    match_colour: bool = True
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r} is not one of {', '.join(METHODS)}")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise ValueError(f"strength must be above 0 and up to 1, not {self.strength}")
+        if self.detail is not None and not 0 <= self.detail <= 1:
+            raise ValueError(f"detail must lie between 0 and 1, not {self.detail}")
+        if not 1 <= self.context <= 100:
+            raise ValueError(f"context must lie between 1 and 100, not {self.context}")
+
+    def towards(self, age: float, current: float) -> "Edit":
+        """Return the edit with the strength and detail for an age, where they are left to it.
+
+        The strength rises with the years between, as Cradle2Cane's noise does. The detail is 1 for the same age and older
+        ones, and falls for younger ones, whose skin does not have what the photograph shows.
+        """
+        share = min(abs(age - current), FULL_GAP) / FULL_GAP
+        strength = LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * share
+        detail = min(max(1 - (current - age) / NO_DETAIL, 0.0), 1.0) if self.method != "inpaint" else 0.0
+        return replace(
+            self,
+            strength=strength if self.strength is None else self.strength,
+            detail=detail if self.detail is None else self.detail,
+        )
+
+    def without_age(self) -> "Edit":
+        """Return the edit with the strength and detail for a prompt that asks for no age, where they are left open."""
+        strength = PLAIN_STRENGTH if self.strength is None else self.strength
+        return replace(self, strength=strength, detail=0.0 if self.detail is None else self.detail)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One painting of a photograph: the prompt, how far up to the noise it starts, and the detail that comes back."""
+
+    prompt: Prompt
+    strength: float
+    detail: float = 0.0
+
+
+def age_targets(
+    sd: StableDiffusion, ages: Sequence[float], current: float, subject: str = "a person", edit: Edit = Edit()
+) -> list[Target]:
+    """Return what to paint for each age of a face that looks `current` years old.
+
+    Each age is asked for by the caption of its decade, or a mixture of two, as the merged Age-LoRA's captions have it, for a
+    `subject` such as "a man" or "sks". An inpainting model paints all at the highest strength.
+    """
+    captioning = captioning_of({name: sd.adapters[name].metadata for name in sd.weights})
+    targets = []
+    for age in ages:
+        chosen = edit.towards(age, current)
+        prompt = captioning.prompt(subject, min(max(round(age), 0), 99))
+        targets.append(Target(prompt, chosen.strength, chosen.detail))
+    if sd.unet.inpaints:
+        highest = max(target.strength for target in targets)
+        targets = [replace(target, strength=highest) for target in targets]
+    return targets

@@ -1,0 +1,58 @@
+"""Command-line flags for Sampling and Edit, with the defaults that stand there; scripts share them."""
+
+import argparse
+
+from ..diffusion.samplers import SCHEDULERS, Sampling
+from ..doors import arguments
+from ..doors.errors import InputError
+from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, Edit
+
+GUIDANCE = arguments.checked(float, "a number from -100 to 100", lambda x: abs(x) <= 100)
+STRENGTH = arguments.checked(float, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser, default: Sampling = Sampling()) -> None:
+    """Add --num_inference_steps, --guidance_scale, --scheduler and the other fields of Sampling."""
+    add = parser.add_argument
+    help = "steps of the whole way (default: %(default)s)"
+    add("--num_inference_steps", type=arguments.whole(1, 999), default=default.num_inference_steps, help=help)
+    add("--guidance_scale", type=GUIDANCE, default=default.guidance_scale, help="1 is no guidance (default: %(default)s)")
+    add("--guidance_rescale", type=arguments.share, default=default.guidance_rescale, help="0 to 1 (default: %(default)s)")
+    help = "noise levels sigma between which guidance acts, such as 0.3 5; elsewhere a step costs half (default: everywhere)"
+    add("--guidance_interval", type=arguments.non_negative, nargs=2, metavar=("LOW", "HIGH"), help=help)
+    add("--scheduler", choices=SCHEDULERS, default=default.scheduler, help="the sampler (default: %(default)s)")
+    add("--eta", type=arguments.share, default=default.eta, help="DDIM's noise; 1 is as much as DDPM (default: %(default)s)")
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """Return the Sampling that the flags ask for. Raises InputError if they do not go together."""
+    interval = args.guidance_interval and tuple(args.guidance_interval)
+    try:
+        return Sampling(
+            args.num_inference_steps, args.guidance_scale, args.guidance_rescale, interval, args.scheduler, args.eta
+        )
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+
+
+def add_edit_flags(parser: argparse.ArgumentParser, default: Edit = Edit()) -> None:
+    """Add --method, --strength, --detail and the other fields of Edit."""
+    add = parser.add_argument
+    help = "ddim_inversion leads the photograph up to the noise without drawing any; inversion, with noise that leads back to it"
+    add("--method", choices=METHODS, default=default.method, help=f"{help}; inpaint draws noise (default: {default.method})")
+    help = f"how far up to the noise, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the years between)"
+    add("--strength", type=STRENGTH, help=help)
+    help = "share that comes back of what the autoencoder loses of the photograph, 0 to 1 (default: by the years between)"
+    add("--detail", type=arguments.share, help=help)
+    add("--source_prompt", help="what the photograph shows, for the inversions (default: a portrait photo of the subject)")
+    help = "prompt to steer away from (default: the source prompt where ages are asked for by an inversion; else none)"
+    add("--negative_prompt", help=help)
+    add("--no_colour_match", action="store_true", help="leave the model's colours as they are at the seam")
+
+
+def edit_of(args: argparse.Namespace, subject: str) -> Edit:
+    """Return the Edit that the flags ask for, of a subject such as "a man"."""
+    source = f"a portrait photo of {subject}" if args.source_prompt is None else args.source_prompt
+    negative = source if args.prompt is None and args.method != "inpaint" else ""
+    negative = negative if args.negative_prompt is None else args.negative_prompt
+    return Edit(args.method, args.strength, args.detail, source, negative, match_colour=not args.no_colour_match)

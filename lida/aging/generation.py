@@ -1,0 +1,75 @@
+"""Painting from prompts."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from ..diffusion.samplers import SCHEDULERS, Sampling, StepRule, ddim_step, sample
+from ..diffusion.schedule import NoiseSchedule, randn_like
+from ..doors.pictures import to_images
+from .stable_diffusion import Prompt, StableDiffusion
+
+Progress = Callable[[Sequence], Iterable]  # wraps the list of steps, as tqdm does; has its length
+Callback = Callable[[int, int, Tensor], object]  # (number of the step, t, latents)
+
+
+@torch.no_grad()
+def generate(
+    sd: StableDiffusion,
+    prompt: Prompt | Sequence[Prompt],
+    sampling: Sampling = Sampling(),
+    *,
+    negative_prompt: str | Sequence[str] = "",
+    num_images_per_prompt: int = 1,
+    height: int | None = None,
+    width: int | None = None,
+    generator: Generator | None = None,
+    output_type: str = "pil",
+    progress: Progress = list,
+    callback: Callback | None = None,
+) -> list[Image.Image] | Tensor:
+    """Paint from prompts. `height` and `width` in pixels default to the model's own.
+
+    Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for a size that the VAE cannot have.
+    """
+    prompts = repeated(prompt, num_images_per_prompt)
+    sizes = [size or sd.resolution for size in (height, width)]
+    if any(size % sd.vae.factor for size in sizes):
+        raise ValueError(f"height and width must be multiples of {sd.vae.factor}, not {sizes[0]} and {sizes[1]}")
+    shape = (len(prompts), sd.unet.config.out_channels, *(size // sd.vae.factor for size in sizes))
+    latents = randn_like(torch.empty(shape, dtype=sd.dtype, device=sd.device), generator)
+    condition = None
+    if sd.unet.inpaints:  # everything is to be painted
+        blank, mask = torch.zeros(1, 3, *sizes, device=sd.device), torch.ones(1, 1, *shape[2:], device=sd.device)
+        everywhere = torch.ones(1, 1, *sizes, device=sd.device)
+        condition = sd.inpainting_condition(blank, everywhere, mask, torch.Generator().manual_seed(0))
+    negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
+    predict = sd.predictor(prompts, negative, sampling, condition)
+    steps = progress(sd.merging(sampling.steps(sd.schedule)))
+    latents = sample(predict, sd.schedule, latents, steps, step_rule(sampling, generator), callback=callback)
+    return latents if output_type == "latent" else to_images(sd.vae.decode(finite(latents)))
+
+
+def step_rule(sampling: Sampling, generator: Generator | None, repeats: int = 1) -> StepRule:
+    """Return the sampler's step rule; DDIM's draws its noise from the generator, shared by `repeats` parts of the batch."""
+    if sampling.scheduler != "ddim":
+        return SCHEDULERS[sampling.scheduler] if isinstance(sampling.scheduler, str) else sampling.scheduler
+
+    def ddim(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int) -> Tensor:
+        return ddim_step(schedule, latents, noise_pred, t, t_prev, sampling.eta, generator, repeats)
+
+    return ddim
+
+
+def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
+    """Return each prompt `count` times in a row."""
+    return [p for p in ([prompt] if isinstance(prompt, str | dict) else prompt) for _ in range(count)]
+
+
+def finite(latents: Tensor) -> Tensor:
+    """Return the latents; raise ValueError if they are not finite."""
+    if not latents.isfinite().all():
+        raise ValueError("the sampler ended in numbers that are not finite; lower guidance_scale or the adapters' weights")
+    return latents

@@ -1,0 +1,64 @@
+"""A slider in years: the age to ask for so that a face looks so many years older or younger.
+
+`python -m lida.study.slider` fits it to photographs, and writes the file that read_slider() reads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..doors.errors import InputError
+from ..doors.json import read_json, typed
+from .stable_diffusion import StableDiffusion
+
+
+@dataclass(frozen=True)
+class Slider:
+    """Years gained, by the years asked for: a curve that never falls, of one model with its adapters and one estimator.
+
+    `error` is the mean distance in years from what was wanted, on photographs that the curve was not fitted to.
+    """
+
+    asked: list[float]
+    years: list[float]
+    error: float
+    faces: int
+    base: dict[str, str]  # StableDiffusion.base
+    adapters: dict[str, str]  # fingerprints and weights of the adapters that know ages
+    method: str
+    guidance_scale: float
+
+    def ask(self, years: float) -> float:
+        """Return the years to ask for; beyond the curve's ends, those of the ends."""
+        return inverse(self.asked, self.years, years)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Return the fewest and the most years that the model gives."""
+        return self.years[0], self.years[-1]
+
+
+def inverse(asked: Sequence[float], years: Sequence[float], wanted: float) -> float:
+    """Invert a rising curve by straight lines; where it is flat, return what is asked for least."""
+    order = sorted(range(len(asked)), key=lambda k: -abs(asked[k]))
+    points = sorted({round(years[k], 6): asked[k] for k in order}.items())
+    return float(np.interp(wanted, *zip(*points)))
+
+
+def aging_adapters(sd: StableDiffusion) -> dict[str, str]:
+    """Return the fingerprints of the merged adapters whose captions have ages, with their weights."""
+    merged = [(sd.adapters[name], weight) for name, weight in sd.weights.items()]
+    return {adapter.fingerprint: str(weight) for adapter, weight in merged if "template" in adapter.metadata}
+
+
+def read_slider(path: str | Path, sd: StableDiffusion) -> Slider:
+    """Read a slider. Raises InputError if the file is broken, or was fitted to another model or age adapter."""
+    slider = typed(Slider, read_json(path), str(path))
+    if len(slider.asked) != len(slider.years) or not slider.asked or sorted(slider.years) != slider.years:
+        raise InputError(f"{path}: its curve does not rise; fit it again with python -m lida.study.slider")
+    parts = ("unet", "text_encoder", "vae")  # whatever the folder was called
+    if any(slider.base.get(part) != sd.base[part] for part in parts) or slider.adapters != aging_adapters(sd):
+        raise InputError(f"{path}: was fitted to another base, age adapter or weight; fit one with python -m lida.study.slider")
+    return slider

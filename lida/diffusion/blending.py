@@ -1,0 +1,47 @@
+"""Blending: what of the photograph's latents comes back after each step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The photograph's latents, and the map of change that says where and when they come back.
+
+    `mask` (B or 1, 1, h, w) is 1 where the image is painted from the first step on and 0 where the photograph stays. A grey
+    value g is painted once the share g of the steps is left (Levin & Fried 2023, algorithm 1). The photograph at timestep t is
+    `init_latents` with `noise` (B, C, h, w), or `trajectory[t]` if it was inverted.
+    """
+
+    mask: Tensor
+    init_latents: Tensor
+    noise: Tensor | None = None
+    trajectory: dict[int, Tensor] | None = None
+
+    def __call__(self, schedule: NoiseSchedule, latents: Tensor, t: int, steps_left: float) -> Tensor:
+        """Put the photograph, noised to t, back where it stays (Avrahami et al. 2022, algorithm 1).
+
+        t < 0 is past the last step, where the photograph is clean. `steps_left` is the share of the steps to come.
+        """
+        photograph = self.init_latents
+        if self.trajectory is not None:
+            photograph = self.trajectory[t]
+        elif t >= 0:
+            photograph = schedule.add_noise(photograph, self.noise, torch.tensor(t))
+        return torch.where(self.mask > steps_left, latents, photograph)
+
+    def for_row(self, strength_fractions: Tensor) -> "Blend":
+        """Repeat the photograph for N paintings, each free for its fraction (N,) of the steps only: a batch of N B."""
+        n, count = len(strength_fractions), len(self.init_latents)
+        fractions = strength_fractions.to(self.mask).repeat_interleave(count).reshape(-1, 1, 1, 1)
+
+        def repeated(x: Tensor) -> Tensor:
+            return x.repeat(n, 1, 1, 1)
+
+        noise = None if self.noise is None else repeated(self.noise)
+        trajectory = self.trajectory and {t: repeated(x) for t, x in self.trajectory.items()}
+        return Blend(fractions * self.mask, repeated(self.init_latents), noise, trajectory)

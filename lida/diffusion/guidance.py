@@ -1,0 +1,41 @@
+"""Classifier-free guidance (Ho & Salimans 2022)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NoisePredictor = Callable[[Tensor, Tensor, Tensor], Tensor]  # (latents, timesteps, encoder_hidden_states) -> noise_pred
+
+
+def guided(
+    unet: NoisePredictor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance_scale: float,
+    rescale: float = 0.0,
+    acts_at: Callable[[int], bool] = lambda t: True,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return eps_u + g (eps_c - eps_u) as a function of latents (B, C, h, w) and timesteps (B,).
+
+    `cond` and `uncond` are the encoded prompts (B, M, C_text). Both go through the network as one batch, the unconditional
+    first. At g <= 1, and at timesteps where it does not act (Kynkaanniemi et al. 2024), the prediction is the conditional
+    alone, for half the cost; `uncond` may then be None. `rescale` mixes in the prediction with the conditional's deviation.
+    """
+    both = None if guidance_scale <= 1 else torch.cat([uncond, cond])
+
+    def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
+        if both is None or not acts_at(int(timesteps[0])):
+            return unet(latents, timesteps, cond)
+        eps_u, eps_c = unet(torch.cat([latents] * 2), torch.cat([timesteps] * 2), both).chunk(2)
+        eps = eps_u + guidance_scale * (eps_c - eps_u)
+        return rescaled(eps, eps_c, rescale) if rescale else eps
+
+    return predict
+
+
+def rescaled(eps: Tensor, eps_c: Tensor, share: float) -> Tensor:
+    """Bring a share of the guided prediction back to the conditional's deviation (Lin et al. 2024, equations 15 and 16)."""
+    dims = tuple(range(1, eps.ndim))
+    same_deviation = eps * (eps_c.std(dims, keepdim=True) / eps.std(dims, keepdim=True))
+    return share * same_deviation + (1 - share) * eps

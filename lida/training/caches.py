@@ -1,0 +1,67 @@
+"""What frozen networks make of a picture or a caption, computed once."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..doors.files import output_folder, written_whole
+from ..nn.text import TextEncoder
+from ..nn.vae import VAE
+from .batches import Samples
+
+
+class LatentCache:
+    """The VAE's posterior of each picture, upright and mirrored, computed when it is first drawn.
+
+    Each is a tensor (2, 4, h, w), mean and log-variance, in memory (131 kB for a picture of 512 px) or in a folder, which
+    runs may share. A picture is encoded alone, so that its latents do not depend on what else is in its batch.
+    """
+
+    def __init__(self, samples: Samples, vae: VAE, folder: str | Path | None = None):
+        self.samples, self.vae = samples, vae
+        self.folder = output_folder(folder, "--cache_dir") if folder else None
+        self.kept: dict[tuple[int, bool], Tensor | Path] = {}
+
+    def __call__(self, index: int, flipped: bool) -> Tensor:
+        kept = self.kept.get((index, flipped))
+        if kept is None:
+            kept = self.kept[index, flipped] = self.file(index, flipped) if self.folder else self.encode(index, flipped)
+        return kept if isinstance(kept, Tensor) else load_file(kept)["posterior"]
+
+    @torch.no_grad()
+    def encode(self, index: int, flipped: bool) -> Tensor:
+        """Return the posterior of a picture in float32 on the CPU."""
+        device = next(self.vae.encoder.parameters()).device
+        posterior = self.vae.posterior(self.samples.pixels(index, flipped)[None].to(device))
+        return torch.cat(posterior).float().cpu()
+
+    def file(self, index: int, flipped: bool) -> Path:
+        """Return the file of a picture's posterior, written now if it is missing or damaged.
+
+        Its name depends on the VAE, the picture's bytes, its training size and whether it is mirrored.
+        """
+        picture = hashlib.sha256(self.samples.examples[index].path.read_bytes()).hexdigest()
+        key = f"{self.vae.fingerprint} {self.vae.dtype} {picture} {self.samples.sizes[index]} {flipped}"
+        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+        try:
+            load_file(path)["posterior"]
+        except (OSError, SafetensorError, KeyError):
+            with written_whole(path) as part:
+                save_file({"posterior": self.encode(index, flipped).contiguous()}, part)
+        return path
+
+
+class TextCache:
+    """The encoder_hidden_states (77, C) of captions, each computed once and alone."""
+
+    @torch.no_grad()
+    def __init__(self, text_encoder: TextEncoder, captions: Iterable[str]):
+        self.hidden = {caption: text_encoder([caption])[0].cpu() for caption in sorted(set(captions))}
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        return torch.stack([self.hidden[caption] for caption in captions])

@@ -214,7 +214,7 @@ def example_of(folder: Path, line: Line, columns: Sequence[str], caption_column:
         path = inside(folder, base / name)
         size = open_image(path).size
         if min(size) < smallest:
-            raise InputError(f"{path}: is {size[0]}x{size[1]} pixels, too small; the shorter side must have {smallest}")
+            raise InputError(f"{path}: is {size[0]}x{size[1]} pixels, too small; below {smallest} there is too little to learn from")
         mask = base / MASKS / Path(name).with_suffix(".png")
         if not os.path.lexists(mask):
             return Example(path, text, size, None, row)

@@ -58,7 +58,7 @@ def why_not_written(error: BaseException, part: Path) -> str | None:
     """Return what the system says against the file; None for an error with another cause."""
     if isinstance(error, Exception) and (found := FULL.search(f"{error} {error.__context__}")):  # also in libraries' own errors
         return found[0]
-    return error.strerror if isinstance(error, OSError) and error.filename in (None, str(part)) else None
+    return error.strerror if isinstance(error, OSError) and str(error.filename or part) == str(part) else None
 
 
 def sync(path: Path) -> None:

@@ -18,7 +18,7 @@ from ..doors.files import written_whole
 from ..doors.pictures import save_image
 from ..photos.squares import cut, square_about
 from ..photos.marking import file_hash
-from ..photos.masks import mask_to_latents, mask_to_tensor, shrunk
+from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..aging.stable_diffusion import StableDiffusion
 from .people import Person, Sitter
 from ..aging.editing import age_to, aging_edit
@@ -122,6 +122,16 @@ class Painter:
         layers, weight = self.sd.adapters[names.pop()].layers, weights.pop()
         self.sd.set_adapters(names, weights, parse_rule(setting.rule))
         return applied_within(self.sd.module, layers, weight, places)
+
+
+def shrunk(mask: Image.Image, share: float) -> Image.Image:
+    """Return the mask scaled to a share of its width and height, about the middle of its white."""
+    left, top, right, bottom = mask.getbbox()
+    width, height = max(1, round(share * (right - left))), max(1, round(share * (bottom - top)))
+    inner = Image.new("L", mask.size, 0)
+    small = mask.crop((left, top, right, bottom)).resize((width, height), Image.Resampling.BILINEAR)
+    inner.paste(small, ((left + right - width) // 2, (top + bottom - height) // 2))
+    return inner
 
 
 Unit = tuple[Sitter, Setting, int]  # and the seed

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lida.adapters.adapter import FILE_NAME, load_adapter
+from lida.adapters import FILE_NAME, load_adapter
 from lida.adapters.dialects import TEXT
 from lida.aging.editing import generate
 from lida.aging.stable_diffusion import StableDiffusion

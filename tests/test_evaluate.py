@@ -15,7 +15,7 @@ from test_scripts import script  # noqa: F401
 
 import lida
 from lida.photos.ages import years_of
-from lida.adapters.merging import applied_within
+from lida.study.regional import applied_within
 from lida.doors.errors import InputError
 from lida.study.judges import AgeJudge, square_of
 from lida.nn.layers import Prompt

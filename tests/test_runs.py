@@ -615,7 +615,7 @@ def test_attention_runs_on_the_best_kernel_that_is_there(train, tmp_path):
     assert told == ("amx" if has_amx(torch.bfloat16, torch.device("cpu")) else "sdpa")
     for path, layer in chosen.items():
         assert relative(layer.down, others[path].down) <= 0.05  # bf16, after four steps of Adam, which looks at signs above all
-    (tmp_path / "b" / lida.adapters.adapter.FILE_NAME).unlink()
+    (tmp_path / "b" / lida.adapters.FILE_NAME).unlink()
     train("b", *options, "--resume_from_checkpoint", "latest")
     assert lida.load_adapter(tmp_path / "b").metadata["training"]["attention"] == told
     for options in (("--device", "cuda"), ("--mixed_precision", "no")):

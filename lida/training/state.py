@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.adapter import Adapter, save_adapter
+from ..adapters import Adapter, save_adapter
 from ..doors.errors import InputError
 from ..doors.files import sync, write_json, written_whole
 from ..doors.json import read_json

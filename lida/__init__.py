@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .adapters.adapter import Adapter, combine, load_adapter, save_adapter
-    from .adapters.comparison import compare
+    from .adapters import Adapter, combine, compare, load_adapter, save_adapter
     from .aging import (
         Edit,
         StableDiffusion,
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 
 # The module of each name
 HOMES = {
-    "adapters.adapter": ("Adapter", "combine", "load_adapter", "save_adapter"),
-    "adapters.comparison": ("compare",),
+    "adapters": ("Adapter", "combine", "compare", "load_adapter", "save_adapter"),
     "aging": (
         "Edit", "StableDiffusion", "Target", "age_face", "age_targets", "age_to", "aging_edit", "generate", "prepare", "repaint",
     ),

@@ -20,9 +20,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import lida
+from lida.adapters.dialects import TEXT
+from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,3 +138,41 @@ def dataset(tmp_path) -> Path:
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """max |a - b| / max |b|."""
     return float(((a - b).abs().max() / b.abs().max()).detach())
+
+
+ATTENTION = CROSS_ATTENTION + SELF_ATTENTION
+
+
+def modules_of(sd) -> dict[str, nn.Module]:
+    """Every module that an adapter can change, by our path."""
+    inner = getattr(sd.text_encoder.model, "text_model", sd.text_encoder.model)
+    return dict(sd.unet.named_modules()) | {TEXT + path: module for path, module in inner.named_modules()}
+
+
+def adapter_for(sd, targets, ranks=(4,), alphas=(None,), seed: int = 0) -> lida.Adapter:
+    """Random factors for the modules whose path ends in a target; ranks and alphas go round."""
+    generator, layers = torch.Generator().manual_seed(seed), {}
+    for path, module in modules_of(sd).items():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and path.endswith(tuple(targets)):
+            rank, alpha = ranks[len(layers) % len(ranks)], alphas[len(layers) % len(alphas)]
+            out, *rest = module.weight.shape
+            down = torch.randn(rank, *rest, generator=generator) / rank
+            up = 0.1 * torch.randn(out, rank, *[1] * (len(rest) - 1), generator=generator)
+            layers[path] = LowRank(down, up, float(rank if alpha is None else alpha))
+    return lida.Adapter(layers, {"role": "test"})
+
+
+def agree(adapter: lida.Adapter, delta_of) -> None:
+    """Each layer's change is what `delta_of(path)` says, to float32's rounding."""
+    for path, layer in adapter.layers.items():
+        expected = delta_of(path).reshape(layer.delta.shape)
+        assert (layer.delta - expected).norm() <= 1e-6 * expected.norm() and expected.norm() > 0, path
+
+
+def pair(sd) -> tuple:
+    """Three adapters of several ranks, alphas and targets, and their weights."""
+    return (
+        (adapter_for(sd, CROSS_ATTENTION, (4,), seed=1), 0.7),
+        (adapter_for(sd, ATTENTION, (2, 8), (1.0, 3.0), seed=2), 0.5),
+        (adapter_for(sd, ("attn1.to_q", "resnets.0.conv1"), (3,), (6.0,), seed=3), -1.2),
+    )

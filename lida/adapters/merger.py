@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..doors.errors import InputError
+from ..doors.tensors import is_finite
 from ..nn.lora import LoRALinear
 from .adapter import Adapter
 from .dialects import TEXT
@@ -13,7 +15,7 @@ from .merging import Rule, Weight, weight_at, weighted_sum
 
 
 class Merger:
-    """Hold what is merged into a model: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight that an adapter changes.
+    """Merge adapters into a model: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight that an adapter changes.
 
     Every merge starts from the untouched base weights, never from the last merge. `module_of` returns the module of a path.
     `version` counts the changes of weights, so that whoever caches what follows from them can tell. Merging from two threads
@@ -63,11 +65,13 @@ class Merger:
         if path not in self.base_weights:
             self.base_weights[path] = module.weight.detach().clone()
         base = self.base_weights[path]
-        change = self.rule(path, list(layers.values())).to(base.device).reshape(base.shape)
-        merged = (base.float() + change).to(base.dtype)
-        if not merged.isfinite().all():
+        change = self.rule(path, list(layers.values()))
+        if change.numel() != base.numel():
+            raise ValueError(f"{path}: the merging rule returned {tuple(change.shape)} for a weight {tuple(base.shape)}")
+        merged = (base.float() + change.to(base.device).reshape(base.shape)).to(base.dtype)
+        if not is_finite(merged):
             at = ", ".join(f"{name} at {number:g}" for name, number in zip(layers, numbers))
-            raise ValueError(f"{path}: the merged weight is not finite in {base.dtype} ({at}); give smaller weights")
+            raise InputError(f"{path}: the merged weight is not finite in {base.dtype} ({at}); give smaller weights")
         self.write(path, merged)
         self.merged[path] = numbers
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from ..adapters.adapter import Adapter, check_fits, load_adapter, submodule
+from ..adapters.adapter import Adapter, check_fits, submodule
 from ..adapters.dialects import TEXT
+from ..adapters.files import load_adapter
 from ..adapters.merger import Merger
 from ..adapters.merging import Rule, Weight, varies, weighted_sum
 from ..checkpoints.models import (

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..adapters.adapter import load_adapter, random_adapter
-from ..adapters.merging import applied_within, parse_rule
+from ..adapters import load_adapter, random_adapter
 from ..diffusion.samplers import Sampling
 from ..doors.errors import InputError
 from ..doors.files import written_whole
@@ -21,6 +20,8 @@ from ..photos.marking import file_hash
 from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..aging.stable_diffusion import StableDiffusion
 from .people import Person, Sitter
+from .regional import applied_within
+from .rules import parse_rule
 from ..aging.editing import age_to, aging_edit
 from .settings import Setting
 from ..training.processes import Processes

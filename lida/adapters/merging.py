@@ -150,7 +150,7 @@ def weight_at(weight: Weight, path: str, t: int | None) -> float:
     if isinstance(weight, Mapping):
         unknown = weight.keys() - {*BLOCKS, "default"}
         if unknown:
-            raise ValueError(f"block {sorted(unknown)[0]!r} is not one of {', '.join(BLOCKS)}, default")
+            raise ValueError(f"block {min(unknown, key=str)!r} is not one of {', '.join(BLOCKS)}, default")
         block = part_of(path).split()[0]
         if block not in weight and "default" not in weight:
             raise ValueError(f"no weight for the block {block!r}; give it, or a default")
@@ -161,6 +161,8 @@ def weight_at(weight: Weight, path: str, t: int | None) -> float:
                 f"{path}: the prompt is encoded once, so the weight of the text encoder cannot depend on the timestep"
             )
         weight = weight(t)
+    if not hasattr(weight, "__float__"):
+        raise ValueError(f"the weight {weight!r} is not a number, a function of the timestep, or a dict of either by block")
     if not math.isfinite(weight):
         raise ValueError(f"the weight {weight} is not a number to multiply by")
     return float(weight)

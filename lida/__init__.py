@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from .diffusion import NoiseSchedule, Sampling, ddim_step, guided, noise_prediction_loss, sample
     from .doors.errors import InputError
+    from .nn.attention_maps import recorded_attention
     from .nn.lora import LoRALinear, eject_lora, inject_lora
 
 # The module of each name
@@ -41,6 +42,7 @@ HOMES = {
     ),
     "diffusion": ("NoiseSchedule", "Sampling", "ddim_step", "guided", "noise_prediction_loss", "sample"),
     "doors.errors": ("InputError",),
+    "nn.attention_maps": ("recorded_attention",),
     "nn.lora": ("LoRALinear", "eject_lora", "inject_lora"),
 }  # fmt: skip
 __all__ = sorted(name for names in HOMES.values() for name in names)

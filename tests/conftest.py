@@ -9,6 +9,9 @@ rounding steps of float32 through one network; more steps of a sampler or an opt
 import json
 import os
 import random
+import runpy
+import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -107,6 +110,58 @@ def pipe(folder) -> diffusers.StableDiffusionPipeline:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, capsys):
+    """Run a script in an empty folder; return exit code, standard output and standard error."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        code = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)  # a script prints it; elsewhere it fails the test
+            try:
+                if name.endswith(".py"):
+                    runpy.run_path(str(ROOT / name), run_name="__main__")
+                else:
+                    sys.modules.pop(name, None)  # or runpy warns that the library has imported it
+                    runpy.run_module(name, run_name="__main__", alter_sys=True)
+            except SystemExit as error:
+                code = error.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    run.folder = work
+    return run
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    """A generator at its beginning."""
+    return torch.Generator().manual_seed(seed)
+
+
+def random_adapter(sd, seed: int, rank: int = 4, alpha: float | None = None, targets=CROSS_ATTENTION) -> lida.Adapter:
+    """Factors as large as trained ones for every target of the UNet."""
+    generator, layers = draws(seed), {}
+    for path, module in sd.unet.named_modules():
+        if isinstance(module, nn.Linear) and path.endswith(tuple(targets)):
+            down = torch.randn(rank, module.in_features, generator=generator) / rank
+            up = 0.1 * torch.randn(module.out_features, rank, generator=generator)
+            layers[path] = LowRank(down, up, rank if alpha is None else alpha)
+    return lida.Adapter(layers, {"template": "{subject} {age}", "ages": [2, 80]})
+
+
+def prediction(unet) -> torch.Tensor:
+    """What a UNet, ours or diffusers', predicts for two fixed inputs."""
+    generator = draws()
+    latents, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 48, generator=generator)
+    with torch.no_grad():
+        out = unet(latents, torch.tensor([10, 700]), context)
+    return getattr(out, "sample", out)
 
 
 def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:

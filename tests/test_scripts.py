@@ -10,38 +10,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, box_mask, noise_image
+from conftest import ROOT, box_mask, noise_image, script  # noqa: F401
 from PIL import Image
 
 import lida
 from lida.data.folder import data_fingerprint, read_examples
-
-
-@pytest.fixture
-def script(monkeypatch, tmp_path, capsys):
-    """Run a script in an empty folder; returns exit code, standard output and standard error."""
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-
-    def run(name: str, *arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", UserWarning)  # a script tells its user in a line; elsewhere it fails the test
-            try:
-                if name.endswith(".py"):
-                    runpy.run_path(str(ROOT / name), run_name="__main__")
-                else:
-                    sys.modules.pop(name, None)  # or runpy warns that the library has imported it
-                    runpy.run_module(name, run_name="__main__", alter_sys=True)
-            except SystemExit as error:
-                code = error.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    run.folder = work
-    return run
 
 
 WHOLE = "0,0,90,120"  # all of the photograph, as a mask

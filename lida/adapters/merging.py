@@ -58,7 +58,7 @@ def weight_at(weight: Weight, path: str, t: int | None) -> float:
     if isinstance(weight, Mapping):
         unknown = weight.keys() - {*BLOCKS, "default"}
         if unknown:
-            raise InputError(f"block {sorted(unknown)[0]!r} is not one of {', '.join(BLOCKS)}, default")
+            raise InputError(f"block {min(unknown, key=str)!r} is not one of {', '.join(BLOCKS)}, default")
         block = block_of(path)
         if block not in weight and "default" not in weight:
             raise InputError(f"no weight for the block {block!r}; give it, or a default")

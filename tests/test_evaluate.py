@@ -14,7 +14,7 @@ from test_runs import environment
 from test_scripts import script  # noqa: F401
 
 import lida
-from lida.adapters.merging import applied_within
+from lida.study.within import applied_within
 from lida.doors.errors import InputError
 from lida.study.judges import AgeJudge, square_of
 from lida.nn.layers import Prompt

@@ -2,20 +2,19 @@
 
 import json
 import math
-import subprocess
 import sys
 
 import diffusers
 import peft
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lida
-from lida.adapters import check_fits, combine, compare, load_adapter, save_adapter
+from lida.adapters import check_fits, combine, compare, load_adapter, main, save_adapter
 from lida.dialects import TEXT
+from lida.errors import run
 from lida.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
 
 ATTENTION = CROSS_ATTENTION + SELF_ATTENTION
@@ -473,15 +472,24 @@ def test_an_adapter_beside_itself_is_alike_in_all(sd):
         compare(a, lida.Adapter({path: LowRank(torch.ones(1, 7), torch.ones(9, 1), 1.0)}))
 
 
-def command(*arguments):
-    """What `python -m lida.adapters` prints, and its exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lida.adapters", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `python -m lida.adapters` in this process; returns its exit code and what it prints."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lida.adapters", *map(str, arguments)])
+        capsys.readouterr()  # what diffusers printed before
+        code = 0
+        try:
+            run(main)
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
 
 
-def test_the_command_line(sd, folder, tmp_path):
+def test_the_command_line(sd, folder, tmp_path, command):
     files = [save_adapter(tmp_path / f"{k}.safetensors", adapter, "kohya") for k, (adapter, _) in enumerate(pair(sd)[:2])]
     code, out, _ = command("info", files[0])
     shown = json.loads(out)
@@ -501,7 +509,7 @@ def test_the_command_line(sd, folder, tmp_path):
     sd.load_adapter("0", pair(sd)[0][0])
     sd.set_adapters(["0"], [0.7])
     fused = lida.StableDiffusion.load(tmp_path / "fused")
-    for name, tensor in fused.unet.state_dict().items():  # in float16, of a sum that another process made: one step of 2^-10
+    for name, tensor in fused.unet.state_dict().items():  # factors mapped from a file: one step of float16
         assert torch.allclose(tensor, sd.unet.state_dict()[name].half().float(), rtol=2**-10, atol=1e-7), name
     assert torch.equal(fused.schedule.alphas_cumprod, sd.schedule.alphas_cumprod)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "fused")

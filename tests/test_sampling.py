@@ -264,15 +264,14 @@ def test_euler_is_ddim_but_for_its_end(sd):
         assert relative(euler, lida.ddim_step(sd.schedule, latents, noise_pred, t, t_prev)) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m"])
-def test_every_sampler_paints_towards_the_same_picture(sd, name):
+def test_every_sampler_paints_towards_the_same_picture(sd):
     """With many steps they solve one equation; at few they differ."""
     paint = lambda n, scheduler: lida.generate(  # noqa: E731
         sd, "a boy", num_inference_steps=n, scheduler=scheduler, guidance_scale=1.0, output_type="latent",
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    exact = paint(300, "ddim")
-    assert relative(paint(300, name), exact) <= 0.05
+    exact, few = paint(150, "ddim"), paint(4, "ddim")
+    assert all(relative(paint(150, name), exact) <= 0.01 < relative(few, exact) for name in ("euler", "dpmpp_2m"))
     with pytest.raises(ValueError, match="scheduler 'plms' is not one of ddim, dpmpp_2m, euler"):
         paint(2, "plms")
     with pytest.raises(ValueError, match="scheduler 'euler' draws no noise"):

@@ -17,14 +17,14 @@ from ..doors.files import written_whole
 from ..doors.pictures import save_image
 from ..photos.squares import cut, square_about
 from ..photos.marking import file_hash
-from ..photos.masks import mask_to_latents, mask_to_tensor, shrunk
+from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..aging.stable_diffusion import StableDiffusion
 from .people import Person, Sitter
 from .regional import applied_within
 from .rules import parse_rule
 from ..aging.editing import age_to, aging_edit
 from .settings import Setting
-from ..training.state import World
+from ..training.processes import Processes
 
 UNIT = "unit.json"  # written last into a folder of pictures: they are whole, and made from this
 IDENTITY, AGE = "identity", "age"  # the adapters' names while they are merged
@@ -125,6 +125,16 @@ class Painter:
         return applied_within(self.sd.module, layers, weight, places)
 
 
+def shrunk(mask: Image.Image, share: float) -> Image.Image:
+    """Return the mask scaled to a share of its width and height, about the middle of its white."""
+    left, top, right, bottom = mask.getbbox()
+    width, height = max(1, round(share * (right - left))), max(1, round(share * (bottom - top)))
+    inner = Image.new("L", mask.size, 0)
+    small = mask.crop((left, top, right, bottom)).resize((width, height), Image.Resampling.BILINEAR)
+    inner.paste(small, ((left + right - width) // 2, (top + bottom - height) // 2))
+    return inner
+
+
 Unit = tuple[Sitter, Setting, int]  # and the seed
 
 
@@ -138,7 +148,7 @@ def folder_of(output_dir: Path, sitter: Sitter, setting: Setting, seed: int) -> 
     return output_dir / "pictures" / sitter.person.name / setting.name / f"seed{seed}"
 
 
-def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, world: World) -> None:
+def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, processes: Processes) -> None:
     """Paint what is not on disk yet, each process its share; raises InputError where other pictures lie in a place."""
     todo = []
     for unit in units:
@@ -147,9 +157,9 @@ def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, world: 
             check_same(path, wanted)
         else:
             todo.append((unit, path, wanted))
-    world.wait()  # until all have seen what there was
-    mine = todo[world.rank :: world.size]
-    for unit, path, wanted in tqdm(mine, desc="painting", unit="unit", disable=not world.first):
+    processes.wait()  # until all have seen what there was
+    mine = todo[processes.rank :: processes.count]
+    for unit, path, wanted in tqdm(mine, desc="painting", unit="unit", disable=not processes.first):
         pictures = painter.paint(*unit)
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():

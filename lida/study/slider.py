@@ -78,7 +78,7 @@ def main() -> None:
     for path, _ in pairs:
         sd.load_adapter(path, path)
     sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
-    _, span = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()})
+    span = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()}).ages
     if len(paths) < 3:
         raise InputError(f"{len(paths)} photographs are too few for a curve and its error; give twenty")
 

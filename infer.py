@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import lida
-from lida.adapters.adapter import parse_pairs
+from lida.adapters import parse_pairs
 from lida.aging import Edit, StableDiffusion, Target, age_targets, generate, prepare, repaint
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, sampling_of
 from lida.aging.slider import Slider, read_slider

@@ -27,7 +27,7 @@ from .people import KINDS, Person, Sitter, people_of, read_people, seated
 from ..aging.edit import METHODS
 from .report import table_of_pictures, text_table, write_report
 from .settings import Setting, settings_of
-from ..training.state import World
+from ..training.processes import Processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -142,19 +142,19 @@ def main() -> None:
         identity_weights, args.age_weights, args.rules, args.setting, adapters, args.guidance_scale
     )  # fmt: skip
     output_folder(args.output_dir)
-    world = World.join(args.device, minutes=24 * 60)
+    processes = Processes.join(args.device, minutes=24 * 60)
     judges = [AgeJudge(source, args.real_faces, args.face_models) for source in args.age_judge]
     bench = Bench(judges, IdentityJudge(args.identity_judge, args.face_models), args.near)
-    bar = tqdm(people, desc="photographs", unit="person", disable=not world.first)
+    bar = tqdm(people, desc="photographs", unit="person", disable=not processes.first)
     sitters = [seated(person, judges, bench.identity, args.face_models) for person in bar]
 
     options = Options(tuple(args.ages), args.method, args.strength, args.num_inference_steps, not args.no_back)
-    device = f"cuda:{world.local_rank}" if args.device == "cuda" and world.size > 1 else args.device
+    device = processes.device(args.device)
     painter = Painter(args.pretrained_model_name_or_path, args.age_adapter, device, options)
     units = units_of(sitters, settings, args.seeds)
-    paint_all(painter, units, args.output_dir, world)
-    world.wait()
-    if world.first:
+    paint_all(painter, units, args.output_dir, processes)
+    processes.wait()
+    if processes.first:
         rows = []
         for unit in tqdm(units, desc="judging", unit="unit"):
             rows += bench.judged(*unit, args.ages, folder_of(args.output_dir, *unit))
@@ -173,7 +173,7 @@ def main() -> None:
         write_report(args.output_dir, findings, sheets_of(sitters, settings, args), grid_of(sitters[0], settings, args))
         print(text_table(findings["table"]))
         print(args.output_dir / "report.html")
-    world.leave()
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..adapters.adapter import load_adapter, random_adapter
-from ..adapters.merging import applied_within, parse_rule
+from ..adapters import load_adapter, random_adapter
 from ..diffusion.samplers import Sampling
 from ..doors.errors import InputError
 from ..doors.files import written_whole
@@ -21,9 +20,11 @@ from ..photos.marking import file_hash
 from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..aging.stable_diffusion import StableDiffusion
 from .people import Person, Sitter
+from .regional import applied_within
+from .rules import parse_rule
 from ..aging.editing import age_to, aging_edit
 from .settings import Setting
-from ..training.state import World
+from ..training.processes import Processes
 
 UNIT = "unit.json"  # written last into a folder of pictures: they are whole, and made from this
 IDENTITY, AGE = "identity", "age"  # the adapters' names while they are merged
@@ -147,7 +148,7 @@ def folder_of(output_dir: Path, sitter: Sitter, setting: Setting, seed: int) -> 
     return output_dir / "pictures" / sitter.person.name / setting.name / f"seed{seed}"
 
 
-def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, world: World) -> None:
+def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, processes: Processes) -> None:
     """Paint what is not on disk yet, each process its share; raises InputError where other pictures lie in a place."""
     todo = []
     for unit in units:
@@ -156,9 +157,9 @@ def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, world: 
             check_same(path, wanted)
         else:
             todo.append((unit, path, wanted))
-    world.wait()  # until all have seen what there was
-    mine = todo[world.rank :: world.size]
-    for unit, path, wanted in tqdm(mine, desc="painting", unit="unit", disable=not world.first):
+    processes.wait()  # until all have seen what there was
+    mine = todo[processes.rank :: processes.count]
+    for unit, path, wanted in tqdm(mine, desc="painting", unit="unit", disable=not processes.first):
         pictures = painter.paint(*unit)
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():

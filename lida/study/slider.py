@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..adapters.adapter import parse_pairs
+from ..adapters import parse_pairs
 from ..photos.ages import AgeEstimator
 from ..photos.captions import captioning_of, with_article
 from ..data.folder import photographs

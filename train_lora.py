@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import lida
-from lida.adapters.adapter import FILE_NAME, load_adapter
+from lida.adapters.files import FILE_NAME, load_adapter
 from lida.adapters.dialects import TEXT
 from lida.aging import StableDiffusion, generate
 from lida.checkpoints.models import load_text_encoder, load_vae

@@ -14,7 +14,6 @@ from test_runs import environment
 from test_scripts import script  # noqa: F401
 
 import lida
-from lida.photos.ages import years_of
 from lida.adapters.merging import applied_within
 from lida.doors.errors import InputError
 from lida.study.judges import AgeJudge, square_of
@@ -162,17 +161,7 @@ def test_people_are_read_and_checked(tmp_path):
         read_people(path)
     told = str(error.value).splitlines()
     assert len(told) == 7 and "has no photo" in told[0] and "does not exist" in told[1] and "'child'" in told[2]
-    assert "'color' is no field" in told[3] and "KeyError" in told[4] and "not JSON" in told[5] and "name of two" in told[6]
-
-
-@pytest.mark.parametrize("label, years", [("34", 34), ("20-29", 25), ("(25, 32)", 29), ("more than 70", 75), ("70+", 75)])
-def test_classes_of_ages_are_years(label, years):
-    assert years_of(label, "x") == years
-
-
-def test_a_class_without_years_is_refused():
-    with pytest.raises(InputError, match="'cat' tells no years"):
-        years_of("cat", "x")
+    assert "'color' is no field" in told[3] and "KeyError" in told[4] and "not readable as JSON" in told[5] and "name of two" in told[6]
 
 
 def test_a_judge_measured_on_faces_knows_its_bias(tmp_path):
@@ -189,8 +178,8 @@ def test_a_judge_measured_on_faces_knows_its_bias(tmp_path):
     judge.measure(tmp_path, None)
     assert judge.mean_error == pytest.approx(10) and judge.expected(11) == pytest.approx(21)
     assert AgeJudge("test_evaluate:width_as_age").expected(11) is None
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "4.png"}\n{"file_name": "5.png", "age": 5}\n', encoding="utf-8")
-    with pytest.raises(InputError, match="(?s)4.png has no age.*5.png does not exist"):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "4.png"}\n{"file_name": "14.png", "age": "5"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="(?s)4.png: its age is None.*14.png: its age is '5'"):
         judge.measure(tmp_path, None)
 
 

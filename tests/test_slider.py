@@ -11,7 +11,7 @@ from test_infer import run  # noqa: F401
 from test_scripts import script  # noqa: F401
 
 import lida
-from lida.photos.captions import mixed_caption
+from lida.photos.captions import Captioning
 from lida.photos.squares import with_detail
 from lida.photos.marking import read_settings
 from lida.aging.editing import age_to, detail_between, strength_between
@@ -63,7 +63,7 @@ def test_years_are_asked_for_by_the_slider(run, slider, tmp_path):  # noqa: F811
     assert "was fitted at" not in run.err
     for end, asked in (("years-10", 20), ("years+15", 70), ("years+30", 80)):
         told = read_settings(run.folder / "outputs" / f"a-{end}.png")
-        assert told["whole_prompt"] == mixed_caption("a portrait photo of {subject}, age {decade}", "a person", asked)
+        assert told["whole_prompt"] == Captioning().prompt("a person", asked)
         assert told["strength"] == strength_between(asked, 40) and told["detail"] == detail_between(asked, 40)
 
 

@@ -70,7 +70,7 @@ class AgeJudge:
         for example in examples:
             image = open_image(example.path)
             mask = str(example.mask) if example.mask else "auto"
-            squares.append(square_of(image, read_mask(mask, image, face_models, number=None if example.mask else 1)))
+            squares.append(square_of(image, read_mask(mask, image, face_models, face=None if example.mask else 1)))
         ages = np.array([example.row["age"] for example in examples])
         errors = self(squares) - ages
         for decade in sorted({int(age) // 10 * 10 for age in ages}):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..adapters.adapter import Adapter, load_adapter
+from ..adapters import Adapter, load_adapter
 from ..doors.pictures import open_photo
 from ..photos.squares import seam_report
 from ..adapters.comparison import MEASURES, compare

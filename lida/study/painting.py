@@ -10,17 +10,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..adapters.adapter import load_adapter, random_adapter
-from ..adapters.merging import applied_within, parse_rule
+from ..adapters import load_adapter, random_adapter
 from ..diffusion.samplers import Sampling
 from ..doors.errors import InputError
 from ..doors.files import written_whole
 from ..doors.pictures import save_image
 from ..photos.squares import cut, square_about
 from ..photos.marking import file_hash
-from ..photos.masks import mask_to_latents, mask_to_tensor, shrunk
+from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..aging.stable_diffusion import StableDiffusion
 from .people import Person, Sitter
+from .regional import applied_within
+from .rules import parse_rule
 from ..aging.editing import age_to, aging_edit
 from .settings import Setting
 from ..training.processes import Processes
@@ -122,6 +123,16 @@ class Painter:
         layers, weight = self.sd.adapters[names.pop()].layers, weights.pop()
         self.sd.set_adapters(names, weights, parse_rule(setting.rule))
         return applied_within(self.sd.module, layers, weight, places)
+
+
+def shrunk(mask: Image.Image, share: float) -> Image.Image:
+    """Return the mask scaled to a share of its width and height, about the middle of its white."""
+    left, top, right, bottom = mask.getbbox()
+    width, height = max(1, round(share * (right - left))), max(1, round(share * (bottom - top)))
+    inner = Image.new("L", mask.size, 0)
+    small = mask.crop((left, top, right, bottom)).resize((width, height), Image.Resampling.BILINEAR)
+    inner.paste(small, ((left + right - width) // 2, (top + bottom - height) // 2))
+    return inner
 
 
 Unit = tuple[Sitter, Setting, int]  # and the seed

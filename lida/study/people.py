@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.folder import json_of, photographs
+from ..data.folder import as_row, photographs
 from ..doors.errors import InputError
 from ..doors.pictures import open_image, open_photo
 from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
@@ -46,7 +46,12 @@ def read_people(path: str | Path) -> list[Person]:
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
-                people.append(person_of(json_of(line), path.parent))
+                row = as_row(line, f"{path}:{number}")
+            except InputError as error:
+                faults += error.args
+                continue
+            try:
+                people.append(person_of(row, path.parent))
             except InputError as error:
                 faults.append(f"{path}:{number}: {error}")
     names = [person.name for person in people]
@@ -56,10 +61,8 @@ def read_people(path: str | Path) -> list[Person]:
     return people
 
 
-def person_of(row: dict | str, base: Path) -> Person:
+def person_of(row: dict, base: Path) -> Person:
     """The person whom a line tells of; raises InputError for the first fault."""
-    if isinstance(row, str):
-        raise InputError(row)
     unknown = row.keys() - FIELDS
     if unknown or "photo" not in row:
         what = f"{sorted(unknown)[0]!r} is no field" if unknown else "has no photo"
@@ -134,7 +137,7 @@ def seated(person: Person, ages: Sequence[AgeJudge], identity: IdentityJudge, fa
     references = []
     for path, age in person.references:
         other = open_image(path)
-        outline = read_mask("auto", other, face_models, number=1)
+        outline = read_mask("auto", other, face_models, face=1)
         known = identity(square_of(other, outline, IDENTITY_CONTEXT))
         if known is None:
             raise InputError(f"{path}: {identity.name} finds no face in it; take it out of the references")

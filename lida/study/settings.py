@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..adapters.merging import Weight, parse_rule, parse_weight, varies
+from ..adapters.merging import Weight, parse_weight, varies
 from ..doors.errors import InputError
+from .rules import parse_rule
 
 # What stands in every table: the weights of identity and age, or None for those whose pictures are not painted. The random
 # adapters of equal norm stand in the place of one of the two, at the first setting's weights.

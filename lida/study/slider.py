@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..adapters.adapter import parse_pairs
+from ..adapters import parse_pairs
 from ..photos.ages import AgeEstimator
 from ..photos.captions import captioning_of, with_article
 from ..data.folder import photographs
@@ -78,7 +78,7 @@ def main() -> None:
     for path, _ in pairs:
         sd.load_adapter(path, path)
     sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
-    _, span = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()})
+    span = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()}).ages
     if len(paths) < 3:
         raise InputError(f"{len(paths)} photographs are too few for a curve and its error; give twenty")
 

@@ -17,10 +17,9 @@ from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.folder import Example, read_examples
+from ..data.folder import Example, read_captioning, read_examples
 from ..doors.errors import InputError
 from ..doors.pictures import open_image, to_tensor
-from ..photos.captions import read_captioning
 from ..photos.masks import mask_to_tensor, open_mask
 from .caches import LatentCache
 from .processes import Processes

@@ -16,7 +16,7 @@ from time import perf_counter
 from torch import nn
 
 from .. import __version__
-from ..adapters.adapter import FILE_NAME, Adapter, load_adapter, save_adapter
+from ..adapters import FILE_NAME, Adapter, load_adapter, save_adapter
 from ..data.folder import Example, data_fingerprint
 from ..doors.errors import InputError
 from ..doors.files import locked, output_folder, sync, write_json

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.adapter import Adapter, save_adapter
+from ..adapters import Adapter, save_adapter
 from ..doors.errors import InputError
 from ..doors.files import sync, write_bytes, write_json
 from ..doors.json import read_json

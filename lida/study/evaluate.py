@@ -26,7 +26,7 @@ from .people import KINDS, Person, Sitter, people_of, read_people, seated
 from ..aging.edit import METHODS
 from .report import table_of_pictures, text_table, write_report
 from .settings import Setting, settings_of
-from ..training.state import World
+from ..training.processes import Processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -141,14 +141,14 @@ def main() -> None:
         identity_weights, args.age_weights, args.rules, args.setting, adapters, args.guidance_scale
     )  # fmt: skip
     output_folder(args.output_dir)
-    world = World.join(args.device, minutes=24 * 60)
+    world = Processes.join(args.device, minutes=24 * 60)
     judges = [AgeJudge(source, args.real_faces, args.face_models) for source in args.age_judge]
     bench = Bench(judges, IdentityJudge(args.identity_judge, args.face_models), args.near)
     bar = tqdm(people, desc="photographs", unit="person", disable=not world.first)
     sitters = [seated(person, judges, bench.identity, args.face_models) for person in bar]
 
     options = Options(tuple(args.ages), args.method, args.strength, args.num_inference_steps, not args.no_back)
-    device = f"cuda:{world.local_rank}" if args.device == "cuda" and world.size > 1 else args.device
+    device = f"cuda:{world.local_rank}" if args.device == "cuda" and world.count > 1 else args.device
     painter = Painter(args.pretrained_model_name_or_path, args.age_adapter, device, options)
     units = units_of(sitters, settings, args.seeds)
     paint_all(painter, units, args.output_dir, world)

@@ -21,7 +21,7 @@ from ..aging.stable_diffusion import StableDiffusion
 from .people import Person, Sitter
 from ..aging.editing import age_to, aging_edit
 from .settings import Setting
-from ..training.state import World
+from ..training.processes import Processes
 
 UNIT = "unit.json"  # written last into a folder of pictures: they are whole, and made from this
 IDENTITY, AGE = "identity", "age"  # the adapters' names while they are merged
@@ -135,7 +135,7 @@ def folder_of(output_dir: Path, sitter: Sitter, setting: Setting, seed: int) -> 
     return output_dir / "pictures" / sitter.person.name / setting.name / f"seed{seed}"
 
 
-def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, world: World) -> None:
+def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, world: Processes) -> None:
     """Paint what is not on disk yet, each process its share; raises InputError where other pictures lie in a place."""
     todo = []
     for unit in units:
@@ -145,7 +145,7 @@ def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, world: 
         else:
             todo.append((unit, path, wanted))
     world.wait()  # until all have seen what there was
-    mine = todo[world.rank :: world.size]
+    mine = todo[world.rank :: world.count]
     for unit, path, wanted in tqdm(mine, desc="painting", unit="unit", disable=not world.first):
         pictures = painter.paint(*unit)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ random adapters of equal norm, and the real person's own photographs across as m
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,30 +25,17 @@ from ..diffusion.samplers import Sampling
 from ..doors import arguments
 from ..doors.errors import InputError, run
 from ..doors.files import output_folder
-from ..doors.pictures import open_photo
 from ..training.processes import Processes
 from .judges import IDENTITY_CONTEXT, Judges, square_of
 from .measures import areas, ceiling, differences, interference, judge_lines, judged, summary
-from .painting import Painter, Unit, paint_all, units_of
-from .people import KINDS, Dated, Person, Subject, read_people
+from .painting import Painter, Unit, paint_all
+from .people import KINDS, Dated, Person, read_people
 from .report import table_of_pictures, text_table, write_report
 from .rules import parse_rule
-from .settings import CEILING, NEUTRAL, NOTHING, Setting, grid_of, settings_of, spelled
+from .settings import CEILING, NEUTRAL, Setting, grid_of, settings_of, spelled
 from .verdict import counted
 
 PLAIN = Sampling(num_inference_steps=20, guidance_scale=3.0)  # of the grid; guidance leads away from the empty prompt
-
-
-def read_by(reader: Callable[[str], object]) -> Callable[[str], object]:
-    """Return a type for argparse from a function that raises ValueError."""
-
-    def convert(text: str) -> object:
-        try:
-            return reader(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,11 +54,10 @@ def parse_args() -> argparse.Namespace:
     # What
     add("--pretrained_model_name_or_path", required=True, help="model folder, .safetensors file or hub id")
     add("--age_adapter", required=True, help="the Age-LoRA")
-    weight = {"nargs": "*", "type": read_by(parse_weight), "metavar": "WEIGHT"}
-    add("--identity_weights", default=[1.0], help="(default: 1.0); 1.0@600-0,up=0.5 as infer.py", **weight)
-    add("--age_weights", default=[0.2], help="(default: 0.2)", **weight)
+    add("--identity_weights", nargs="*", default=["1.0"], metavar="WEIGHT", help="(default: 1.0); 1.0@600-0,up=0.5 as infer.py")
+    add("--age_weights", nargs="*", default=["0.2"], metavar="WEIGHT", help="(default: 0.2)")
     help = "sum, orthogonalised[:strength], ties[:density], dare[:density] (default: sum)"
-    add("--rules", nargs="+", type=read_by(parse_rule), default=[parse_rule("sum")], metavar="RULE", help=help)
+    add("--rules", nargs="+", default=["sum"], metavar="RULE", help=help)
     help = 'one more: "NAME: identity=1.0 age=0.5 rule=sum adapter=held guidance_scale=5 against=neutral detail=years within=0.6"'
     add("--setting", action="append", default=[], help=help)
     add("--ages", type=arguments.age, nargs="+", default=[10, 30, 50, 70], help="(default: 10 30 50 70)")
@@ -94,6 +80,9 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.photo) == (args.people is not None):
         raise InputError("give photographs, or --people with a file of them, one of the two")
+    for name in ("identity_adapter", "subject", "kind", "current_age", "references", "mask"):
+        if args.people and getattr(args, name) != parser.get_default(name):
+            raise InputError(f"--{name}: is for PHOTOS; write it into the lines of --people")
     for name in ("ages", "seeds"):
         if len(set(getattr(args, name))) < len(getattr(args, name)):
             raise InputError(f"--{name} {getattr(args, name)}: one comes twice; take it out")
@@ -124,54 +113,45 @@ def settings_from(args: argparse.Namespace, adapters: Sequence[str]) -> list[Set
     """Return the settings that the flags ask for."""
     edit = replace(NEUTRAL, method=args.method, strength=args.strength, detail=0.0, negative_prompt="")
     plain = Setting("plain", "plain", adapter=adapters[0] if adapters else "", sampling=sampling_of(args), edit=edit)
-    weights = args.identity_weights if adapters else [0.0]
-    return settings_of(plain, grid_of(plain, weights, args.age_weights, args.rules, adapters), args.setting, adapters)
+    try:
+        identities, ages = (list(map(parse_weight, texts)) for texts in (args.identity_weights, args.age_weights))
+        grid = grid_of(plain, identities if adapters else [0.0], ages, list(map(parse_rule, args.rules)), adapters)
+    except ValueError as error:
+        raise InputError(f"--identity_weights, --age_weights or --rules: {error}") from None
+    return settings_of(plain, grid, args.setting, adapters)
 
 
-class Pictures:
-    """The painted pictures, for looking at: squares about the face, in tables."""
-
-    def __init__(self, args: argparse.Namespace):
-        self.ages, self.seed, self.output_dir = args.ages, args.seeds[0], args.output_dir
-
-    def square(self, subject: Subject, setting: Setting, age: int) -> Image.Image:
-        """Return the face of one picture."""
-        path = Unit(subject, setting, self.seed).folder(self.output_dir) / f"age{age:02d}.png"
-        return square_of(open_photo(path), subject.mask, IDENTITY_CONTEXT)
-
-    def sheet(self, subject: Subject, settings: Sequence[Setting]) -> Image.Image:
-        """Return a row of ages for each setting."""
-        painted = [setting for setting in settings if setting.paints]
-        first = square_of(subject.image, subject.mask, IDENTITY_CONTEXT)
-        rows = [[first, *(self.square(subject, setting, age) for age in self.ages)] for setting in painted]
-        top = [f"{subject.current:.0f}, input", *(f"age {age}" for age in self.ages)]
-        return table_of_pictures(rows, [setting.name for setting in painted], top)
-
-    def grid(self, subject: Subject, settings: Sequence[Setting]) -> Image.Image | None:
-        """Return age weight by identity weight: the first family at the age farthest from the person's. None for one setting."""
-        family = [setting for setting in settings if setting.family == settings[0].family and not setting.control]
-        age, known = max(self.ages, key=lambda age: abs(age - subject.current)), {}
-        for setting in family:
-            known.setdefault(spelled(setting.age), {})[spelled(setting.identity)] = self.square(subject, setting, age)
-        top = list(dict.fromkeys(spelled(setting.identity) for setting in family))
-        rows = [[row.get(identity) for identity in top] for row in known.values()]
-        left = [f"to {age} years, age {weight}" for weight in known]
-        return table_of_pictures(rows, left, [f"identity {identity}" for identity in top]) if len(family) > 1 else None
+def face(unit: Unit, image: Image.Image) -> Image.Image:
+    """Return the square about the face that the report shows."""
+    return square_of(image, unit.subject.mask, IDENTITY_CONTEXT)
 
 
-def findings_of(args: argparse.Namespace, judges: Judges, subjects: Sequence[Subject], settings: Sequence[Setting], painter: Painter) -> dict:
-    """Have the pictures judged, and return what write_report() writes."""
-    rows, by_name = [], {setting.name: setting for setting in settings}
-    for unit in tqdm(units_of(subjects, settings, args.seeds), desc="judging", unit="unit"):
-        rows += judged(judges, unit, args.ages, unit.folder(args.output_dir))
-    for subject in subjects:
-        rows += judged(judges, Unit(subject, by_name[NOTHING], args.seeds[0]), args.ages, None)
-        rows += ceiling(judges, subject, by_name[CEILING], args.ages)
-    strength = "by the years between" if args.strength is None else f"{args.strength}"
-    what = f"{counted(len(subjects), 'person', 'people')}, ages {', '.join(map(str, args.ages))}, "
-    what += f"{counted(len(args.seeds), 'seed')}; {args.method}, strength {strength}, {args.num_inference_steps} steps"
+def sheet_of(units: Sequence[Unit], ages: Sequence[int]) -> Image.Image:
+    """Return a person's row of ages for each setting."""
+    rows = [[face(unit, unit.subject.image), *(face(unit, unit.picture(age)) for age in ages)] for unit in units]
+    top = [f"{units[0].subject.current:.0f}, input", *(f"age {age}" for age in ages)]
+    return table_of_pictures(rows, [unit.setting.name for unit in units], top)
+
+
+def weights_of(units: Sequence[Unit], ages: Sequence[int]) -> Image.Image | None:
+    """Return age weight by identity weight: a person's first family at the age that is farthest. None for one setting."""
+    family = [unit for unit in units if unit.setting.family == units[0].setting.family]
+    age, rows = max(ages, key=lambda age: abs(age - units[0].subject.current)), {}
+    for unit in family:
+        rows.setdefault(spelled(unit.setting.age), {})[spelled(unit.setting.identity)] = face(unit, unit.picture(age))
+    top = list(dict.fromkeys(spelled(unit.setting.identity) for unit in family))
+    pictures, left = [[row.get(weight) for weight in top] for row in rows.values()], [f"to {age} years, age {x}" for x in rows]
+    return table_of_pictures(pictures, left, [f"identity {weight}" for weight in top]) if len(family) > 1 else None
+
+
+def findings_of(judges: Judges, units: Sequence[Unit], settings: Sequence[Setting], painter: Painter) -> dict:
+    """Have the pictures judged, and return the tables of the report."""
+    rows: list[dict] = []
+    for unit in tqdm(units, desc="judging", unit="unit"):
+        rows += ceiling(judges, unit, painter.ages) if unit.setting.name == CEILING else judged(judges, unit, painter.ages)
+    subjects = list({unit.subject.person.name: unit.subject for unit in units}.values())
     return {
-        "what": f"{what}; base {painter.sd.base['unet'][:12]}.", "base": painter.sd.base, "judges": judge_lines(judges, subjects),
+        "base": painter.sd.base, "judges": judge_lines(judges, subjects),
         "identity_judges": [{"name": j.name, "measure": j.measure, "same": j.same} for j in judges.identities],
         "meanings": {setting.name: setting.meaning for setting in settings}, "table": summary(rows, settings),
         "areas": areas(rows, settings), "differences": differences(rows, settings),
@@ -189,15 +169,21 @@ def main() -> None:
     if args.real_faces:
         judges.measure(args.real_faces)
     bar = tqdm(people, desc="photographs", unit="person", disable=not processes.first)
-    subjects = [judges.open(person) for person in bar]
-    painter = Painter(
-        args.pretrained_model_name_or_path, args.age_adapter, processes.device(args.device), args.ages, not args.no_back
-    )
-    paint_all(painter, units_of(subjects, settings, args.seeds), args.output_dir, processes)
+    subjects, device = [judges.open(person) for person in bar], processes.device(args.device)
+    painter = Painter(args.pretrained_model_name_or_path, args.age_adapter, device, args.ages, not args.no_back)
+    units = [Unit(x, y, seed, args.output_dir) for x in subjects for y in settings for seed in args.seeds[: None if y.paints else 1]]
+    painted = [unit for unit in units if unit.setting.paints]
+    paint_all(painter, painted, processes)
     if processes.first:
-        findings, pictures = findings_of(args, judges, subjects, settings, painter), Pictures(args)
-        sheets = {subject.person.name: pictures.sheet(subject, settings) for subject in subjects}
-        sentences = write_report(args.output_dir, findings, pictures.grid(subjects[0], settings), sheets)
+        strength = "by the years between" if args.strength is None else f"{args.strength}"
+        what = f"{counted(len(people), 'person', 'people')}, ages {', '.join(map(str, args.ages))}, "
+        what += f"{counted(len(args.seeds), 'seed')}; {args.method}, strength {strength}, {args.num_inference_steps} steps"
+        findings = {"what": f"{what}; base {painter.sd.base['unet'][:12]}."} | findings_of(judges, units, settings, painter)
+        of_people: dict[str, list[Unit]] = {}
+        for unit in painted:
+            of_people.setdefault(unit.subject.person.name, []).extend([unit] if unit.seed == args.seeds[0] else [])
+        sheets = {name: sheet_of(own, args.ages) for name, own in of_people.items()}
+        sentences = write_report(args.output_dir, findings, weights_of(of_people[people[0].name], args.ages), sheets)
         print(text_table(findings["table"]), *sentences, args.output_dir / "report.html", sep="\n")
     processes.leave()
 

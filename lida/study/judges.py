@@ -23,8 +23,8 @@ from .people import Person, Reference, Subject
 SIDE = 224  # pixels of the squares that judges see
 AGE_CONTEXT, IDENTITY_CONTEXT = 1.3, 1.8  # sides of those squares, in lengths of the mask
 READINGS = "readings.json"  # in an estimator's folder: its errors by decade on faces that it was not trained on
-DLIB_FAR = 1.2  # dlib's distance that counts as no similarity, so that its threshold for one person, 0.6, is a half
-Function = Callable[..., object]
+DLIB_FAR, DLIB_SAME = 1.2, 0.5  # the distance that counts as no similarity; the similarity at dlib's own threshold, 0.6
+Vectors = Sequence[np.ndarray | None]  # one of each identity judge
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Errors:
 
 @dataclass(frozen=True)
 class Readings:
-    """The contents of a readings.json: errors by decade, such as "20s", and of "all"."""
+    """A readings.json: errors by decade, such as "20s", and of "all"."""
 
-    errors: dict[str, Errors]
+    decades: dict[str, Errors]
 
 
-def function_at(source: str) -> Function | None:
+def function_at(source: str) -> Callable | None:
     """Return the function "package.module:name"; None for another kind of source. Raises InputError if there is none."""
     module, colon, name = source.partition(":")
     if not colon or Path(source).exists():
@@ -61,16 +61,14 @@ class AgeJudge:
     """Read ages of faces.
 
     `source` is a transformers classifier (folder or hub id), or the import path of a function from a list of RGB squares,
-    224 pixels wide, to as many years. `by_decade` has its errors on real faces, where an estimator's folder has a
-    readings.json, or measure() was called.
+    224 pixels wide, to as many years. `errors` has its errors on real faces by decade, from the classifier's readings.json.
     """
 
     def __init__(self, source: str):
         function, path = function_at(source), Path(source, READINGS)
-        self.name = source if function else Path(source).name
-        self.read = function or AgeEstimator(source)
-        known = typed(Readings, {"errors": read_json(path) if path.is_file() else {}}, path).errors
-        self.by_decade = {int(decade[:-1]): errors for decade, errors in known.items() if decade[:-1].isdecimal()}
+        self.name, self.read = (source, function) if function else (Path(source).name, AgeEstimator(source))
+        rows = typed(Readings, {"decades": read_json(path) if path.is_file() else {}}, path).decades
+        self.errors = {int(decade[:-1]): errors for decade, errors in rows.items() if decade[:-1].isdecimal()}
 
     def __call__(self, squares: Sequence[Image.Image]) -> np.ndarray:
         """Return years (N,)."""
@@ -80,44 +78,39 @@ class AgeJudge:
         return years
 
     def measure(self, squares: Sequence[Image.Image], ages: Sequence[float]) -> None:
-        """Measure the errors by decade on squares of real faces of known ages."""
+        """Measure the errors on squares of real faces of these ages."""
         decades, errors = np.array(ages) // 10 * 10, self(squares) - np.array(ages)
-        parts = {int(decade): errors[decades == decade] for decade in sorted(set(decades.tolist()))}
-        self.by_decade = {d: Errors(len(e), float(np.abs(e).mean()), float(e.mean())) for d, e in parts.items()}
-
-    @property
-    def faces(self) -> int:
-        """Return the number of real faces that it was measured on."""
-        return sum(errors.faces for errors in self.by_decade.values())
+        parts = {int(decade): errors[decades == decade] for decade in np.unique(decades)}
+        self.errors = {d: Errors(len(e), float(np.abs(e).mean()), float(e.mean())) for d, e in parts.items()}
 
     @property
     def mean_error(self) -> float | None:
         """Return the mean error in years on real faces; None if it was not measured."""
-        return sum(e.mean_error * e.faces for e in self.by_decade.values()) / self.faces if self.faces else None
+        counts = [errors.faces for errors in self.errors.values()]
+        return float(np.average([errors.mean_error for errors in self.errors.values()], weights=counts)) if counts else None
 
     def expected(self, age: float) -> float | None:
         """Return what it reads, on average, of real faces of that age; None if it was not measured.
 
         The bias runs in a straight line from the middle of each decade to the next one's.
         """
-        if not self.by_decade:
-            return None
-        decades = sorted(self.by_decade)
-        return float(age + np.interp(age, [d + 4.5 for d in decades], [self.by_decade[d].bias for d in decades]))
+        decades = sorted(self.errors)
+        biases = [self.errors[decade].bias for decade in decades]
+        return float(age + np.interp(age, [decade + 4.5 for decade in decades], biases)) if decades else None
 
 
 class IdentityJudge:
-    """Tell persons apart: "sface", "dlib", or the import path of a function.
+    """Tell persons apart: "sface", "dlib" (King 2017), or the import path of a function.
 
     The function takes an RGB square and returns a vector, or None if it has no face. Similarity is the cosine of two vectors;
-    dlib's (King 2017) is 1 - distance / 1.2, because distance is what its network was trained for. `same` is the least
-    similarity of one person's photographs, where the network has such a threshold.
+    dlib's is 1 - distance / 1.2, because its network was trained for distances. `same` is the least similarity that the
+    network takes for one person; None if that is not known.
     """
 
     def __init__(self, source: str, faces: FaceNetworks):
         self.name, self.by_distance = source, source == "dlib"
         self.measure = f"1 - distance / {DLIB_FAR}" if self.by_distance else "cosine"
-        self.same = {"sface": SAME_PERSON, "dlib": 0.5}.get(source)
+        self.same = {"sface": SAME_PERSON, "dlib": DLIB_SAME}.get(source)
         self.embed = faces.embed if source == "sface" else dlib_embedding(faces) if self.by_distance else function_at(source)
         if self.embed is None:
             raise InputError(f"--identity_judge {source}: is not sface, dlib or an import path package.module:name")
@@ -125,17 +118,15 @@ class IdentityJudge:
     def __call__(self, square: Image.Image) -> np.ndarray | None:
         """Return the vector of the face, of unit length for a cosine; None without a face."""
         vector = self.embed(square)
-        if vector is None:
-            return None
-        vector = np.asarray(vector, dtype=np.float64)
-        return vector if self.by_distance else vector / np.linalg.norm(vector)
+        scale = 1.0 if vector is None or self.by_distance else np.linalg.norm(vector)
+        return None if vector is None else np.asarray(vector, dtype=np.float64) / scale
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
         """Return 1 for the same vector, and less the further two are apart."""
         return float(1 - np.linalg.norm(a - b) / DLIB_FAR if self.by_distance else a @ b)
 
 
-def dlib_embedding(faces: FaceNetworks) -> Function:
+def dlib_embedding(faces: FaceNetworks) -> Callable[[Image.Image], np.ndarray | None]:
     """Return dlib's face recognition as a function of an RGB picture. Raises InputError if a package is missing."""
     spec = find_spec("face_recognition_models")  # it is not imported: only its files are needed
     if find_spec("dlib") is None or spec is None:
@@ -147,13 +138,13 @@ def dlib_embedding(faces: FaceNetworks) -> Function:
     network = dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))
 
     def embed(image: Image.Image) -> np.ndarray | None:
-        face = next(iter(faces.find(image)), None)
-        if face is None:
+        found = faces.find(image)
+        if not found:
             return None
-        left, top, width, height = face.box
+        left, top, width, height = found[0].box
         x, y, half = left + width / 2, top + height / 2, (width + height) / 4  # dlib's own boxes are squares
         box = dlib.rectangle(*(round(edge) for edge in (x - half, y - half, x + half, y + half)))
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image)
         return np.array(network.compute_face_descriptor(pixels, landmarks(pixels, box)))
 
     return embed
@@ -165,8 +156,8 @@ class Judges:
     `near` is how many years a real photograph may lie from an age to stand for it. Raises InputError if two have one name.
     """
 
-    def __init__(self, ages: Sequence[str], identities: Sequence[str], near: float, face_models: str | Path | None = None):
-        self.faces, self.near, self.face_models = FaceNetworks(face_models), near, face_models
+    def __init__(self, ages: Sequence[str], identities: Sequence[str], near: float = 5.0, face_models: str | None = None):
+        self.near, self.face_models, self.faces = near, face_models, FaceNetworks(face_models)
         self.ages = [AgeJudge(source) for source in ages]
         self.identities = [IdentityJudge(source, self.faces) for source in identities]
         names = [judge.name for judge in (*self.ages, *self.identities)]
@@ -174,37 +165,38 @@ class Judges:
             raise InputError(f"{twice[0]}: is the name of two judges, whose columns would be one; rename a folder")
 
     def column(self, name: str, judge: AgeJudge | IdentityJudge) -> str:
-        """Return the column of a judge: `name` for the one that leads, `name:judge` for another."""
+        """Return a judge's column: `name` of one that leads, `name:judge` of another."""
         return name if judge in (self.ages[0], self.identities[0]) else f"{name}:{judge.name}"
 
-    def vectors(self, image: Image.Image, mask: Image.Image) -> list[np.ndarray | None]:
+    def vectors(self, image: Image.Image, mask: Image.Image) -> Vectors:
         """Return the vector of each identity judge."""
         square = square_of(image, mask, IDENTITY_CONTEXT)
         return [judge(square) for judge in self.identities]
-
-    def sees_face(self, image: Image.Image, mask: Image.Image) -> bool:
-        """Return whether YuNet finds a face about the mask."""
-        return bool(self.faces.find(square_of(image, mask, IDENTITY_CONTEXT)))
 
     def readings(self, images: Sequence[Image.Image], mask: Image.Image) -> np.ndarray:
         """Return what each age judge reads (pictures, judges)."""
         squares = [square_of(image, mask) for image in images]
         return np.stack([judge(squares) for judge in self.ages], axis=1)
 
-    def found(self, path: str | Path) -> tuple[Image.Image, Image.Image] | None:
+    def sees_face(self, image: Image.Image, mask: Image.Image) -> bool:
+        """Return whether YuNet finds a face about the mask."""
+        return bool(self.faces.find(square_of(image, mask, IDENTITY_CONTEXT)))
+
+    def largest_face(self, path: str | Path) -> tuple[Image.Image, Image.Image] | None:
         """Open a real photograph and mask its largest face. Without a face, warn and return None."""
         image = open_image(path)
-        faces = self.faces.find(image)
-        if not faces:
-            warnings.warn(f"{path}: no face is found in it; it is left out")
-        return (image, mask_from_landmarks(faces[0].landmarks, image.size)) if faces else None
+        found = self.faces.find(image)
+        if found:
+            return image, mask_from_landmarks(found[0].landmarks, image.size)
+        warnings.warn(f"{path}: no face is found in it; it is left out")
+        return None
 
     def measure(self, folder: str | Path) -> None:
         """Measure the age judges on a folder of real faces, with an `age` in each line of its metadata."""
         squares, ages = [], []
         for example in read_aged(folder):
             image = open_image(example.path)
-            pair = (image, open_mask(example.mask, image.size)) if example.mask else self.found(example.path)
+            pair = (image, open_mask(example.mask, image.size)) if example.mask else self.largest_face(example.path)
             if pair is not None:
                 squares.append(square_of(*pair))
                 ages.append(example.row["age"])
@@ -214,25 +206,22 @@ class Judges:
             judge.measure(squares, ages)
 
     def open(self, person: Person) -> Subject:
-        """Open and measure a person's photographs. Raises InputError if the one to be aged has no face.
+        """Open and measure a person's photographs. References without a face are left out with a warning.
 
-        References without a face are left out with a warning.
+        Raises InputError if the photograph that is to be aged has no face.
         """
-        image = open_photo(person.photo)
+        image, references = open_photo(person.photo), []
         mask = read_mask(person.mask, image, self.face_models)
-        vectors, references = self.vectors(image, mask), []
-        for judge, vector in zip(self.identities, vectors):
-            if vector is None:
-                raise InputError(f"{person.photo}: {judge.name} finds no face in it; give another photograph")
-        for reference in person.references:
-            pair = self.found(reference.photo)
-            if pair is None:
-                continue
-            others = self.vectors(*pair)
-            if any(other is None for other in others):
-                warnings.warn(f"{reference.photo}: a judge of identity finds no face in it; it is left out")
-            else:
-                references.append(Reference(reference.age, others, self.readings([pair[0]], pair[1])[0].tolist()))
+        vectors = self.vectors(image, mask)
+        if any(vector is None for vector in vectors):
+            raise InputError(f"{person.photo}: a judge of identity finds no face in it; give another photograph")
+        for dated in person.references:
+            if pair := self.largest_face(dated.photo):
+                reference = Reference(dated.age, self.vectors(*pair), self.readings(pair[:1], pair[1])[0].tolist())
+                if any(vector is None for vector in reference.vectors):
+                    warnings.warn(f"{dated.photo}: a judge of identity finds no face in it; it is left out")
+                else:
+                    references.append(reference)
         current = float(self.readings([image], mask)[0, 0]) if person.age is None else person.age
         return Subject(person, image, mask, current, vectors, references)
 

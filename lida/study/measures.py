@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import numpy as np
 from PIL import Image
 
 from ..adapters.adapter import Adapter, load_adapter
 from ..adapters.comparison import MEASURES, compare
-from ..doors.pictures import open_photo
 from ..photos.squares import seam_report
-from .judges import IdentityJudge, Judges
+from .judges import IdentityJudge, Judges, Vectors
 from .painting import Unit
 from .people import Subject
 from .settings import AGE_ONLY, CEILING, Setting, spelled
@@ -21,22 +19,17 @@ from .tradeoff import age_score, area, harmonic_score, interval, mean_of, spearm
 MEANS = ("age_error", "similarity", "face", "psnr")  # beginnings of the columns that a setting's line has the means of
 COMPARED = ("age_error", "similarity_input", "similarity_target")
 Row = dict[str, object]
-Vectors = Sequence[np.ndarray | None]  # of each identity judge
 
 
-def judged(judges: Judges, unit: Unit, targets: Sequence[int], folder: Path | None) -> list[Row]:
-    """Return a row for each target age, on the picture in the folder, or on the photograph itself without a folder."""
-    subject = unit.subject
-    pictures, returned = [subject.image] * len(targets), [subject.image] * len(targets)
-    if folder is not None:
-        pictures = [open_photo(folder / f"age{target:02d}.png") for target in targets]
-        backs = [folder / f"back{target:02d}.png" for target in targets]
-        returned = [open_photo(path) if path.is_file() else None for path in backs]
-    rows = []
-    for target, picture, back, read in zip(targets, pictures, returned, judges.readings(pictures, subject.mask).tolist()):
+def judged(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
+    """Return a row for each target age."""
+    subject, rows = unit.subject, []
+    pictures = [unit.picture(target) for target in targets]
+    for target, picture, read in zip(targets, pictures, judges.readings(pictures, subject.mask).tolist()):
         row = identified(unit, target) | ages_read(judges, target, read)
         row |= similarities(judges, subject, target, judges.vectors(picture, subject.mask))
         row["face"] = float(judges.sees_face(picture, subject.mask))
+        back = unit.picture(target, "back")
         if back is not None:
             for judge, vector, own in zip(judges.identities, judges.vectors(back, subject.mask), subject.vectors):
                 row[judges.column("similarity_back", judge)] = mean_similarity(judge, vector, [own])
@@ -46,13 +39,13 @@ def judged(judges: Judges, unit: Unit, targets: Sequence[int], folder: Path | No
     return rows
 
 
-def ceiling(judges: Judges, subject: Subject, setting: Setting, targets: Sequence[int]) -> list[Row]:
+def ceiling(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
     """Return rows for the real photographs near each target age, as if they were pictures of that age."""
     rows = []
     for target in targets:
-        for number, reference in enumerate(subject.near(target, judges.near)):
-            row = identified(Unit(subject, setting, number), target) | ages_read(judges, target, reference.readings)
-            rows.append(row | similarities(judges, subject, target, reference.vectors) | {"face": 1.0})
+        for number, reference in enumerate(unit.subject.near(target, judges.near)):
+            row = identified(replace(unit, seed=number), target) | ages_read(judges, target, reference.readings)
+            rows.append(row | similarities(judges, unit.subject, target, reference.vectors) | {"face": 1.0})
     return rows
 
 
@@ -89,8 +82,8 @@ def judge_lines(judges: Judges, subjects: Sequence[Subject]) -> list[Row]:
     for number, judge in enumerate(judges.ages):
         errors = [abs(other.readings[number] - other.age) for subject in subjects for other in subject.references]
         own = {"references": len(errors), "references_error": float(np.mean(errors)) if errors else None}
-        decades = {f"{decade}s": asdict(known) for decade, known in judge.by_decade.items()}
-        lines.append({"name": judge.name, "mean_error": judge.mean_error, "faces": judge.faces, **own, "by_decade": decades})
+        decades = {f"{decade}s": asdict(known) for decade, known in judge.errors.items()}
+        lines.append({"name": judge.name, "mean_error": judge.mean_error, "faces": sum(e.faces for e in judge.errors.values()), **own, "by_decade": decades})
     return lines
 
 
@@ -108,31 +101,33 @@ def psnr_inside(before: Image.Image, after: Image.Image, mask: Image.Image) -> f
     return float(10 * math.log10(255**2 / error)) if error else None
 
 
+def picked(rows: Sequence[Row], **values: object) -> list[Row]:
+    """Return the rows that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in values.items())]
+
+
 def summary(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
     """Return a line for each setting that has pictures: means over them, and the largest change outside of the mask."""
     table = []
     for setting in settings:
-        own = [row for row in rows if row["setting"] == setting.name]
-        if not own:
-            continue
-        line: Row = {"setting": setting.name, "family": setting.family, "control": setting.control}
-        line |= {"identity": spelled(setting.identity), "age": spelled(setting.age), "pictures": len(own)}
-        line |= {column: mean_of(own, column) for column in own[0] if column.startswith(MEANS)}
-        line["largest_change_outside"] = max(row.get("largest_change_outside", 0) for row in own)
-        near = [row for row in own if row["similarity_target"] is not None]
-        line["hcs"] = harmonic_score(line["age_error"], line["similarity_input"])
-        line["hcs_target"] = harmonic_score(*(mean_of(near, c) for c in ("age_error", "similarity_target"))) if near else None
-        table.append(line | response(own))
+        own = picked(rows, setting=setting.name)
+        if own:
+            line: Row = {"setting": setting.name, "family": setting.family, "control": setting.control}
+            line |= {"identity": spelled(setting.identity), "age": spelled(setting.age), "pictures": len(own)}
+            line |= {column: mean_of(own, column) for column in own[0] if column.startswith(MEANS)}
+            line["largest_change_outside"] = max(row.get("largest_change_outside", 0) for row in own)
+            near = [row for row in own if row["similarity_target"] is not None]
+            line["hcs"] = harmonic_score(line["age_error"], line["similarity_input"])
+            line["hcs_target"] = harmonic_score(*(mean_of(near, c) for c in ("age_error", "similarity_target"))) if near else None
+            table.append(line | response(own))
     return table
 
 
 def response(rows: Sequence[Row]) -> dict[str, float]:
-    """Return rank correlation and slope of the first judge's readings against the ages asked for, means over people and seeds."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["person"], row["seed"]), []).append(row)
+    """Return rank correlation and slope of the first judge's readings over the ages asked for, means over people and seeds."""
     found = []
-    for group in groups.values():
+    for person, seed in dict.fromkeys((row["person"], row["seed"]) for row in rows):
+        group = picked(rows, person=person, seed=seed)
         targets, read = [row["target"] for row in group], [row["read"] for row in group]
         if len(set(targets)) > 2:
             found.append({"spearman": spearman(targets, read), "years_per_year": float(np.polyfit(targets, read, 1)[0])})
@@ -141,19 +136,20 @@ def response(rows: Sequence[Row]) -> dict[str, float]:
 
 def areas(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
     """Return the area that each family's settings dominate, by similarity and age score, with intervals over people."""
-    found = []
-    for family in dict.fromkeys(setting.family for setting in settings if not setting.control):
-        names = [setting.name for setting in settings if setting.family == family and not setting.control]
+
+    def dominated(points: Sequence[np.ndarray]) -> float:
+        return area([(x, age_score(error)) for x, error in np.mean(points, axis=0)])
+
+    found, families = [], {setting.family: [] for setting in settings if not setting.control}
+    for setting in settings:
+        families.get(setting.family, []).append(setting.name)
+    for family, names in families.items():
         for column in COMPARED[1:]:
             own = [row for row in rows if row["setting"] in names and row[column] is not None]
             points = []  # of each person, (settings, 2)
             for person in sorted({row["person"] for row in own}):
-                parts = [[row for row in own if (row["person"], row["setting"]) == (person, name)] for name in names]
+                parts = [picked(own, person=person, setting=name) for name in names]
                 points.append(np.array([[mean_of(part, column), mean_of(part, "age_error")] for part in parts]))
-
-            def dominated(chosen: Sequence[np.ndarray]) -> float:
-                return area([(x, age_score(error)) for x, error in np.mean(chosen, axis=0)])
-
             if points:
                 low, high = interval(points, dominated)
                 line = {"family": family, "identity": column, "area": dominated(points), "low": low, "high": high}
@@ -163,28 +159,16 @@ def areas(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
 
 def differences(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
     """Return each setting less the first, person by person: means, with bootstrap intervals over people."""
-    first, found = settings[0].name, []
+    found, people, first = [], list(dict.fromkeys(row["person"] for row in rows)), settings[0].name
     for name in (setting.name for setting in settings[1:] if setting.name != CEILING):
         for column in COMPARED:
-            pairs = by_person(rows, (name, first), column)
-            if pairs:
-                gaps = [a - b for a, b in pairs]
+            means = [[mean_of(picked(rows, person=person, setting=x), column) for x in (name, first)] for person in people]
+            gaps = [a - b for a, b in means if math.isfinite(a - b)]
+            if gaps:
                 low, high = interval(gaps, lambda chosen: float(np.mean(chosen)))
                 line = {"setting": name, "less": first, "column": column, "difference": float(np.mean(gaps))}
                 found.append(line | {"low": low, "high": high, "people": len(gaps)})
     return found
-
-
-def by_person(rows: Sequence[Row], names: tuple[str, str], column: str) -> list[tuple[float, float]]:
-    """Return each person's means of a column at two settings, for people who have both."""
-    pairs = []
-    for person in dict.fromkeys(row["person"] for row in rows):
-        pair = tuple(
-            mean_of([row for row in rows if (row["person"], row["setting"]) == (person, name)], column) for name in names
-        )
-        if all(map(math.isfinite, pair)):
-            pairs.append(pair)
-    return pairs
 
 
 def interference(rows: Sequence[Row], settings: Sequence[Setting], subjects: Sequence[Subject], age: Adapter) -> list[Row]:
@@ -193,22 +177,16 @@ def interference(rows: Sequence[Row], settings: Sequence[Setting], subjects: Seq
     The loss is a setting's age error less that of the age adapter alone. For each pair of weights in a plain sum, its rank
     correlation with each measure of lida.adapters.comparison over all people and their adapters, if they are five at least.
     """
-    measured = {
-        (subject.person.name, name): compare(load_adapter(path), age)["all"]
-        for subject in subjects
-        for name, path in subject.person.identity.items()
-    }
-    losses: dict[str, list[tuple[dict, float]]] = {}
-    for setting in settings:
-        special = setting.control or setting.within or setting.edit.negative_prompt
-        if setting.rule.spelling == "sum" and setting.has_identity and not special:
-            for subject in subjects:
-                own = [row for row in rows if row["person"] == subject.person.name]
-                error, alone = (
-                    mean_of([r for r in own if r["setting"] == name], "age_error") for name in (setting.name, AGE_ONLY)
-                )
+    losses: dict[str, list[tuple[Row, float]]] = {}
+    for subject in subjects:
+        measured = {name: compare(load_adapter(path), age)["all"] for name, path in subject.person.identity.items()}
+        alone = mean_of(picked(rows, person=subject.person.name, setting=AGE_ONLY), "age_error")
+        for setting in settings:
+            special = setting.control or setting.within or setting.edit.negative_prompt
+            if setting.rule.spelling == "sum" and setting.has_identity and not special:
+                error = mean_of(picked(rows, person=subject.person.name, setting=setting.name), "age_error")
                 weights = f"{spelled(setting.identity)} and {spelled(setting.age)}"
-                losses.setdefault(weights, []).append((measured[subject.person.name, setting.adapter], error - alone))
+                losses.setdefault(weights, []).append((measured[setting.adapter], error - alone))
     return [
         {"weights": weights, "pairs": len(pairs)}
         | {name: spearman([measures[name] for measures, _ in pairs], [loss for _, loss in pairs]) for name in MEASURES}

@@ -17,9 +17,9 @@ from ..aging.stable_diffusion import StableDiffusion
 from ..doors.errors import InputError
 from ..doors.files import write_json
 from ..doors.json import read_json
-from ..doors.pictures import save_image
+from ..doors.pictures import open_photo, save_image
 from ..photos.marking import file_hash
-from ..photos.masks import mask_to_latents, mask_to_tensor, shrunk
+from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..photos.squares import cut, square_about
 from ..training.processes import Processes
 from .people import Person, Subject
@@ -36,10 +36,17 @@ class Unit:
     subject: Subject
     setting: Setting
     seed: int
+    output_dir: Path
 
-    def folder(self, output_dir: Path) -> Path:
+    @property
+    def folder(self) -> Path:
         """Return the folder of the pictures."""
-        return output_dir / "pictures" / self.subject.person.name / self.setting.name / f"seed{self.seed}"
+        return self.output_dir / "pictures" / self.subject.person.name / self.setting.name / f"seed{self.seed}"
+
+    def picture(self, age: int, name: str = "age") -> Image.Image | None:
+        """Return the picture at an age, or aged `back` from it; None if it was not painted."""
+        path = self.folder / f"{name}{age:02d}.png"
+        return self.subject.image if not self.setting.paints else open_photo(path) if path.is_file() else None
 
 
 class Painter:
@@ -114,17 +121,21 @@ class Painter:
         return applied_within(self.sd.module, layers, weights[1], places)
 
 
-def units_of(subjects: Sequence[Subject], settings: Sequence[Setting], seeds: Sequence[int]) -> list[Unit]:
-    """Return everything that is to be painted, person by person."""
-    painted = [setting for setting in settings if setting.paints]
-    return [Unit(subject, setting, seed) for subject in subjects for setting in painted for seed in seeds]
+def shrunk(mask: Image.Image, share: float) -> Image.Image:
+    """Return the mask scaled to a share of its width and height, about the middle of its white."""
+    left, top, right, bottom = mask.getbbox()
+    width, height = max(1, round(share * (right - left))), max(1, round(share * (bottom - top)))
+    inner = Image.new("L", mask.size, 0)
+    small = mask.crop((left, top, right, bottom)).resize((width, height), Image.Resampling.BILINEAR)
+    inner.paste(small, ((left + right - width) // 2, (top + bottom - height) // 2))
+    return inner
 
 
-def paint_all(painter: Painter, units: Sequence[Unit], output_dir: Path, processes: Processes) -> None:
+def paint_all(painter: Painter, units: Sequence[Unit], processes: Processes) -> None:
     """Paint what is not on disk yet, each process its share. Raises InputError if other pictures lie in its place."""
     todo = []
     for unit in units:
-        path, record = unit.folder(output_dir) / UNIT, painter.record(unit)
+        path, record = unit.folder / UNIT, painter.record(unit)
         if path.is_file():
             check_same(path, record)
         else:

@@ -4,8 +4,10 @@ import base64
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -35,21 +37,22 @@ TITLES = {
     "differences": "Against the first setting (means over people, 95 % bootstrap intervals)",
     "interference": "Does the adapters' overlap predict the loss of age? Rank correlations over people and adapters",
 }
+FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d*\.?\d+$)")  # how spreadsheets tell a formula
 HIDDEN = ("family", "control", "identity", "age")  # columns of the table that the report's rows explain
 
 
 def write_report(folder: Path, findings: dict, grid: Image.Image | None, sheets: dict[str, Image.Image]) -> list[str]:
-    """Write the files, and return the verdict. `findings` has what, judges, identity_judges, table, meanings, rows and the tables of TITLES.
+    """Write the files, and return the verdict.
 
-    `grid` is one picture for grid.png, `sheets` has a picture for each person.
+    `findings` has what, judges, identity_judges, table, meanings, rows and the tables of TITLES. `grid` is one picture for
+    grid.png, `sheets` has a picture for each person.
     """
-    table = findings["table"]
-    columns = list(dict.fromkeys(column for line in table for column in line))
+    findings = without_nan(findings)
+    findings["verdict"] = verdict(findings)
+    columns = list(dict.fromkeys(column for line in findings["table"] for column in line))
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerows([map(cell, columns), *(map(cell, [line.get(column) for column in columns]) for line in table)])
+    csv.writer(text).writerows([columns, *([cell(line.get(name)) for name in columns] for line in findings["table"])])
     write_text(folder / "table.csv", text.getvalue())
-    findings = without_nan(findings | {"verdict": verdict(findings)})
     write_json(folder / "table.json", findings, indent=1)
     draw_curve(findings, folder / "curve.png")
     pictures = {"The trade-off": open_image(folder / "curve.png")}
@@ -57,47 +60,37 @@ def write_report(folder: Path, findings: dict, grid: Image.Image | None, sheets:
         save_image(grid, folder / "grid.png")
         pictures["Age weight by identity weight"] = grid
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"shown": shown, "embedded": embedded, "errors": errors_of}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"shown": shown, "embedded": embedded, "counted": counted}
     page = environment.get_template("template.html").render(
-        {**findings, "table_lines": [dict.fromkeys(columns) | line for line in findings["table"]]},
-        columns=[column for column in columns if column not in HIDDEN], explained=EXPLAINED, pictures=pictures | sheets,
-        tables={title: findings[key] for key, title in TITLES.items()},
+        findings, findings=findings, columns=[name for name in columns if name not in HIDDEN], explained=EXPLAINED, titles=TITLES,
+        pictures=pictures | sheets,
     )  # fmt: skip
     write_text(folder / "report.html", page)
     return findings["verdict"]
 
 
-def is_number(value: object) -> bool:
-    """Return whether there is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def cell(value: object) -> object:
-    """Return a value for a CSV file: numbers to four places, and no text that a spreadsheet would take for a formula."""
-    if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else ""
-    try:
-        formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and not math.isfinite(float(value))
-    except ValueError:
-        formula = True
-    return f"'{value}" if formula else value
-
-
-def without_nan(value: object) -> object:
+def without_nan(value: Any) -> Any:
     """Return the value with None for nan, which JSON does not have."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def cell(value: object) -> object:
+    """Return a value for a CSV file: numbers to four places, and an apostrophe before text that would be a formula."""
+    if isinstance(value, str) and FORMULA.match(value):
+        return f"'{value}"
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def shown(value: object) -> str:
     """Return a value as the page has it."""
-    if isinstance(value, float) and math.isfinite(value):
+    if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return "–" if value is None or isinstance(value, float) else str(value)
+    return "–" if value is None else str(value)
 
 
 def embedded(picture: Image.Image) -> str:
@@ -107,24 +100,15 @@ def embedded(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def errors_of(judge: dict) -> str:
-    """Return how far an age judge errs on real faces, in words."""
-    parts = []
-    if is_number(judge["mean_error"]):
-        parts.append(f"{judge['mean_error']:.1f} years on {counted(judge['faces'], 'real face')} that it was measured on")
-    if judge["references"]:
-        parts.append(f"{judge['references_error']:.1f} years on {counted(judge['references'], 'photograph')} of the people here")
-    return " and ".join(parts) or "not measured"
-
-
 def draw_curve(findings: dict, path: Path) -> None:
     """Draw age error against similarity, to the input and to photographs near the age: a line a family, a cross a control."""
-    columns = [c for c in ("similarity_input", "similarity_target") if any(is_number(line.get(c)) for line in findings["table"])]
+    table = findings["table"]
+    columns = [c for c in ("similarity_input", "similarity_target") if any(line.get(c) is not None for line in table)]
     figure = Figure(figsize=(7 * len(columns), 6), layout="constrained")
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns):
         lines_of: dict[tuple, list[dict]] = {}  # by family and weight of identity
-        for line in findings["table"]:
-            if is_number(line.get(column)):
+        for line in table:
+            if line.get(column) is not None:
                 lines_of.setdefault((line["family"], line["identity"]), []).append(line)
         families = list(dict.fromkeys(lines[0]["family"] for lines in lines_of.values() if not lines[0]["control"]))
         for (family, _), lines in lines_of.items():

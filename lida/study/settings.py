@@ -72,6 +72,7 @@ class Setting:
     def meaning(self) -> str:
         """Return what the setting does, in words."""
         names = [f"a random {x} adapter of equal norm" if self.random == x else f"the {x} adapter" for x in ("identity", "age")]
+        names[0] += f" {self.adapter}" if self.adapter and not self.random else ""
         inside = f" in the middle {self.within:.0%} of the mask" if self.within else ""
         merged = f"{names[0]} at {spelled(self.identity)}{inside} and {names[1]} at {spelled(self.age)}, by {self.rule.spelling}"
         negative = "the prompt without an age" if self.edit.negative_prompt else "the empty prompt"

@@ -1,7 +1,5 @@
 """The end of the report: what the numbers say, in plain words."""
 
-import math
-
 from .settings import CEILING, NOTHING
 
 FEW = 5  # fewer people than these say little about others
@@ -25,7 +23,7 @@ def verdict(findings: dict) -> list[str]:
         f"Does it age? Its faces miss the age asked for by {best['age_error']:.1f} years on average, the photograph itself by "
         f"{nothing['age_error']:.1f}" + (f", real photographs near those ages by {ceiling['age_error']:.1f}." if ceiling else "."),
     ]
-    if math.isfinite(slope):
+    if slope is not None:
         how = "follow it" if slope > 0.6 else "follow it in part" if slope > 0.2 else "hardly follow it"
         sentences.append(f"Asked for an age one year higher, they look {slope:.2f} years older: they {how}.")
     for number, judge in enumerate(findings["identity_judges"]):
@@ -52,4 +50,4 @@ def chance(line: dict) -> str:
     if line["people"] == 1:
         return f"{text}, in one person."
     sure = "which leaves out zero" if line["low"] * line["high"] > 0 else "which includes zero, so that it may be chance"
-    return f"{text}; the 95 % interval is {line['low']:+.1f} to {line['high']:+.1f}, {sure}."
+    return f"{text}; the 95 % interval of that difference is {line['low']:+.1f} to {line['high']:+.1f}, {sure}."

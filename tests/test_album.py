@@ -12,7 +12,7 @@ import lida
 from lida.data.album import FromNetworks, choose, main, person_in
 from lida.data.folder import read_examples
 from lida.photos.faces import FaceNetworks
-from lida.photos.pictures import open_image
+from lida.doors.pictures import open_image
 from lida.photos.masks import face_frame
 
 WEIGHTS = ROOT / "weights"

@@ -68,7 +68,7 @@ def test_folders_are_read_as_datasets_reads_them(name, tmp_path):
     image_column, caption_column = columns.get("image_column", "image"), columns.get("caption_column", "text")
     expected = sorted((row[caption_column], row[image_column].convert("RGB").tobytes()) for row in theirs)
     examples = read_examples(folder, **columns)
-    assert sorted((e.text, lida.photos.pictures.open_image(e.path).tobytes()) for e in examples) == expected
+    assert sorted((e.text, lida.doors.pictures.open_image(e.path).tobytes()) for e in examples) == expected
     assert all(e.size == Image.open(e.path).size for e in examples)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from lida.doors.errors import InputError
 from lida.photos.faces import SAME_PERSON, FaceNetworks
-from lida.photos.pictures import open_image
+from lida.doors.pictures import open_image
 
 
 @pytest.fixture(scope="module")

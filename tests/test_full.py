@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
 from lida.checkpoints.models import load_text_encoder, load_unet, load_vae
-from lida.photos.pictures import to_images
+from lida.doors.pictures import to_images
 from lida.checkpoints.sources import open_clip_vocabulary
 from lida.nn.text import TextEncoder, read_clip_vocabulary
 

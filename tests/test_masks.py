@@ -8,7 +8,7 @@ from PIL import Image
 
 import lida
 from lida.photos.faces import FaceNetworks
-from lida.photos.pictures import open_image
+from lida.doors.pictures import open_image
 from lida.photos.masks import ZONES, choose_face, face_frame, hull, mask_from_landmarks, mask_to_latents, open_mask, read_mask
 
 

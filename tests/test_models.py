@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import lida
 from lida.checkpoints.models import load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
-from lida.photos.pictures import to_tensor
+from lida.doors.pictures import to_tensor
 from lida.nn.layers import Attention, Conv3x3, attention, set_attention_backend
 from lida.nn.unet import UNet, UNetConfig
 from lida.nn.vae import VAE, VAEConfig

@@ -283,7 +283,7 @@ def test_edit_friendly_inversion_is_exact_where_nothing_changes(sd):
     """Towards its own description, without guidance, from any strength, the picture's own latents come back."""
     image, mask = noise_image(64, 64), Image.new("L", (64, 64), 255)
     options = {"method": "inversion", "source_prompt": "a boy", "guidance_scale": 1.0, "context": 1.0, "output_type": "latent"}
-    plain = sd.vae.encode(lida.photos.pictures.to_tensor(image), sample=False)
+    plain = sd.vae.encode(lida.doors.pictures.to_tensor(image), sample=False)
     for strength in (0.3, 1.0):
         options |= {"strength": strength, "num_inference_steps": 20, "generator": torch.Generator().manual_seed(5)}
         same = lida.age_face(sd, image, mask, "a boy", **options)
@@ -429,12 +429,12 @@ def test_colours_at_the_seam_are_matched():
     """A patch that is the picture itself in another brightness and contrast comes back, but for rounding."""
     image, mask = noise_image(100, 100), box_mask(100, 100, (30, 30, 70, 70))
     patch = Image.fromarray((np.asarray(image) * 0.85 + 12).round().astype(np.uint8))
-    matched = lida.photos.pictures.colour_matched(patch, image, mask)
+    matched = lida.photos.squares.colour_matched(patch, image, mask)
     off = lambda p: np.abs(np.asarray(p).astype(int) - np.asarray(image)).mean()  # noqa: E731
     assert off(matched) < 0.15 * off(patch)
     whole = Image.new("L", (100, 100), 255)
-    assert lida.photos.pictures.colour_matched(patch, image, whole) is patch
-    pasted = lida.photos.pictures.paste(image, patch, (0, 0, 100), mask)
-    report = lida.photos.pictures.seam_report(image, pasted, mask)
+    assert lida.photos.squares.colour_matched(patch, image, whole) is patch
+    pasted = lida.photos.squares.paste(image, patch, (0, 0, 100), mask)
+    report = lida.photos.squares.seam_report(image, pasted, mask)
     assert report["largest_change_outside"] == 0 and report["seam_gradient"] > 0
-    assert lida.photos.pictures.seam_report(image, patch, mask)["largest_change_outside"] > 5
+    assert lida.photos.squares.seam_report(image, patch, mask)["largest_change_outside"] > 5

@@ -12,7 +12,7 @@ from test_scripts import script  # noqa: F401
 
 import lida
 from lida.photos.captions import mixed_caption
-from lida.photos.pictures import with_detail
+from lida.photos.squares import with_detail
 from lida.photos.marking import read_settings
 from lida.aging.editing import age_to, detail_between, strength_between
 from lida.study.slider import Slider, aging_adapters, ask, fit

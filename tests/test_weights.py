@@ -14,7 +14,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import lida
 from lida.data.folder import read_examples
-from lida.photos.pictures import cut, square_about, to_tensor
+from lida.doors.pictures import to_tensor
+from lida.photos.squares import cut, square_about
 
 WEIGHTS = ROOT / "weights"
 PERSONS = ("person-a", "person-b", "person-c", "person-d")

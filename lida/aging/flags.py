@@ -7,15 +7,15 @@ from ..doors import arguments
 from ..doors.errors import InputError
 from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, Edit
 
-GUIDANCE = arguments.number("a number from -100 to 100", lambda x: abs(x) <= 100)
-STRENGTH = arguments.number("a number above 0 and up to 1", lambda x: 0 < x <= 1)
+GUIDANCE = arguments.checked(float, "a number from -100 to 100", lambda x: abs(x) <= 100)
+STRENGTH = arguments.checked(float, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, default: Sampling = Sampling()) -> None:
     """Add --num_inference_steps, --guidance_scale, --scheduler and the other fields of Sampling."""
     add = parser.add_argument
     help = "steps of the whole way (default: %(default)s)"
-    add("--num_inference_steps", type=arguments.integer(1, 999), default=default.num_inference_steps, help=help)
+    add("--num_inference_steps", type=arguments.whole(1, 999), default=default.num_inference_steps, help=help)
     add("--guidance_scale", type=GUIDANCE, default=default.guidance_scale, help="1 is no guidance (default: %(default)s)")
     add("--guidance_rescale", type=arguments.share, default=default.guidance_rescale, help="0 to 1 (default: %(default)s)")
     help = "noise levels sigma between which guidance acts, such as 0.3 5; elsewhere a step costs half (default: everywhere)"

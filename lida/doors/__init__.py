@@ -1,6 +1,6 @@
-"""What comes in from outside and goes out again: errors, files, JSON, arguments and pictures.
+"""The doors: errors, files, JSON, arguments and pictures.
 
-Each kind of input has one door. What passes through it is sound, and nobody checks it again behind it.
+Each kind of input has one door. What has passed through it is sound, and nobody checks it again.
 """
 
 from .errors import InputError, run

@@ -2,53 +2,43 @@
 
 import argparse
 import math
-import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import InputError
 from .files import regular_file
 
-LARGEST = 2**31 - 1
 
+def checked(kind: type, wanted: str, holds: Callable = lambda value: True) -> Callable:
+    """Return an argparse type of finite numbers, int or float, for which `holds` is true; the error says what is `wanted`."""
 
-def integer(least: int, most: int = LARGEST, multiple: int = 1) -> Callable[[object], int]:
-    """Return a type of integers from `least` to `most`, which are multiples of `multiple`."""
-    bounds = f"from {least} to {most}" if most < LARGEST else f"of at least {least}"
-    wanted = f"a whole number {bounds}" + (f", a multiple of {multiple}" if multiple > 1 else "")
-
-    def convert(text: object) -> int:
-        if re.fullmatch(r"[+-]?[0-9]{1,20}", str(text)) and least <= int(str(text)) <= most and int(str(text)) % multiple == 0:
-            return int(str(text))
-        raise argparse.ArgumentTypeError(f"{str(text)[:60]!r} is not {wanted}")
-
-    return convert
-
-
-def number(wanted: str, holds: Callable[[float], bool] = lambda x: True) -> Callable[[object], float]:
-    """Return a type of the finite numbers for which `holds` is true; `wanted` names them in the error."""
-
-    def convert(text: object) -> float:
-        try:
-            value = float(str(text)) if "_" not in str(text) else math.nan
-        except ValueError:
-            value = math.nan
-        if math.isfinite(value) and holds(value):
-            return value
-        raise argparse.ArgumentTypeError(f"{str(text)[:60]!r} is not {wanted}")
+    def convert(text: object):
+        text = str(text)
+        with suppress(ValueError, OverflowError):
+            value = kind(text)
+            if math.isfinite(value) and holds(value) and "_" not in text:
+                return value
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not {wanted}")
 
     return convert
 
 
-positive_int = integer(1)
-non_negative_int = integer(0)
-multiple_of_8 = integer(8, LARGEST - 7, multiple=8)
-seed = integer(0, 2**63 - 1)
-age = integer(0, 99)
-finite = number("a finite number")
-positive = number("a number above 0", lambda x: x > 0)
-non_negative = number("a number of at least 0", lambda x: x >= 0)
-share = number("a number from 0 to 1", lambda x: 0 <= x <= 1)
+def whole(least: int, most: int = 2**31 - 1, multiple: int = 1) -> Callable:
+    """Return an argparse type of the integers from `least` to `most` that are multiples of `multiple`."""
+    wanted = f"a whole number from {least} to {most}" + f", a multiple of {multiple}" * (multiple > 1)
+    return checked(int, wanted, lambda value: least <= value <= most and value % multiple == 0)
+
+
+positive_int = whole(1)
+non_negative_int = whole(0)
+multiple_of_8 = whole(8, 2**16, multiple=8)
+seed = whole(0, 2**63 - 1)
+age = whole(0, 99)
+finite = checked(float, "a finite number")
+positive = checked(float, "a number above 0", lambda value: value > 0)
+non_negative = checked(float, "a number of at least 0", lambda value: value >= 0)
+share = checked(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def existing_file(text: str | Path) -> Path:
@@ -101,10 +91,10 @@ def as_argv(parser: argparse.ArgumentParser, values: Mapping[str, object]) -> li
 
 def face(text: object) -> int | str:
     """Return the number of a face, from 1, or "all"."""
-    return "all" if text == "all" else integer(1, 1000)(text)
+    return "all" if text == "all" else whole(1, 1000)(text)
 
 
-years = number("an age from 0 to 120", lambda x: 0 <= x <= 120)
+years = checked(float, "an age from 0 to 120", lambda x: 0 <= x <= 120)
 
 
 def named_number(names: Collection[str]) -> Callable[[object], tuple[str, float]]:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 SHOWN = 200  # run() prints at most this many faults
-OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.I)  # PyTorch raises a RuntimeError
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)  # PyTorch's RuntimeErrors
 
 
 class InputError(ValueError):
@@ -22,51 +22,54 @@ class InputError(ValueError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main(). An error of the input or the system prints one line a fault and exits with code 2.
+    """Run a script's main(). An error of the input or of the system prints one line a fault and exits with code 2.
 
-    Other exceptions are bugs and keep their traceback; LIDA_DEBUG=1 shows it for every error. Warnings are one line each.
+    Any other exception is a bug and keeps its traceback. LIDA_DEBUG=1 shows the traceback of every error.
     """
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print("warning:", one_line(message), file=sys.stderr)
         try:
             main()
-            sys.stdout.flush()  # so that a closed pipe is noticed here
-        except InputError as error:
-            end(error.args)
+            sys.stdout.flush()  # a closed pipe is noticed here, not at exit
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at exit
-            sys.exit(141)  # as a shell reports SIGPIPE
-        except OSError as error:
-            end([f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else str(error)])
-        except UnicodeError as error:
-            end([f"text that is not valid Unicode ({error})"])
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # or Python would complain at exit
+            sys.exit(141)  # as shells report SIGPIPE
         except KeyboardInterrupt:
             sys.exit(130)
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+        except Exception as error:
+            faults = faults_of(error)
+            if not faults:
                 raise
-            end([f"out of memory; make the batch, the pictures or the model smaller ({error or 'no details are known'})"])
+            if os.environ.get("LIDA_DEBUG") == "1":
+                traceback.print_exc()
+            for fault in faults[:SHOWN]:
+                print("error:", one_line(fault), file=sys.stderr)
+            if len(faults) > SHOWN:
+                print(f"error: ... and {len(faults) - SHOWN} more", file=sys.stderr)
+            sys.exit(2)
 
 
-def end(faults: Sequence[object]) -> None:
-    """Print the faults and exit with code 2, as argparse does for its own errors."""
-    if os.environ.get("LIDA_DEBUG") == "1":
-        traceback.print_exc()
-    for fault in faults[:SHOWN]:
-        print("error:", one_line(fault), file=sys.stderr)
-    if len(faults) > SHOWN:
-        print(f"error: ... and {len(faults) - SHOWN} more", file=sys.stderr)
-    sys.exit(2)
+def faults_of(error: Exception) -> Sequence[object]:
+    """Return one message for each fault that the user can mend; none for a bug."""
+    if isinstance(error, InputError):
+        return error.args or ["the input cannot be used"]
+    if isinstance(error, OSError):
+        return [f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else error]
+    if isinstance(error, UnicodeError):
+        return [f"a text is not valid Unicode: {error}"]
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)):
+        return [f"out of memory; use a smaller batch, picture or model ({error})".replace(" ()", "")]
+    return []
 
 
 def one_line(message: object) -> str:
-    """Return a message without the line breaks that libraries put into theirs."""
+    """Return the message without the line breaks that libraries put into theirs."""
     return " ".join(str(message).split())
 
 
-def __getattr__(name: str):  # until everybody imports output_folder from .files
-    if name == "output_folder":
-        from .files import output_folder
+def __getattr__(name: str):  # TODO: remove when nobody imports output_folder from here
+    from . import files
 
-        return output_folder
+    if name == "output_folder":
+        return files.output_folder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, folders that one process writes to, paths that must be regular files."""
+"""Files written whole or not at all, folders for one process, paths that must be regular files."""
 
 import errno
 import json
@@ -13,34 +13,36 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FULL_TEXT = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b|file write failed")
-NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}  # file systems that cannot flush, unreadable folders
-LOCK = ".lida-lock"
-
 from .errors import InputError
+
+# What the system, Rust's safetensors and C++'s torch.save say of a full disk
+FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|os error (27|28|122)\b|iostream error")
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)  # of file systems that cannot flush a folder
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. What is written there replaces `path` at the end, or is removed on any failure.
 
-    A reader finds the old file or the new one, each whole, also after a power cut. Processes and threads may write the same
-    path at the same time: each has a temporary file of its own, and the last one wins. An existing file keeps its
-    permissions; of a link, the file that it points to is replaced. Raises InputError where the file cannot be written.
+    A reader finds the old file or the new one, each whole, also after a power cut. Threads and processes may write one path
+    at the same time; the last one wins. An existing file keeps its permissions; of a link, the file that it points to is
+    replaced. Raises InputError where the file cannot be written.
     """
-    path = Path(path)
     target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise InputError(f"{path}: cannot be written, {target.parent} is not a folder; make it first")
-    if target.exists() and not target.is_file():
-        raise InputError(f"{path}: cannot be written, it is not a regular file; give another name")
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except OSError as error:  # such as a name too long
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another name") from None
+    if not target.parent.is_dir() or mode is not None and not stat.S_ISREG(mode):
+        fault = "it is not a regular file" if target.parent.is_dir() else "its folder does not exist"
+        raise InputError(f"{path}: cannot be written, {fault}; give another place")
     part = target.with_name(f".lida-{os.getpid()}-{secrets.token_hex(6)}.part")
     try:
         yield part
-        status = os.stat(part)
-        if target.exists() and status.st_nlink == 1:  # another name of the same file would change with it
-            os.chmod(part, stat.S_IMODE(os.stat(target).st_mode))
+        if mode is not None and os.stat(part).st_nlink == 1:  # of a hard link, the other name would change too
+            os.chmod(part, stat.S_IMODE(mode))
         sync(part)
         os.replace(part, target)
     except BaseException as error:
@@ -53,14 +55,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def why_not_written(error: BaseException, part: Path) -> str | None:
-    """Return what the system says against the file, or None for an error that has another cause."""
-    if isinstance(error, InputError) or not isinstance(error, Exception):
-        return None
-    if FULL_TEXT.search(str(error)) or getattr(error, "errno", None) in FULL:  # libraries in C++ and Rust have their own types
-        return "no space left on device"
-    if isinstance(error, OSError) and error.errno and error.filename in (None, str(part), part):
-        return error.strerror
-    return None
+    """Return what the system says against the file; None for an error with another cause."""
+    if isinstance(error, Exception) and (found := FULL.search(f"{error} {error.__context__}")):  # also in libraries' own errors
+        return found[0]
+    return error.strerror if isinstance(error, OSError) and error.filename in (None, str(part)) else None
 
 
 def sync(path: Path) -> None:
@@ -83,8 +81,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole, in UTF-8, with the line ends that the text has."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write a text file whole, in UTF-8, its line ends as they are."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: object, indent: int | None = 2) -> None:
@@ -94,24 +92,21 @@ def write_json(path: str | Path, value: object, indent: int | None = 2) -> None:
 
 def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:
     """Return the folder, made if needed. Raises InputError, before any long work, where nothing can be written."""
-    path = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"x")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{flag} {path}: {reason}; give a folder that can be written to") from None
-    return path
+    except OSError as error:
+        raise InputError(f"{flag} {path}: {error.strerror}; give a folder that can be written to") from None
+    return Path(path)
 
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Keep every other process out of the folder while the block runs. Raises InputError, saying who is in it."""
-    import fcntl  # POSIX only
+    """Keep other processes out of the folder while the block runs. Raises InputError, which names the one that is in it."""
+    import fcntl  # of POSIX
 
-    folder = Path(folder)
-    path = folder / LOCK
+    path = Path(folder, ".lida-lock")
     while True:
         file = open(path, "a+", encoding="utf-8")
         try:
@@ -123,9 +118,10 @@ def locked(folder: str | Path) -> Iterator[None]:
             raise InputError(f"{folder}: in use by {holder}; wait until it ends or give another folder") from None
         except OSError as error:
             warnings.warn(f"{folder}: cannot be locked ({error.strerror}); let no other process write to it")
-        if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-            break
-        file.close()  # the holder has just removed the file: lock the next one
+        with suppress(FileNotFoundError):
+            if os.path.samefile(path, file.fileno()):
+                break
+        file.close()  # the last holder has just removed it
     with file:
         try:
             file.truncate(0)
@@ -137,18 +133,17 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def regular_file(path: str | Path, what: str = "file") -> Path:
-    """Return the path of an existing regular file; raises InputError for folders, pipes, devices and dangling links."""
-    path = Path(path)
+    """Return the path of a regular file. Raises InputError for folders, pipes, devices and dangling links."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        state = "is a link to a file that does not exist" if path.is_symlink() else "no such file"
+        state = "is a link to a file that does not exist" if os.path.islink(path) else "no such file"
         raise InputError(f"{path}: {state}; give a {what}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r}: {getattr(error, 'strerror', None) or error}; give a {what}") from None
+    except (OSError, ValueError) as error:  # such as a name too long, or NUL in it
+        raise InputError(f"{path}: {getattr(error, 'strerror', error)}; give a {what}") from None
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}; give a {what}")
-    return path
+    return Path(path)
 
 
 def free_folder(folder: Path, names: Collection[str], overwrite: bool = False) -> Path:

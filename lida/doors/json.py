@@ -1,9 +1,11 @@
-"""JSON from outside: bounded, without what programs read differently, and every field of a declared type."""
+"""JSON from outside: of bounded size and depth, unambiguous, every field of a declared type."""
 
 import json
 import math
 import re
+import reprlib
 import types
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -14,83 +16,71 @@ from .files import regular_file
 
 LIMIT = 64 * 2**20  # bytes
 DEPTH = 64
-NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates, which no file name or encoding takes
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and halves of surrogate pairs, which no file name takes
 T = TypeVar("T")
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 60
 
 
 @dataclass(frozen=True)
 class Range:
-    """The bounds of a number, both included, for a field `Annotated[int, Range(1, 64)]`."""
+    """The bounds of a number, both included: a field `Annotated[int, Range(1, 64)]`."""
 
     least: float = -math.inf
     most: float = math.inf
 
 
 def read_json(path: str | Path, limit: int = LIMIT) -> Any:
-    """Read a JSON file; raises InputError, naming it and the place, for what parse_json() refuses."""
+    """Return the value of a JSON file. Raises InputError for what parse_json() refuses, and for no regular file."""
     with open(regular_file(path, "JSON file"), "rb") as file:
         return parse_json(file.read(limit + 1), path, limit)
 
 
 def parse_json(text: str | bytes, where: str | Path, limit: int = LIMIT) -> Any:
-    """Return the value of a JSON text in UTF-8.
+    """Return the value of a JSON text, in UTF-8 where it is bytes.
 
-    Raises InputError for a text longer than `limit`, nesting deeper than DEPTH, duplicate keys, NaN and infinity, integers
-    beyond 64 bits, lone surrogates and NUL.
+    Raises InputError for a text longer than `limit`, nesting deeper than DEPTH, a key that occurs twice in an object, NaN and
+    infinity, integers beyond 64 bits, NUL and halves of surrogate pairs.
     """
     if len(text) > limit:
-        raise InputError(f"{where}: is longer than {limit} bytes, too long for JSON of its kind")
+        raise InputError(f"{where}: is longer than {limit} bytes; give a JSON file of the usual size")
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value = json.loads(
-            text, object_pairs_hook=unique, parse_constant=no_constant, parse_int=bounded, parse_float=finite
-        )
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{where}: not valid JSON ({error.msg}, {place}); correct it") from None
-    except RecursionError:
-        raise InputError(f"{where}: nested deeper than {DEPTH}; make it flatter") from None
-    except ValueError as error:  # the hooks' and the decoder's
-        raise InputError(f"{where}: not valid JSON ({error}); correct it") from None
-    check_inside(value, where)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=number, parse_int=number, parse_float=number)
+        check_inside(value)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not readable as JSON ({error}); correct it or make it again") from None
     return value
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    known = dict(pairs)
-    if len(known) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} occurs twice in one object")
+    """Return the object; raises ValueError if a key occurs twice."""
+    if len(known := dict(pairs)) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {SHORT.repr(twice)} occurs twice in one object")
     return known
 
 
-def no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not a number of JSON's")
+def number(text: str) -> int | float:
+    """Return a finite number; raises ValueError for another, and for an integer beyond 64 bits."""
+    whole = text.lstrip("-").isdigit()
+    value = int(text) if whole and len(text) <= 20 else float(text)
+    if not (-(2**63) <= value < 2**63 if whole else math.isfinite(value)):
+        raise ValueError(f"{text[:20]} is not a finite number of 64 bits")
+    return value
 
 
-def bounded(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
-        raise ValueError(f"{text[:20]}... is an integer beyond 64 bits")
-    return int(text)
-
-
-def finite(text: str) -> float:
-    if not math.isfinite(float(text)):
-        raise ValueError(f"{text[:20]} is beyond the range of a float")
-    return float(text)
-
-
-def check_inside(value: Any, where: str | Path) -> None:
-    """Raise InputError for nesting deeper than DEPTH, and for strings that are not text."""
+def check_inside(value: Any) -> None:
+    """Raise ValueError for nesting deeper than DEPTH, and for strings that are not text."""
     level = [value]
     for _ in range(DEPTH + 1):
         texts = [x for x in level if isinstance(x, str)] + [key for x in level if isinstance(x, dict) for key in x]
         if bad := next(filter(NOT_TEXT.search, texts), None):
-            raise InputError(f"{where}: {shown(bad)} holds NUL or half a surrogate pair; correct it")
+            raise ValueError(f"{SHORT.repr(bad)} holds NUL or half a surrogate pair")
         level = [y for x in level if isinstance(x, dict | list) for y in (x.values() if isinstance(x, dict) else x)]
         if not level:
             return
-    raise InputError(f"{where}: nested deeper than {DEPTH}; make it flatter")
+    raise ValueError(f"it is nested deeper than {DEPTH}")
 
 
 def typed(cls: type[T], value: Any, where: str | Path, ignore: Collection[str] = ()) -> T:
@@ -98,94 +88,74 @@ def typed(cls: type[T], value: Any, where: str | Path, ignore: Collection[str] =
 
     Annotations are int, float, str, bool, None, Any, list[X], tuple[X, ...], tuple[X, Y], dict[str, X], Literal, unions,
     dataclasses and Annotated[int, Range(1, 64)]. An integer passes for a float, a bool for no number. The fields in `ignore`
-    are left out. Raises one InputError with a line for every fault: its place, the value, and what is wanted.
+    are left out. Raises one InputError with a message for every fault: its place, the value, and what is wanted.
     """
     faults: list[str] = []
-    result = convert(cls, {k: v for k, v in value.items() if k not in ignore} if isinstance(value, dict) else value, f"{where}", faults)
+    if isinstance(value, dict):
+        value = {key: x for key, x in value.items() if key not in ignore}
+    result = convert(cls, value, str(where), faults)
     if faults:
         raise InputError(*faults)
     return result
 
 
 def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
-    """Return the value as an instance of the annotation `kind`; append what is wrong to `faults`."""
+    """Return the value as an instance of the annotation `kind`, or append what is wrong to `faults`."""
     origin, parts = get_origin(kind), get_args(kind)
     if is_dataclass(kind) and isinstance(value, dict):
         return build(kind, value, where, faults)
     if origin in (Union, types.UnionType):
-        for part in parts:
-            inner: list[str] = []
-            result = convert(part, value, where, inner)
+        rest = [part for part in parts if part is not type(None)]
+        if value is None and len(rest) < len(parts):
+            return None
+        if len(rest) == 1:
+            return convert(rest[0], value, where, faults)
+        for part in rest:
+            result = convert(part, value, where, inner := [])
             if not inner:
                 return result
-        compound = [part for part in parts if isinstance(value, dict | list | tuple) and part is not type(None)]
-        if len(compound) == 1:  # say what is wrong inside of it
-            return convert(compound[0], value, where, faults)
     elif origin is Annotated:
-        before = len(faults)
-        result = convert(parts[0], value, where, faults)
-        if len(faults) > before or all(x.least <= result <= x.most for x in parts[1:] if isinstance(x, Range)):
+        before, result = len(faults), convert(parts[0], value, where, faults)
+        if len(faults) > before or result is None or parts[1].least <= result <= parts[1].most:
             return result
     elif origin in (list, tuple) and isinstance(value, list | tuple):
-        kinds = list(parts) if origin is tuple and parts[-1] is not ... else [parts[0]] * len(value)
+        kinds = parts if origin is tuple and parts[-1] is not ... else parts[:1] * len(value)
         if len(kinds) == len(value):
-            return origin(convert(k, x, f"{where}[{i}]", faults) for i, (k, x) in enumerate(zip(kinds, value)))
+            return origin([convert(part, x, f"{where}[{i}]", faults) for i, (part, x) in enumerate(zip(kinds, value))])
     elif origin is dict and isinstance(value, dict):
         return {str(key): convert(parts[1], x, f"{where}: {key}", faults) for key, x in value.items()}
-    elif origin is Literal and any(type(value) is type(x) and value == x for x in parts):
+    elif origin is Literal and any(type(value) is type(part) and value == part for part in parts):
         return value
-    elif kind is Any or kind is None and value is None or type(value) is kind and (kind is not float or math.isfinite(value)):
-        return value
-    elif kind is type(None) and value is None:
-        return value
-    elif kind is float and type(value) is int and abs(value) < 2**1023:
+    elif kind is float and type(value) in (int, float) and abs(value) < 2.0**1023:  # false for NaN
         return float(value)
-    faults.append(f"{where}: {shown(value)} is not {wanted(kind)}")
+    elif kind is Any or kind is not float and type(value) is (type(None) if kind is None else kind):
+        return value
+    faults.append(f"{where}: {SHORT.repr(value)} is not {wanted(kind)}")
+    return None
 
 
 def build(cls: type, value: dict, where: str, faults: list[str]) -> Any:
-    """Return the dataclass made of an object's fields."""
+    """Return the dataclass made of an object's fields, or append what is wrong to `faults`."""
     hints, known, before = get_type_hints(cls, include_extras=True), {}, len(faults)
-    names = [field.name for field in fields(cls) if field.init]
-    for key in value.keys() - set(names):
-        faults.append(f"{where}: {shown(key)} is not a field; these are: {', '.join(names)}")
+    names = [field.name for field in fields(cls)]
+    for key in sorted(value.keys() - set(names), key=str):
+        faults.append(f"{where}: {SHORT.repr(key)} is not a field; these are: {', '.join(names)}")
     for field in fields(cls):
-        if field.name in value and field.init:
+        if field.name in value:
             known[field.name] = convert(hints[field.name], value[field.name], f"{where}: {field.name}", faults)
-        elif field.init and field.default is MISSING and field.default_factory is MISSING:
+        elif field.default is MISSING and field.default_factory is MISSING:
             faults.append(f"{where}: {field.name}: is missing; give {wanted(hints[field.name])}")
     if len(faults) > before:
         return None
     try:
         return cls(**known)
     except ValueError as error:  # of its __post_init__
-        faults.extend(f"{where}: {fault}" for fault in error.args)
+        return faults.extend(f"{where}: {fault}" for fault in error.args)
 
 
 def wanted(kind: Any) -> str:
-    """Return the name of what an annotation wants."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(wanted, parts))
-    if origin is Annotated:
-        bounds = [x for x in parts[1:] if isinstance(x, Range)]
-        return wanted(parts[0]) + "".join(f" from {x.least:g} to {x.most:g}" for x in bounds)
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, parts))
-    if origin is tuple and parts[-1] is not ...:
-        return "a list of " + " and ".join(map(wanted, parts))
-    if origin in (list, tuple):
-        return f"a list, each {wanted(parts[0])}"
-    if origin is dict:
-        return f"an object, each value {wanted(parts[1])}"
-    names = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(kind, "an object")
-
-
-def shown(value: Any) -> str:
-    """Return the value for a message, cut to some 60 characters."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = f"a huge {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    """Return the annotation as people write it: `int | None`, `tuple[int, ...]`, `int from 1 to 64`."""
+    if get_origin(kind) is Annotated:
+        inner, bounds = get_args(kind)[:2]
+        return f"{wanted(inner)} from {bounds.least:g} to {bounds.most:g}"
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,40 +16,32 @@ from .errors import InputError
 from .files import regular_file, written_whole
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF")  # no EPS, for which Pillow runs Ghostscript
-NARROWEST = 1 / 64  # of the longer side; no face, mask or sheet of pictures is as narrow
-LARGEST_EXIF = 65533  # bytes that a JPEG has place for
+LONGEST = 64  # times the shorter side: no face is as narrow, nor a sheet of pictures
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """Yield a picture file, opened but not yet decoded. Raises InputError, also for what fails in the block.
+    """Yield a picture file, opened but not decoded: its format, size and info. Pillow bounds the pixels and a PNG's text.
 
-    Pillow bounds the number of pixels and the text that a PNG unpacks.
+    Raises InputError for what is no picture, also where that shows only in the block.
     """
     path = regular_file(path, "photograph")
-    register_heif(path)
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     Image.init()
     try:
         with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            if min(image.size) < NARROWEST * max(image.size):
+            if max(image.size) > LONGEST * min(image.size):
                 raise InputError(f"{path}: is {image.width}x{image.height} pixels, too narrow for a photograph; crop it")
             yield image
     except (InputError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers of broken files raise anything
-        raise InputError(f"{path}: not an image that Pillow can read ({error}); save it as PNG or JPEG") from None
-
-
-def register_heif(path: Path) -> None:
-    """Let Pillow read HEIC, which only the package pillow-heif can, where the file is one."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-    if head[4:8] == b"ftyp" and head[8:] not in (b"avif", b"avis"):
-        if find_spec("pillow_heif") is None:
-            raise InputError(f"{path}: pillow-heif is not installed, which reads it: pip install lida-aging[heic]")
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
+        heic = path.suffix.lower() in (".heic", ".heif") and not find_spec("pillow_heif")
+        cure = "it wants pillow-heif: pip install lida-aging[heic]" if heic else "save it as PNG or JPEG"
+        raise InputError(f"{path}: not an image that Pillow can read ({error}); {cure}") from None
 
 
 def open_photo(path: str | Path, background: str = "white") -> Image.Image:
@@ -60,19 +52,7 @@ def open_photo(path: str | Path, background: str = "white") -> Image.Image:
     """
     with opened(path) as image:
         image.load()
-        try:
-            exif = image.getexif()
-            upright = ImageOps.exif_transpose(image)
-            exif = upright.getexif().tobytes()
-            if len(exif) > LARGEST_EXIF:
-                raise ValueError(f"{len(exif)} bytes are too many")
-        except Exception as error:  # as of broken files
-            warnings.warn(f"{path}: its EXIF cannot be used ({error}) and is ignored, with the turn that it may ask for")
-            upright, exif = image, b""
-        image = to_rgb(upright, path, background)
-        if exif:
-            image.info["exif"] = exif
-        return image
+        return to_rgb(ImageOps.exif_transpose(image), path, background)
 
 
 def open_image(path: str | Path, background: str = "white") -> Image.Image:
@@ -81,8 +61,8 @@ def open_image(path: str | Path, background: str = "white") -> Image.Image:
 
 
 def to_rgb(image: Image.Image, path: str | Path, background: str) -> Image.Image:
-    """Return a picture of any mode in RGB, in its own profile where that is one for RGB and leads back to it."""
-    profile = image.info.get("icc_profile")
+    """Return a picture of any mode in RGB, with its EXIF, in its own profile where that leads from RGB to sRGB and back."""
+    profile, exif = image.info.get("icc_profile"), image.getexif()
     if image.mode == "F":
         raise ValueError("its values are floating-point numbers, of which nothing says what is white")
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips at 255
@@ -90,11 +70,14 @@ def to_rgb(image: Image.Image, path: str | Path, background: str) -> Image.Image
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), rgba)
-    if image.mode in ("RGB", "RGBA", "P", "PA", "1") and leads_back(profile):
-        return with_profile(image.convert("RGB"), profile)
     if image.mode in ("RGBA", "P", "PA", "1"):
         image = image.convert("RGB")
-    return in_srgb(with_profile(image, profile), path)  # grey, CMYK and others have profiles of their own
+    image = with_profile(image, profile)
+    if image.mode != "RGB" or not leads_back(profile):
+        image = in_srgb(image, path)  # grey, CMYK and others have profiles of their own
+    if exif:
+        image.info["exif"] = exif.tobytes()
+    return image
 
 
 def with_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -105,14 +88,10 @@ def with_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def leads_back(profile: bytes | None) -> bool:
     """Return whether RGB colours can go through the profile to sRGB and back."""
-    try:
+    with suppress(ImageCms.PyCMSError, OSError):
         known, srgb = profile_of(profile), ImageCms.createProfile("sRGB")
-        if known is not None:
-            ImageCms.buildTransform(known, srgb, "RGB", "RGB")
-            ImageCms.buildTransform(srgb, known, "RGB", "RGB")
-        return True
-    except (ImageCms.PyCMSError, OSError):
-        return False
+        return known is None or all(ImageCms.buildTransform(a, b, "RGB", "RGB") for a, b in ((known, srgb), (srgb, known)))
+    return False
 
 
 def in_srgb(image: Image.Image, path: str | Path = "the picture") -> Image.Image:
@@ -120,8 +99,7 @@ def in_srgb(image: Image.Image, path: str | Path = "the picture") -> Image.Image
     try:
         profile = profile_of(image.info.get("icc_profile"))
         if profile is not None:
-            srgb = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            return with_profile(srgb, None)
+            image = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError) as error:
         warnings.warn(f"{path}: its colour profile cannot be used ({error}), so that its colours are taken for sRGB")
     return with_profile(image.convert("RGB"), None)
@@ -129,11 +107,10 @@ def in_srgb(image: Image.Image, path: str | Path = "the picture") -> Image.Image
 
 def from_srgb(image: Image.Image, like: Image.Image) -> Image.Image:
     """Return an sRGB picture in the colours of another one's profile."""
-    try:
-        profile = profile_of(like.info.get("icc_profile"))
-    except (ImageCms.PyCMSError, OSError):
-        profile = None
-    return image if profile is None else ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), profile)
+    profile = like.info.get("icc_profile")
+    if not profile or not leads_back(profile) or profile_of(profile) is None:
+        return image
+    return ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), profile_of(profile))
 
 
 def profile_of(data: bytes | None) -> ImageCms.ImageCmsProfile | None:
@@ -163,5 +140,7 @@ def save_image(image: Image.Image, path: str | Path, **options) -> None:
     with written_whole(path) as part:
         try:
             image.save(part, format=kind, **options)
-        except ValueError as error:  # as of sides that the format has no place for
+        except (ValueError, OSError) as error:  # such as sides too long for the format
+            if getattr(error, "errno", None):
+                raise
             raise InputError(f"{path}: cannot be saved as {kind} ({error}); use .png") from None

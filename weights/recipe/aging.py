@@ -22,7 +22,8 @@ from tqdm import tqdm
 from lida.data.aaf import read_faces, read_landmarks
 from lida.photos.captions import DEFAULT_TEMPLATE, caption
 from lida.photos.faces import FaceNetworks
-from lida.photos.pictures import cut, open_image, sheet, square_about, to_tensor
+from lida.doors.pictures import open_image, to_tensor
+from lida.photos.squares import cut, sheet, square_about
 from lida.photos.masks import mask_from_landmarks
 from lida.aging.stable_diffusion import StableDiffusion
 from lida.aging.editing import METHODS, age_to, generate

@@ -17,7 +17,7 @@ import torch
 from lida.adapters.adapter import load_adapter, random_adapter
 from lida.data.folder import read_examples
 from lida.photos.faces import FaceNetworks
-from lida.photos.pictures import open_image
+from lida.doors.pictures import open_image
 from lida.aging.stable_diffusion import StableDiffusion
 from lida.aging.editing import generate
 

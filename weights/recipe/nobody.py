@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lida.data.aaf import read_faces
 from lida.photos.faces import FaceNetworks
-from lida.photos.pictures import open_image
+from lida.doors.pictures import open_image
 
 STRANGER = 0.458  # half of the held-out photographs, cut to 96 px, have a training face nearer than this
 

@@ -23,7 +23,8 @@ from transformers import ResNetForImageClassification
 from vae import psnr, reconstructed, tensors
 
 from lida.photos.faces import SAME_PERSON
-from lida.photos.pictures import sheet, to_images
+from lida.doors.pictures import to_images
+from lida.photos.squares import sheet
 from lida.aging.stable_diffusion import StableDiffusion
 from lida.aging.editing import generate
 from lida.nn.vae import VAE

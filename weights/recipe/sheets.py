@@ -18,7 +18,8 @@ from PIL import Image
 from lida.photos.ages import AgeEstimator
 from lida.doors.errors import InputError, run
 from lida.photos.faces import FaceNetworks
-from lida.photos.pictures import open_image, sheet, to_images, to_tensor
+from lida.doors.pictures import open_image, to_images, to_tensor
+from lida.photos.squares import sheet
 from lida.photos.masks import open_mask
 from lida.aging.stable_diffusion import StableDiffusion
 from lida.aging.editing import age_to, generate

@@ -14,7 +14,7 @@ from nobody import STRANGER
 
 from lida.doors.errors import InputError, run
 from lida.photos.faces import FaceNetworks
-from lida.photos.pictures import open_image
+from lida.doors.pictures import open_image
 from lida.aging.stable_diffusion import StableDiffusion
 from lida.study.report import table_of_pictures
 

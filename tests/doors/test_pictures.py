@@ -1,12 +1,16 @@
-"""Squares, pasting, sheets and PNGs."""
+"""Pictures of every kind, and what is no picture."""
+
+import os
 
 import numpy as np
 import pytest
-from conftest import box_mask, noise_image
+from conftest import noise_image
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
-import lida
-from lida.photos.pictures import cut, cut_turned, open_image, open_photo, paste, sheet, square_about, to_images, to_tensor
+from lida.doors.errors import InputError
+from lida.doors.pictures import from_srgb, in_srgb, open_image, open_photo, opened, save_image, to_images, to_tensor
+from lida.photos.squares import cut
 
 
 def test_tensor_and_back():
@@ -14,43 +18,6 @@ def test_tensor_and_back():
     tensor = to_tensor(image)
     assert tensor.shape == (1, 3, 30, 20) and tensor.min() >= -1 and tensor.max() <= 1
     assert np.array_equal(np.asarray(to_images(tensor)[0]), np.asarray(image))
-
-
-@pytest.mark.parametrize("context", [1.0, 1.5, 9.0])
-@pytest.mark.parametrize("box", [(10, 10, 30, 40), (0, 0, 8, 8), (90, 50, 100, 60), (0, 5, 100, 20), (3, 0, 20, 60)])
-def test_the_square_holds_the_mask_and_stays_inside_if_it_can(box, context):
-    left, top, side = square_about(box_mask(100, 60, box), context)
-    assert left <= box[0] and top <= box[1] and left + side >= box[2] and top + side >= box[3]
-    if side <= 60:
-        assert 0 <= left and left + side <= 100 and 0 <= top and top + side <= 60
-    assert side >= max(box[2] - box[0], box[3] - box[1])
-
-
-def test_a_square_cut_at_its_own_size_is_pasted_back_exactly():
-    image = noise_image(100, 60)
-    mask = box_mask(100, 60, (30, 10, 70, 50))
-    box = square_about(mask, 1.2)
-    assert np.array_equal(np.asarray(paste(image, cut(image, box, box[2]), box, mask)), np.asarray(image))
-
-
-def test_nothing_is_squashed():
-    """A mask as long as the picture needs a square beyond it; there the border's pixel goes on."""
-    image, mask = noise_image(40, 100), Image.new("L", (40, 100), 255)
-    box = square_about(mask, 1.0)
-    assert box == (-30, 0, 100)
-    square = np.asarray(cut(image, box, 100))
-    assert np.array_equal(square[:, 30:70], np.asarray(image))
-    assert (square[:, :30] == np.asarray(image)[:, :1]).all()
-
-
-def test_the_seam_fades_within_the_mask():
-    black, white, mask = (
-        Image.new("RGB", (100, 100)),
-        Image.new("RGB", (100, 100), "white"),
-        box_mask(100, 100, (20, 20, 80, 80)),
-    )
-    row = np.asarray(paste(black, white, (0, 0, 100), mask, feather=0.04))[50, :, 0].astype(int)
-    assert (row[:20] == 0).all() and (np.diff(row[19:50]) >= 0).all() and 0 < row[22] < 255 and row[50] == 255
 
 
 def test_photographs_are_turned_upright(tmp_path):
@@ -131,9 +98,9 @@ def test_a_photograph_keeps_its_profile_and_its_exif(tmp_path):
     kept = Image.Exif()
     kept.load(photo.info["exif"])
     assert kept.get(0x010F) == "a camera" and kept.get(0x0112, 1) == 1
-    converted = lida.photos.pictures.in_srgb(photo)
+    converted = in_srgb(photo)
     assert np.abs(np.asarray(converted)[..., ::-1].astype(int) - np.asarray(photo)).max() <= 2
-    back = lida.photos.pictures.from_srgb(converted, photo)
+    back = from_srgb(converted, photo)
     assert np.abs(np.asarray(back).astype(int) - np.asarray(photo)).max() <= 3
     assert np.array_equal(np.asarray(converted), np.asarray(open_image(tmp_path / "a.png")))
     for box in ((2, 2, 10), (-5, -5, 20)):  # within the picture and beyond it
@@ -151,16 +118,16 @@ def test_bad_pictures_are_refused_in_one_line(tmp_path, monkeypatch):
         ("half.png", "not an image"),
         (".", "is a folder"),
     ):
-        with pytest.raises(lida.InputError, match=f"{name.strip('.')}.*: {message}"):
+        with pytest.raises(InputError, match=f"{name.strip('.')}.*: {message}"):
             open_image(tmp_path / name)
-    with pytest.raises(lida.InputError, match="float.tif: not an image .*floating-point"):
+    with pytest.raises(InputError, match="float.tif: not an image .*floating-point"):
         open_image(tmp_path / "float.tif")
     monkeypatch.setattr("lida.doors.pictures.find_spec", lambda name: None)
     (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
-    with pytest.raises(lida.InputError, match=r"a.HEIC: pillow-heif is not installed.*pip install lida-aging\[heic\]"):
+    with pytest.raises(InputError, match=r"a.HEIC: not an image .*it wants pillow-heif: pip install lida-aging\[heic\]"):
         open_image(tmp_path / "a.HEIC")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200 // 2 - 1)
-    with pytest.raises(lida.InputError, match="whole.png: not an image .*decompression bomb"):
+    with pytest.raises(InputError, match="whole.png: not an image .*decompression bomb"):
         open_image(tmp_path / "whole.png")
 
 
@@ -178,23 +145,75 @@ def test_damaged_files_open_or_are_refused(tmp_path, suffix):
         path.write_bytes(damaged.tobytes())
         try:
             assert open_image(path).mode == "RGB"
-        except lida.InputError as error:
+        except InputError as error:
             assert f"a.{suffix}: " in str(error)
 
 
-def test_what_is_cut_out_turned_lies_where_it_lay():
-    """Turned by a quarter and not at all, a square is the picture's own pixels; at 30 degrees its middle is."""
-    image = noise_image(100, 100).convert("RGB")
-    pixels, centre = np.asarray(image), np.array([52.0, 48.0])
-    for turn in range(4):
-        across = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)][turn], float)
-        square = np.asarray(cut_turned(image, centre, np.stack([across, [-across[1], across[0]]]), 40.0, 40))
-        assert np.array_equal(square, np.rot90(pixels[28:68, 32:72], turn))
-    c, s = np.cos(0.5), np.sin(0.5)
-    beyond = np.asarray(cut_turned(image, np.array([2.0, 3.0]), np.array([[c, s], [-s, c]]), 60.0, 30))
-    assert beyond.shape == (30, 30, 3) and np.abs(beyond[15, 15].astype(int) - pixels[3, 2]).max() <= 12
+def test_only_known_formats_are_opened(tmp_path):
+    """Pillow would run Ghostscript on the first of these, whatever its name; and a pipe would be waited for."""
+    (tmp_path / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    noise_image(9, 9).save(tmp_path / "ppm.png", format="PPM")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("nothing")
+    for name, message in (
+        ("eps.jpg", "not an image that Pillow can read"),
+        ("ppm.png", "not an image that Pillow can read"),
+        ("pipe.png", "is not a regular file; give a photograph"),
+        ("link.png", "is a link to a file that does not exist"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: {message}"):
+            open_image(tmp_path / name)
 
 
-def test_a_sheet():
-    row = sheet([noise_image(64, 64), noise_image(50, 100)], ["input", "age 10"], height=100)
-    assert row.height == 142 and row.width == 100 + 50 + 3 * 8
+def test_shape_and_text_are_bounded(tmp_path):
+    for size in ((1, 5000), (5000, 1)):
+        Image.new("RGB", size).save(tmp_path / f"narrow{size[0]}.png")
+    info = PngInfo()
+    info.add_text("lida", "x" * 2**21, zip=True)  # 2 kB that unpack to 2 MB
+    noise_image(9, 9).save(tmp_path / "text.png", pnginfo=info)
+    for name, message in (
+        ("narrow1.png", "is 1x5000 pixels, too narrow"),
+        ("narrow5000.png", "is 5000x1 pixels, too narrow"),
+        ("text.png", "not an image .*MAX_TEXT_CHUNK"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: {message}"):
+            open_image(tmp_path / name)
+
+
+def test_a_foreign_profile_is_ignored_with_one_warning(tmp_path):
+    """That of another colour space; a photograph then has none, so that nothing stumbles over it later."""
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    image = noise_image(40, 30)
+    image.save(tmp_path / "lab.png", icc_profile=lab)
+    with pytest.warns(UserWarning, match="lab.png: its colour profile cannot be used") as caught:
+        photo = open_photo(tmp_path / "lab.png")
+        in_srgb(photo)
+    assert len(caught) == 1 and photo.info == {} and np.array_equal(np.asarray(photo), np.asarray(image))
+    image.info["icc_profile"] = lab
+    assert from_srgb(image, image) is image
+
+
+def test_a_header_alone(tmp_path):
+    noise_image(60, 40).save(tmp_path / "a.jpg", quality=100)
+    with opened(tmp_path / "a.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (60, 40))
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-300])
+    with opened(tmp_path / "a.jpg") as image:
+        assert image.size == (60, 40)
+    with pytest.raises(InputError, match="a.jpg: not an image .*truncated"), opened(tmp_path / "a.jpg") as image:
+        image.load()
+
+
+def test_what_cannot_be_saved_is_one_line(tmp_path):
+    save_image(noise_image(9, 9), tmp_path / "a.PNG")
+    assert Image.open(tmp_path / "a.PNG").format == "PNG"
+    for name, size, message in (
+        ("a.xyz", (9, 9), "the ending says no format of pictures"),
+        ("a", (9, 9), "the ending says no format of pictures"),
+        ("a.webp", (20_000, 1), "cannot be saved as WEBP"),
+        ("a.jpg", (70_000, 1), "cannot be saved as JPEG"),
+        ("none/a.png", (9, 9), "cannot be written, its folder does not exist"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: {message}"):
+            save_image(Image.new("RGB", size), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.PNG"]

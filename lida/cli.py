@@ -1,0 +1,40 @@
+"""The console command `lida`: one subcommand for each script and tool."""
+
+import sys
+from importlib import import_module
+
+from .doors.errors import InputError, run
+
+# name: (module with a main(), what it does)
+COMMANDS = {
+    "age": ("lida.scripts.infer", "age a face in a photograph, or paint from a prompt"),
+    "train": ("lida.scripts.train_lora", "train an Age-LoRA or an Identity-LoRA"),
+    "aaf": ("lida.data.aaf", "make a training folder of All-Age-Faces"),
+    "album": ("lida.data.album", "make a training folder of photographs of one person"),
+    "adapters": ("lida.adapters.__main__", "look at, convert, combine, compare and fuse adapters"),
+    "evaluate": ("lida.study.evaluate", "measure whether it ages, and whether it is still the same person"),
+    "slider": ("lida.study.slider", "fit the slider in years"),
+}
+
+
+def usage() -> str:
+    """Return the help text."""
+    lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: lida COMMAND ...    (lida COMMAND --help has its flags)", "", *lines])
+
+
+def command() -> None:
+    """Run the subcommand that the command line names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        raise InputError(f"lida {name}: no such command; the commands are {', '.join(COMMANDS)}")
+    sys.argv = [f"lida {name}", *sys.argv[2:]]
+    import_module(COMMANDS[name][0]).main()
+
+
+def main() -> None:
+    """Run the console command, with errors as one line each."""
+    run(command)

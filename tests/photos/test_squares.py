@@ -1,0 +1,63 @@
+"""Squares cut out and pasted back, and sheets."""
+
+import numpy as np
+import pytest
+from conftest import box_mask, noise_image
+from PIL import Image
+
+from lida.photos.squares import cut, cut_turned, paste, sheet, square_about
+
+
+@pytest.mark.parametrize("context", [1.0, 1.5, 9.0])
+@pytest.mark.parametrize("box", [(10, 10, 30, 40), (0, 0, 8, 8), (90, 50, 100, 60), (0, 5, 100, 20), (3, 0, 20, 60)])
+def test_the_square_holds_the_mask_and_stays_inside_if_it_can(box, context):
+    left, top, side = square_about(box_mask(100, 60, box), context)
+    assert left <= box[0] and top <= box[1] and left + side >= box[2] and top + side >= box[3]
+    if side <= 60:
+        assert 0 <= left and left + side <= 100 and 0 <= top and top + side <= 60
+    assert side >= max(box[2] - box[0], box[3] - box[1])
+
+
+def test_a_square_cut_at_its_own_size_is_pasted_back_exactly():
+    image = noise_image(100, 60)
+    mask = box_mask(100, 60, (30, 10, 70, 50))
+    box = square_about(mask, 1.2)
+    assert np.array_equal(np.asarray(paste(image, cut(image, box, box[2]), box, mask)), np.asarray(image))
+
+
+def test_nothing_is_squashed():
+    """A mask as long as the picture needs a square beyond it; there the border's pixel goes on."""
+    image, mask = noise_image(40, 100), Image.new("L", (40, 100), 255)
+    box = square_about(mask, 1.0)
+    assert box == (-30, 0, 100)
+    square = np.asarray(cut(image, box, 100))
+    assert np.array_equal(square[:, 30:70], np.asarray(image))
+    assert (square[:, :30] == np.asarray(image)[:, :1]).all()
+
+
+def test_the_seam_fades_within_the_mask():
+    black, white, mask = (
+        Image.new("RGB", (100, 100)),
+        Image.new("RGB", (100, 100), "white"),
+        box_mask(100, 100, (20, 20, 80, 80)),
+    )
+    row = np.asarray(paste(black, white, (0, 0, 100), mask, feather=0.04))[50, :, 0].astype(int)
+    assert (row[:20] == 0).all() and (np.diff(row[19:50]) >= 0).all() and 0 < row[22] < 255 and row[50] == 255
+
+
+def test_what_is_cut_out_turned_lies_where_it_lay():
+    """Turned by a quarter and not at all, a square is the picture's own pixels; at 30 degrees its middle is."""
+    image = noise_image(100, 100).convert("RGB")
+    pixels, centre = np.asarray(image), np.array([52.0, 48.0])
+    for turn in range(4):
+        across = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)][turn], float)
+        square = np.asarray(cut_turned(image, centre, np.stack([across, [-across[1], across[0]]]), 40.0, 40))
+        assert np.array_equal(square, np.rot90(pixels[28:68, 32:72], turn))
+    c, s = np.cos(0.5), np.sin(0.5)
+    beyond = np.asarray(cut_turned(image, np.array([2.0, 3.0]), np.array([[c, s], [-s, c]]), 60.0, 30))
+    assert beyond.shape == (30, 30, 3) and np.abs(beyond[15, 15].astype(int) - pixels[3, 2]).max() <= 12
+
+
+def test_a_sheet():
+    row = sheet([noise_image(64, 64), noise_image(50, 100)], ["input", "age 10"], height=100)
+    assert row.height == 142 and row.width == 100 + 50 + 3 * 8

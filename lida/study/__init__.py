@@ -7,6 +7,15 @@ of this room imports it.
 
 from importlib.util import find_spec
 
-MISSING = [name for name in ("scipy", "jinja2", "matplotlib") if find_spec(name) is None]
-if MISSING:
-    raise ImportError(f"{MISSING[0]} is not installed, which lida.study needs: pip install lida-aging[study]", name=__name__)
+from ..doors.errors import InputError
+
+
+class NotInstalled(InputError, ImportError):
+    """A package of the extra is missing: one line, both from the console command and from python -m."""
+
+    name = __name__
+
+
+for package in ("scipy", "jinja2", "matplotlib"):
+    if find_spec(package) is None:
+        raise NotInstalled(f"{package} is not installed, which lida.study needs: pip install lida-aging[study]")

@@ -112,7 +112,8 @@ def people_of(args: argparse.Namespace) -> list[Person]:
 def settings_from(args: argparse.Namespace, adapters: Sequence[str]) -> list[Setting]:
     """Return the settings that the flags ask for."""
     edit = replace(NEUTRAL, method=args.method, strength=args.strength, detail=0.0, negative_prompt="")
-    plain = Setting("plain", "plain", adapter=adapters[0] if adapters else "", sampling=sampling_of(args), edit=edit)
+    identity = {"identity": 1.0, "adapter": adapters[0]} if adapters else {"identity": 0.0}
+    plain = Setting("plain", "plain", **identity, sampling=sampling_of(args), edit=edit)
     try:
         identities, ages = (list(map(parse_weight, texts)) for texts in (args.identity_weights, args.age_weights))
         grid = grid_of(plain, identities if adapters else [0.0], ages, list(map(parse_rule, args.rules)), adapters)

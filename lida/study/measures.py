@@ -12,7 +12,7 @@ from ..adapters.comparison import MEASURES, compare
 from ..photos.squares import seam_report
 from .judges import IdentityJudge, Judges, Vectors
 from .painting import Unit
-from .people import Subject
+from .people import Reference, Subject
 from .settings import AGE_ONLY, CEILING, Setting, spelled
 from .tradeoff import age_score, area, harmonic_score, interval, mean_of, spearman
 
@@ -27,7 +27,7 @@ def judged(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
     pictures = [unit.picture(target) for target in targets]
     for target, picture, read in zip(targets, pictures, judges.readings(pictures, subject.mask).tolist()):
         row = identified(unit, target) | ages_read(judges, target, read)
-        row |= similarities(judges, subject, target, judges.vectors(picture, subject.mask))
+        row |= similarities(judges, subject, judges.vectors(picture, subject.mask), subject.near(target, judges.near))
         row["face"] = float(judges.sees_face(picture, subject.mask))
         back = unit.picture(target, "back")
         if back is not None:
@@ -43,9 +43,11 @@ def ceiling(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
     """Return rows for the real photographs near each target age, as if they were pictures of that age."""
     rows = []
     for target in targets:
-        for number, reference in enumerate(unit.subject.near(target, judges.near)):
+        near = unit.subject.near(target, judges.near)
+        for number, reference in enumerate(near):
             row = identified(replace(unit, seed=number), target) | ages_read(judges, target, reference.readings)
-            rows.append(row | similarities(judges, unit.subject, target, reference.vectors) | {"face": 1.0})
+            row |= similarities(judges, unit.subject, reference.vectors, near[:number] + near[number + 1 :])
+            rows.append(row | {"face": 1.0})
     return rows
 
 
@@ -66,13 +68,12 @@ def ages_read(judges: Judges, target: int, readings: Sequence[float]) -> Row:
     return row
 
 
-def similarities(judges: Judges, subject: Subject, target: int, vectors: Vectors) -> Row:
-    """Return each identity judge's similarity to the photograph, and to other real photographs near the target age."""
+def similarities(judges: Judges, subject: Subject, vectors: Vectors, near: Sequence[Reference]) -> Row:
+    """Return each identity judge's similarity to the photograph, and to real photographs near the target age."""
     row: Row = {}
     for k, (judge, vector) in enumerate(zip(judges.identities, vectors)):
-        near = [other.vectors[k] for other in subject.near(target, judges.near) if other.vectors[k] is not vector]
         row[judges.column("similarity_input", judge)] = mean_similarity(judge, vector, [subject.vectors[k]])
-        row[judges.column("similarity_target", judge)] = mean_similarity(judge, vector, near)
+        row[judges.column("similarity_target", judge)] = mean_similarity(judge, vector, [other.vectors[k] for other in near])
     return row
 
 

@@ -1,6 +1,5 @@
 """The people that an evaluation ages: photograph, age, adapters, and real photographs of them at other ages."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -99,6 +98,6 @@ class Subject:
     vectors: list[np.ndarray]  # of each identity judge
     references: list[Reference]
 
-    def near(self, age: float, years: float) -> Sequence[Reference]:
+    def near(self, age: float, years: float) -> list[Reference]:
         """Return the real photographs within so many years of an age."""
         return [reference for reference in self.references if abs(reference.age - age) <= years]

@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     add("--subject", default="person", help="of the prompts (default: person)")
     add("--method", choices=("ddim_inversion", "inversion"), default="ddim_inversion", help="(default: ddim_inversion)")
     add("--guidance_scale", type=GUIDANCE, default=sampling.guidance_scale, help="(default: %(default)s)")
-    add("--num_inference_steps", type=arguments.integer(1, 999), default=sampling.num_inference_steps, help="(default: %(default)s)")
+    add("--num_inference_steps", type=arguments.whole(1, 999), default=sampling.num_inference_steps, help="(default: %(default)s)")
     add("--seed", type=arguments.seed, default=4, help="(default: 4)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("-o", "--output", type=Path, required=True, help="the .json to write")
@@ -106,6 +106,8 @@ def main() -> None:
     painted = np.isfinite(gained).any(0)  # some years lead beyond the adapter's ages for every face
     asked = np.array(ASKED, dtype=float)[painted].tolist()
     curve, error = fit(asked, gained[:, painted])
+    if np.isnan(error):
+        raise InputError(f"the faces change by {curve[0]:+.1f} to {curve[-1]:+.1f} years only; give the adapter a higher weight")
     curve, error = [round(years, 3) for years in curve], round(error, 2)
     slider = Slider(asked, curve, error, len(paths), sd.base, aging_adapters(sd), args.method, args.guidance_scale)
     write_json(args.output, asdict(slider), indent=1)

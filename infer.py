@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import lida
-from lida.adapters.adapter import parse_pairs
+from lida.adapters import parse_pairs
 from lida.aging import Edit, StableDiffusion, Target, age_targets, generate, prepare, repaint
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, sampling_of
 from lida.aging.slider import Slider, read_slider
@@ -34,13 +34,14 @@ from lida.photos.captions import captioning_of, with_article
 from lida.photos.marking import (
     PAINTED,
     REPAINTED,
-    check_format,
+    Encoding,
+    encoding_of,
     file_hash,
     read_settings,
     recorded_arguments,
     save_marked,
 )
-from lida.photos.masks import ZONES, read_masks
+from lida.photos.masks import ZONES, Outline, read_masks
 from lida.photos.squares import cut, film, seam_report, sheet, square_about
 
 WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
@@ -142,6 +143,7 @@ class Photograph:
     mask_file: Path | None
     ages: list[float | None]
     subject: str
+    encoding: Encoding
 
 
 def open_photographs(args: argparse.Namespace) -> list[Photograph]:
@@ -152,12 +154,12 @@ def open_photographs(args: argparse.Namespace) -> list[Photograph]:
         raise InputError(f"--subject: {len(subjects)} are given for {len(paths)} photographs; give one, or one for each")
     opened, estimator = [], None
     for path, subject in zip(paths, subjects if len(subjects) > 1 else subjects * len(paths)):
-        if args.format == "same":
-            check_format(path)
+        encoding = encoding_of(path) if args.format == "same" else Encoding()
         image, spec = open_photo(path), "auto" if args.mask is None else args.mask
         if spec and Path(spec).is_dir():
             spec = str(Path(spec, f"{path.stem}.png"))
-        masks = read_masks(spec, image, args.face_models, args.face, args.mask_growth, args.mask_feather, args.zones)
+        outline = Outline(args.mask_growth, args.mask_feather, args.zones)
+        masks = read_masks(spec, image, args.face_models, args.face, outline)
         ages: list[float | None] = [args.current_age] * len(masks)
         needed = args.years or args.strength is None or (args.detail is None and args.method != "inpaint")
         if args.current_age is None and args.prompt is None and needed:
@@ -165,7 +167,8 @@ def open_photographs(args: argparse.Namespace) -> list[Photograph]:
             ages = [estimator.of(image, mask) for mask in masks]
             read = ", ".join(f"{age:.0f}" for age in ages)
             print(f"{path}: looks {read} years old; give --current_age if that is wrong", file=sys.stderr)
-        opened.append(Photograph(path, image, masks, Path(spec) if Path(spec).is_file() else None, ages, subject))
+        mask_file = Path(spec) if Path(spec).is_file() else None
+        opened.append(Photograph(path, image, masks, mask_file, ages, subject, encoding))
     return opened
 
 
@@ -192,7 +195,7 @@ def targets_of(
     if args.prompt is not None:
         plain = edit.without_age()
         return {"prompt": Target(args.prompt, plain.strength, plain.detail)}
-    _, (low, high) = captioning_of({name: sd.adapters[name].metadata for name in sd.weights})
+    low, high = captioning_of({name: sd.adapters[name].metadata for name in sd.weights}).ages
     wanted = {f"age {age}": age for age in args.ages}
     if slider:
         wanted = {f"{y:+d} years": min(max(round(current + slider.ask(y)), low), high) for y in args.years}
@@ -225,9 +228,9 @@ def age_photograph(
         label, target = list(targets.items())[k // per_target]
         told = {"label": label, "whole_prompt": target.prompt, "strength": target.strength, "detail": target.detail}
         told |= {"current_age": photo.ages, "report": seam_report(photo.image, picture, union), **settings}
-        if args.format == "same":
+        if photo.encoding != Encoding():
             told["report"]["outside_is_exact"] = "before encoding"
-        print(save_marked(picture, args.output_dir / names[k], told, REPAINTED, photo.path if args.format == "same" else None))
+        print(save_marked(picture, args.output_dir / names[k], told, REPAINTED, photo.encoding))
     box = square_about(union, 1.6)
     shown = [cut(picture, box, 320) for picture in [photo.image, *made[::per_target]]]
     read = ", ".join(f"{age:.0f}" for age in photo.ages if age is not None)

@@ -9,7 +9,7 @@ from conftest import ROOT, box_mask, noise_image
 from PIL import Image, ImageCms
 from test_scripts import script  # noqa: F401
 
-from lida.photos.captions import mixed_caption
+from lida.photos.captions import Captioning
 from lida.photos.marking import read_settings
 
 
@@ -177,12 +177,12 @@ def test_the_strength_follows_the_years(run, tmp_path):
 
 def test_captions_between_decades_are_mixed():
     template = "a portrait photo of {subject}, age {decade}"
-    mixed = mixed_caption(template, "sks", 34)
+    mixed = Captioning(template).prompt("sks", 34)
     assert mixed == pytest.approx({"a portrait photo of sks, age 30s": 0.6, "a portrait photo of sks, age 40s": 0.4})
-    assert mixed_caption(template, "sks", 40) == "a portrait photo of sks, age 40s"
-    assert mixed_caption(template, "sks", 79, (2, 79)) == "a portrait photo of sks, age 70s"  # no 80s in training
-    assert mixed_caption("{subject} of {age}", "sks", 34) == "sks of 34"
-    assert mixed_caption(template, "sks", 97) == "a portrait photo of sks, age 90s"
+    assert Captioning(template).prompt("sks", 40) == "a portrait photo of sks, age 40s"
+    assert Captioning(template, (2, 79)).prompt("sks", 79) == "a portrait photo of sks, age 70s"  # no 80s in training
+    assert Captioning("{subject} of {age}").prompt("sks", 34) == "sks of 34"
+    assert Captioning(template).prompt("sks", 97) == "a portrait photo of sks, age 90s"
 
 
 def test_a_notice_where_a_child_is_read_or_asked_for(run, tmp_path):

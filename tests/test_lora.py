@@ -11,7 +11,7 @@ from diffusers.training_utils import compute_snr
 from torch import nn
 
 import lida
-from lida.adapters.adapter import load_adapter
+from lida.adapters import load_adapter
 from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, LoRALinear, LowRank, lora_parameters
 
 RANK, ALPHA = 4, 8.0

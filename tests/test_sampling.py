@@ -412,15 +412,17 @@ def test_guidance_acts_within_its_interval_and_costs_half_outside(sd, monkeypatc
     assert torch.equal(paint(guidance_interval=(1e8, 1e9)), paint(guidance_scale=1.0))
 
 
-def test_the_corner_rule_is_diffusers_own(sd, pipe):
-    """On a mask that does not lie on the latents' grid."""
+def test_an_inpainted_face_is_diffusers_own_by_its_mask_rule(sd, pipe, monkeypatch):
+    """On a mask that does not lie on the latents' grid, with diffusers' rule, a cell's first pixel, in place of lida's."""
     inpaint = diffusers.StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
     inpaint.set_progress_bar_config(disable=True)
     image, mask = noise_image(64, 64), box_mask(64, 64, (11, 5, 53, 50))
     options = {"num_inference_steps": 20, "guidance_scale": 4.0, "strength": 0.6, "output_type": "latent"}
     draw = lambda: torch.Generator().manual_seed(3)  # noqa: E731
-    ours = lida.age_face(sd, image, mask, "a boy", context=9, mask_rule="corner", generator=draw(), **options)
     other = lida.age_face(sd, image, mask, "a boy", context=9, generator=draw(), **options)
+    first_pixel = lambda mask, size: torch.nn.functional.interpolate((mask >= 0.5).to(mask.dtype), size=size)  # noqa: E731
+    monkeypatch.setattr("lida.aging.editing.mask_to_latents", first_pixel)
+    ours = lida.age_face(sd, image, mask, "a boy", context=9, generator=draw(), **options)
     theirs = inpaint("a boy", image=image, mask_image=mask, height=64, width=64, generator=draw(), **options).images
     assert relative(ours, theirs) <= 1e-4 < relative(other, theirs)
 

@@ -41,7 +41,8 @@ class NoiseSchedule:
     """
 
     def __init__(self, betas: Tensor, final_alpha_cumprod: float | None = None, steps_offset: int = 0):
-        if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+        betas = torch.as_tensor(betas)
+        if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must be a vector of numbers between 0 and 1")
         self.alphas_cumprod = torch.cumprod(1 - betas.float(), dim=0)  # (T,)
         if not self.alphas_cumprod[-1] > 0:

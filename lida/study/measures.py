@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from PIL import Image
 
-from ..adapters.adapter import Adapter, load_adapter
+from ..adapters import Adapter, load_adapter
 from ..adapters.comparison import MEASURES, compare
 from ..photos.squares import seam_report
 from .judges import IdentityJudge, Judges, Vectors

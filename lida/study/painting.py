@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..adapters.adapter import load_adapter, random_adapter
-from ..adapters.merging import applied_within
+from ..adapters import load_adapter, random_adapter
 from ..aging.editing import age_to
 from ..aging.stable_diffusion import StableDiffusion
 from ..doors.errors import InputError
@@ -23,6 +22,7 @@ from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..photos.squares import cut, square_about
 from ..training.processes import Processes
 from .people import Person, Subject
+from .regional import applied_within
 from .settings import Setting
 
 UNIT = "unit.json"  # written last into a folder of pictures: they are whole, and made from this

@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import isotonic_regression
 from tqdm import tqdm
 
-from ..adapters.adapter import parse_pairs
+from ..adapters import parse_pairs
 from ..aging.editing import age_to, aging_edit
 from ..aging.flags import GUIDANCE
 from ..aging.slider import Slider, aging_adapters, inverse
@@ -80,7 +80,7 @@ def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Name
     """Age each photograph by ASKED; return the years by which it reads older (N, len(ASKED)), nan beyond the adapters' ages."""
     estimator, subject = AgeEstimator(args.age_estimator), with_article(args.subject)
     sampling, edit = Sampling(args.num_inference_steps, args.guidance_scale), aging_edit(subject, method=args.method)
-    _, (youngest, oldest) = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()})
+    youngest, oldest = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()}).ages
     gained = np.full((len(paths), len(ASKED)), np.nan)
     for row, path in zip(gained, tqdm(paths, unit="photo")):
         image = open_photo(path)

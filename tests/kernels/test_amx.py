@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from conftest import relative
 
 import lida
-from lida.kernels import amx
-from lida.nn.layers import attention, set_attention_backend
+from lida.kernels import amx, use_attention
+from lida.nn.layers import attention
 
 KIND = (torch.bfloat16, torch.device("cpu"))
 needs_amx = pytest.mark.skipif(not amx.has_amx(*KIND), reason="needs a CPU with AMX and a C++ compiler")
@@ -27,8 +27,8 @@ def assert_near_the_equation(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
         return [x.double() for x in (out, *torch.autograd.grad(out, at, dout.to(out.dtype)))]
 
     exact = tuple(x.detach().double().requires_grad_() for x in (q, k, v))
-    equation = found(torch.softmax(exact[0] @ exact[1].mT * q.shape[-1] ** -0.5, dim=-1) @ exact[2], exact)
-    ours = found(attention(q, k, v, "amx"), (q, k, v))
+    equation = found(attention(*exact), exact)
+    ours = found(amx.attention(q, k, v), (q, k, v))
     theirs = found(F.scaled_dot_product_attention(q, k, v), (q, k, v))
     for a, b, c in zip(ours, theirs, equation):
         assert relative(a, c) <= max(2**-8, 1.1 * relative(b, c))
@@ -47,7 +47,6 @@ def assert_near_the_equation(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
     ],
 )
 def test_amx_equals_the_equation(b, h, queries, keys, d):
-    torch.manual_seed(0)
     assert_near_the_equation(heads(b, h, queries, d), heads(b, h, keys, d), heads(b, h, keys, d))
 
 
@@ -55,7 +54,6 @@ def test_amx_equals_the_equation(b, h, queries, keys, d):
 @pytest.mark.parametrize("score", [0.0, 477.0, -477.0])
 def test_amx_takes_scores_of_any_size(score):
     """Where exp alone would be 0 or infinite, of the keys that are there or of the room beside them."""
-    torch.manual_seed(0)
     q, k, v = heads(1, 1, 32, 32), heads(1, 1, 65, 32), heads(1, 1, 65, 32)
     with torch.no_grad():
         q[..., 0], k[..., 0] = score * 32**0.5 / 9, 9
@@ -66,7 +64,7 @@ def test_amx_takes_scores_of_any_size(score):
 def test_what_is_not_a_number_stays_so():
     q, k, v = (torch.randn(1, 1, n, 32).bfloat16() for n in (32, 64, 64))
     k[0, 0, 5, 3] = torch.nan
-    assert attention(q, k, v, "amx").isnan().all()
+    assert amx.attention(q, k, v).isnan().all()
 
 
 @needs_amx
@@ -76,20 +74,19 @@ def test_amx_computes_the_same_on_any_number_of_threads():
     found = []
     for count in (1, 2, 7):
         torch.set_num_threads(count)
-        out = attention(*inputs, "amx")
+        out = amx.attention(*inputs)
         found.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
     torch.set_num_threads(threads)
     assert all(a.equal(b) for other in found[1:] for a, b in zip(found[0], other))
 
 
 @needs_amx
-def test_a_unet_on_amx(sd):
-    """The same prediction, up to bf16."""
+def test_a_unet_on_amx_predicts_the_same_up_to_bf16(sd):
     unet = sd.unet.bfloat16()
     inputs = torch.randn(1, 4, 16, 16).bfloat16(), torch.tensor([500]), torch.randn(1, 77, 48).bfloat16()
     with torch.no_grad():
         expected = unet(*inputs).float()
-        set_attention_backend(unet, "amx")
+        use_attention(unet, "amx")
         found = unet(*inputs).float()
     assert not found.equal(expected)  # or nothing ran on it
     assert relative(found, expected) <= 2**-5
@@ -105,16 +102,16 @@ def test_a_unet_on_amx(sd):
 def test_amx_takes_nothing_that_it_would_misread(k, message):
     q = torch.ones(1, 2, 5, 8).bfloat16()
     with pytest.raises(ValueError, match=message):
-        attention(q, k, k, "amx")
+        amx.attention(q, k, k)
 
 
 def test_amx_is_refused_where_it_is_not(sd, monkeypatch):
     with pytest.raises(lida.InputError, match="is for bfloat16 on the CPU, not float32 on cpu"):
-        set_attention_backend(sd.unet, "amx")
+        use_attention(sd.unet, "amx")
     unet = sd.unet.bfloat16()
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     with pytest.raises(lida.InputError, match="wants Linux on a CPU with AMX"):
-        set_attention_backend(unet, "amx")
+        use_attention(unet, "amx")
     assert not amx.has_amx(*KIND)
 
 
@@ -123,7 +120,7 @@ def test_amx_is_refused_where_it_is_not(sd, monkeypatch):
     [("compiler", lambda: None, "finds none; install g"), ("FLAGS", ("-march=none",), r"cannot compile it \(.*none")],
 )
 @pytest.mark.skipif(amx.compiler() is None, reason="needs a C++ compiler")
-def test_a_kernel_that_cannot_be_compiled_is_told(name, value, message, monkeypatch):
+def test_a_kernel_that_cannot_be_compiled_is_refused_with_what_the_compiler_said(name, value, message, monkeypatch):
     monkeypatch.setattr(amx, "cpu_has_amx", lambda: True)
     monkeypatch.setattr(amx, name, value)
     amx.library.cache_clear()

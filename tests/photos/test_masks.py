@@ -1,5 +1,9 @@
 """Masks from files, boxes, landmarks and the face finder, and at the latents' size."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +11,21 @@ from conftest import ROOT, box_mask, noise_image
 from PIL import Image
 
 import lida
-from lida.photos.faces import FaceNetworks
 from lida.doors.pictures import open_image
-from lida.photos.masks import ZONES, choose_face, face_frame, hull, mask_from_landmarks, mask_to_latents, open_mask, read_mask
+from lida.photos.faces import FaceNetworks
+from lida.photos.masks import (
+    ZONES,
+    Outline,
+    choose_face,
+    face_frame,
+    hull,
+    mask_from_landmarks,
+    mask_to_latents,
+    open_mask,
+    read_landmarks,
+    read_mask,
+    read_masks,
+)
 
 
 @pytest.fixture
@@ -54,6 +70,45 @@ def test_a_box(tmp_path):
             read_mask(text, image)
 
 
+def test_a_mask_that_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    for path, message in (
+        (tmp_path / "pipe.png", "pipe.png: is not a regular file"),
+        (tmp_path / "dangling.png", "is a link to a file that does not exist"),
+        (tmp_path, "is a folder"),
+    ):
+        with pytest.raises(lida.InputError, match=message):
+            read_mask(str(path), noise_image(9, 9))
+
+
+def test_landmarks_are_read_from_a_file_or_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    points = np.array([[44.0, 46], [56, 47], [51, 54], [46, 61], [55, 62]])
+    np.savetxt(path, points)
+    assert np.array_equal(read_landmarks(path), points)
+    with pytest.raises(lida.InputError, match="they are 5, not 49"):
+        read_landmarks(path, 49)
+    for text, message in (
+        ("", "not 5, 49 or 68 x 2"),
+        ("1 2\n3\n", "a.txt: not readable as landmarks"),
+        ("1 nan\n" * 5, "not readable as landmarks"),
+        ("44 46\n56 47\n1e9 54\n46 61\n55 62\n", "a number is no place in a picture"),
+        ("44 46\n" * 5, "in one place"),
+        ("1 2\n" * 50000, "the file is too long"),
+    ):
+        path.write_text(text)
+        with pytest.raises(lida.InputError, match=message):
+            read_landmarks(path)
+    with pytest.raises(lida.InputError, match="none.txt: no such file"):
+        read_landmarks(tmp_path / "none.txt")
+
+
+def test_masks_from_files_import_no_face_finder():
+    code = "import sys, lida.photos.masks; sys.exit(any(name in sys.modules for name in ('cv2', 'lida.photos.faces')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_the_hull_holds_all_points_at_its_corners():
     points = np.random.default_rng(0).normal(size=(50, 2))
     corners = np.array(hull(points))
@@ -81,10 +136,10 @@ def test_the_mask_holds_the_landmarks_and_turns_with_them(landmarks, count):
 def test_growth_and_feather_are_in_heights_of_the_face(landmarks):
     size, height = (100, 100), 2 * face_frame(landmarks)[2][1]
     plain = np.asarray(mask_from_landmarks(landmarks, size))
-    rows = [np.flatnonzero((np.asarray(mask_from_landmarks(landmarks, size, g)) > 0).any(1)) for g in (0.0, 0.1, -0.1)]
+    rows = [np.flatnonzero((np.asarray(mask_from_landmarks(landmarks, size, Outline(g))) > 0).any(1)) for g in (0.0, 0.1, -0.1)]
     for grown, by in zip(rows[1:], (0.1, -0.1)):
         assert grown[0] - rows[0][0] == pytest.approx(-by * height, abs=1.5) == rows[0][-1] - grown[-1]
-    soft = np.asarray(mask_from_landmarks(landmarks, size, feather=0.1)).astype(int)
+    soft = np.asarray(mask_from_landmarks(landmarks, size, Outline(feather=0.1))).astype(int)
     assert ((0 < soft) & (soft < 255)).any() and not ((0 < soft) & (soft < 8)).any()
     column = soft[:, 50][: rows[0][0] + 1]
     assert (np.diff(column) >= 0).all() and soft[plain == 0].max() < 140
@@ -104,14 +159,19 @@ def test_the_face_is_found_and_chosen():
     with pytest.raises(lida.InputError, match=r"2 faces are found \(1: .*; 2: .*\); choose one with --face"):
         read_mask("auto", page)
     with pytest.raises(lida.InputError, match="--face 3: the photograph has 2"):
-        read_mask("auto", page, number=3)
+        read_mask("auto", page, face=3)
     for number, (left, top, side) in ((1, (260, 150, 200)), (2, (20, 30, 120))):
-        box = read_mask("auto", page, number=number).getbbox()
+        box = read_mask("auto", page, face=number).getbbox()
         assert left - 9 <= box[0] and top - 9 <= box[1] and box[2] <= left + side + 9 and box[3] <= top + side + 9
         assert box[3] - box[1] > side / 2
     with pytest.raises(lida.InputError, match="no face is found"):
         read_mask("auto", noise_image(96, 96))
     assert read_mask("auto", portrait).getextrema() == (0, 255)
+    assert [mask.getbbox() for mask in read_masks("auto", page, face="all")] == [
+        read_mask("auto", page, face=number).getbbox() for number in (1, 2)
+    ]
+    with pytest.raises(lida.InputError, match="no face is found"):
+        read_masks("auto", noise_image(96, 96), face="all")
     assert choose_face(networks.find(portrait), None).score > 0.6
 
 
@@ -126,12 +186,6 @@ def test_a_cell_of_latents_is_repainted_where_any_of_its_pixels_is():
     mask[0, 0, 9, 47] = 0.05
     small = mask_to_latents(mask, (8, 6))
     assert small.count_nonzero() == 1 and small[0, 0, 1, 5] == pytest.approx(0.05)
-    mask[0, 0, 16:24, 8:16] = 1
-    mask[0, 0, 33, 17] = 1  # not a first pixel
-    corner = mask_to_latents(mask, (8, 6), "corner")
-    assert corner.count_nonzero() == 1 and corner[0, 0, 2, 1] == 1
-    with pytest.raises(ValueError, match="mask rule 'mean' is not one of any, corner"):
-        mask_to_latents(mask, (8, 6), "mean")
 
 
 def test_zones_weigh_less(landmarks):
@@ -140,7 +194,7 @@ def test_zones_weigh_less(landmarks):
     places = {"eyes": landmarks[19:31].mean(0), "mouth": landmarks[31:49].mean(0)}
     for name, place in places.items():
         x, y = place.round().astype(int)
-        less = np.asarray(mask_from_landmarks(landmarks, (100, 100), zones={name: 0.5})).astype(int)
+        less = np.asarray(mask_from_landmarks(landmarks, (100, 100), Outline(zones={name: 0.5}))).astype(int)
         assert 120 <= less[y, x] <= 170 and (less <= plain).all()
         other = next(p for n, p in places.items() if n != name).round().astype(int)
         assert less[other[1], other[0]] >= 250

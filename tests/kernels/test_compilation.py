@@ -4,13 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, relative
 
-import lida
-from lida.kernels.amx import compiler, has_amx
 from lida.checkpoints.models import load_unet
-from lida.nn.layers import set_attention_backend
-from lida.nn.unet import UNet
+from lida.kernels import compiled, use_attention
+from lida.kernels.amx import compiler, has_amx
+from lida.kernels.compilation import UpsampleByRepeating
+from lida.nn import UNet, inject_lora, lora_parameters
+from lida.nn.layers import Upsample
+
+
+@pytest.mark.parametrize("size", [None, torch.Size((8, 10)), torch.Size((7, 9))])
+def test_upsampling_by_repeating_equals_upsampling(size):
+    plain, ours, x = Upsample(3), UpsampleByRepeating(3), torch.randn(2, 3, 4, 5, requires_grad=True)
+    ours.load_state_dict(plain.state_dict())
+    assert torch.equal(ours(x, size), plain(x, size))
+    gradients = [torch.autograd.grad(layer(x, size).square().sum(), x)[0] for layer in (ours, plain)]
+    assert relative(*gradients) <= 1e-5
 
 
 @pytest.mark.full
@@ -20,11 +30,9 @@ def test_compiled_gradients_are_the_gradients():
     two = {"block_out_channels": (32, 128), "layers_per_block": 1, "cross_attention_dim": 32, "norm_num_groups": 16}
     two |= {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}  # attention in the middle alone
     config = replace(load_unet(ROOT / "weights" / "lida-tiny").config, **two)
-    torch.manual_seed(0)
     unet = UNet(config).to(torch.bfloat16, memory_format=torch.channels_last)
-    set_attention_backend(unet, "amx" if has_amx(torch.bfloat16, torch.device("cpu")) else "sdpa")
-    layers = lida.inject_lora(unet, 4, targets=["to_q", "to_k", "to_v", "to_out.0"])
-    parameters = [p for layer in layers.values() for p in (layer.lora_down, layer.lora_up)]
+    use_attention(unet, "amx" if has_amx(torch.bfloat16, torch.device("cpu")) else "sdpa")
+    layers = inject_lora(unet, 4, targets=["to_q", "to_k", "to_v", "to_out.0"])
     for layer in layers.values():
         torch.nn.init.normal_(layer.train().lora_up, std=0.1)
     latents, text = torch.randn(1, 4, 16, 16, dtype=torch.bfloat16), torch.randn(1, 7, 32, dtype=torch.bfloat16)
@@ -32,7 +40,8 @@ def test_compiled_gradients_are_the_gradients():
     def gradients(model) -> list[torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
             noise_pred = model(latents, torch.tensor([600]), text)
-        return torch.autograd.grad(noise_pred.float().square().mean(), parameters)
+        return torch.autograd.grad(noise_pred.float().square().mean(), lora_parameters(layers.values()))
 
-    for ours, theirs in zip(gradients(torch.compile(unet)), gradients(unet), strict=True):
+    plain = gradients(unet)
+    for ours, theirs in zip(gradients(compiled(unet)), plain, strict=True):
         assert (ours - theirs).norm() < 0.1 * theirs.norm()  # 0.05 at most when this was written

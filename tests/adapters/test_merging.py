@@ -1,15 +1,15 @@
-"""Rules of composition: the weighted sum is the reference, TIES and DARE equal peft's, the rest keeps its promises."""
+"""Merging rules, weights by block and timestep, and adapters merged into a model and taken out again."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import box_mask, noise_image, relative
-from peft.utils import merge_utils
-from test_adapters import adapter_for
+from conftest import ATTENTION, adapter_for, box_mask, noise_image, pair, relative
 
 import lida
-from lida.adapters.merging import During, dare, orthogonalised, parse_weight, ties, weight_at, weighted_sum
-from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
+from lida.adapters import check_fits, orthogonalised, parse_weight, save_adapter, weighted_sum
+from lida.adapters.dialects import TEXT
+from lida.adapters.merging import During, weight_at
+from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LowRank
 
 
 def layer(seed: int, rank: int = 4, alpha: float = 3.0) -> LowRank:
@@ -18,24 +18,6 @@ def layer(seed: int, rank: int = 4, alpha: float = 3.0) -> LowRank:
 
 
 PARTS = [(layer(0), 0.7), (layer(1, rank=6), 0.5), (layer(2), -0.3)]
-
-
-def test_ties_equals_peft():
-    changes, weights = [part.delta for part, _ in PARTS], torch.tensor([weight for _, weight in PARTS])
-    expected = merge_utils.ties(changes, weights, 0.3)
-    assert torch.allclose(ties(0.3)("x", PARTS), expected, rtol=0, atol=1e-6) and expected.abs().sum() > 0
-
-
-def test_dare_equals_peft():
-    """From the same draws; and another path or seed draws others."""
-    from zlib import crc32
-
-    changes, weights = [part.delta for part, _ in PARTS], torch.tensor([weight for _, weight in PARTS])
-    torch.manual_seed(crc32(b"x") + 5)
-    assert torch.allclose(dare(0.5, 5)("x", PARTS), merge_utils.dare_linear(changes, weights, 0.5), rtol=0, atol=1e-5)
-    assert torch.equal(dare(0.5)("x", PARTS), dare(0.5)("x", PARTS))
-    assert not torch.equal(dare(0.5)("x", PARTS), dare(0.5)("y", PARTS))
-    assert torch.allclose(dare(1.0)("x", PARTS), weighted_sum("x", PARTS), rtol=0, atol=1e-5)
 
 
 def test_orthogonalising_takes_what_lies_in_both_spaces_and_no_more():
@@ -53,12 +35,10 @@ def test_orthogonalising_takes_what_lies_in_both_spaces_and_no_more():
     assert (u[:, :1].T @ one @ vh[:1].T).abs() < 1e-4 < (u.T @ one @ vh.T).norm()
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: orthogonalised(1.5), "strength"), (lambda: ties(0.0), "density"), (lambda: dare(2.0), "density"),
-])  # fmt: skip
-def test_bad_strengths_are_refused(make, message):
-    with pytest.raises(ValueError, match=f"{message} must"):
-        make()
+@pytest.mark.parametrize("strength", [1.5, -0.1, float("nan")])
+def test_bad_strengths_are_refused(strength):
+    with pytest.raises(ValueError, match="strength must"):
+        orthogonalised(strength)
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -73,10 +53,18 @@ def test_weights_as_the_command_line_spells_them(text, expected):
         assert (weight_at(parse_weight(text), path, 601), weight_at(parse_weight(text), path, 300)) == (early, late)
 
 
-@pytest.mark.parametrize("text", ["", "x", "nan", "1@0-600", "1@5", "1,side=2", "1,up", "1,up=x"])
+@pytest.mark.parametrize("text", ["", "x", "nan", "1e39", "1_0", "1@0-600", "1@5", "1,side=2", "1,up", "1,up=x", "1,up=1,up=2"])
 def test_what_is_no_weight_is_refused(text):
     with pytest.raises(ValueError):
         parse_weight(text)
+
+
+@pytest.mark.parametrize("weight", ["1", None, 1e39, float("inf"), torch.ones(2), 1j, [1.0], {"up": "1", "default": None}])
+def test_what_is_no_number_is_no_weight(sd, weight):
+    sd.load_adapter("a", adapter_for(sd, ("attn2.to_q",)))
+    with pytest.raises(ValueError, match="is not a finite number in float32"):
+        sd.set_adapters(["a"], [weight])
+    assert sd.weights == {}
 
 
 def state(sd) -> dict:
@@ -84,7 +72,7 @@ def state(sd) -> dict:
 
 
 def test_weights_by_block_change_their_blocks_alone(sd):
-    sd.load_adapter("a", adapter_for(sd, CROSS_ATTENTION + SELF_ATTENTION))
+    sd.load_adapter("a", adapter_for(sd, ATTENTION))
     base = state(sd)
     sd.set_adapters(["a"], [{"up": 0.5, "default": 0.0}])
     for name, tensor in sd.unet.state_dict().items():
@@ -105,14 +93,13 @@ def test_weights_by_block_change_their_blocks_alone(sd):
 
 def test_a_weight_that_is_0_at_all_steps_is_no_adapter_and_one_that_is_1_is_one(sd):
     image, mask = noise_image(64, 64), box_mask(64, 64, (8, 8, 56, 56))
-    sd.load_adapter("a", adapter_for(sd, CROSS_ATTENTION + SELF_ATTENTION))
+    sd.load_adapter("a", adapter_for(sd, ATTENTION))
 
     def aged(weight):
         sd.set_adapters(["a"] if weight is not None else [], [weight] if weight is not None else [])
         generator = torch.Generator().manual_seed(0)
-        return lida.age_face(
-            sd, image, mask, "a boy", strength=0.9, num_inference_steps=10, generator=generator, output_type="latent"
-        )
+        edit, sampling = lida.Edit(strength=0.9), lida.Sampling(num_inference_steps=10)
+        return lida.age_face(sd, image, mask, "a boy", edit, sampling, generator=generator, output_type="latent")
 
     assert torch.equal(aged(None), aged(During(1.0, 5, 3)))  # no step falls there
     assert torch.equal(aged(1.0), aged(lambda t: 1.0))
@@ -127,7 +114,7 @@ def test_functions_of_the_timestep_are_called_with_the_samplers_steps(sd):
     sd.load_adapter("a", adapter_for(sd, ("attn2.to_q",)))
     sd.set_adapters(["a"], [lambda t: seen.append(t) or 0.5])
     seen.clear()
-    lida.generate(sd, "a boy", num_inference_steps=5)
+    lida.generate(sd, "a boy", lida.Sampling(num_inference_steps=5))
     assert sorted(set(seen), reverse=True) == [t for t, _ in sd.schedule.timesteps(5)]
 
 
@@ -139,9 +126,15 @@ def test_the_text_encoders_weight_cannot_depend_on_the_timestep(sd):
     assert sd.weights["a"]["text"] == 0.3
 
 
-@pytest.mark.parametrize("rule", [orthogonalised(1.0), ties(0.5), dare(0.5)])
+def difference(path, parts):
+    """A rule of one's own."""
+    (first, weight), (second, other) = parts if len(parts) == 2 else (*parts, (parts[0][0], 0.0))
+    return (weight * first.delta - other * second.delta).flatten(1)
+
+
+@pytest.mark.parametrize("rule", [orthogonalised(1.0), difference])
 def test_a_model_is_merged_by_another_rule(sd, rule):
-    for number, targets in enumerate((CROSS_ATTENTION, CROSS_ATTENTION + SELF_ATTENTION)):
+    for number, targets in enumerate((CROSS_ATTENTION, ATTENTION)):
         sd.load_adapter(f"{number}", adapter_for(sd, targets, seed=number))
     base = state(sd)
     sd.set_adapters(["0", "1"], [1.0, 0.2], rule)
@@ -166,3 +159,73 @@ def test_a_weight_that_cannot_be_applied_changes_nothing(sd):
         assert all(torch.equal(tensor, before[name]) for name, tensor in sd.unet.state_dict().items()) and sd.weights == {
             "0": 0.5
         }
+
+
+def test_the_text_encoder_is_changed_too(sd, pipe, tmp_path):
+    """A prompt means something else then, and the same as in diffusers."""
+    adapter = adapter_for(sd, ("attn2.to_k", *TEXT_ATTENTION), (4,), (8.0,))
+    path, before = save_adapter(tmp_path / "x.safetensors", adapter, "kohya"), sd.text_encoder("a man")
+    sd.load_adapter("x", path)
+    sd.set_adapters(["x"], [0.5])
+    pipe.load_lora_weights(tmp_path, weight_name="x.safetensors", adapter_name="x")
+    pipe.set_adapters(["x"], [0.5])
+    with torch.no_grad():
+        expected = pipe.encode_prompt("a man", "cpu", 1, False)[0]
+    assert (sd.text_encoder("a man") - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (before - expected).abs().max() > 1e-2 * expected.abs().max()
+    sd.set_adapters([], [])
+    assert torch.equal(sd.text_encoder("a man"), before)
+
+
+def test_a_thousand_changes_leave_the_base_as_it_was(sd):
+    base = {name: tensor.clone() for name, tensor in sd.unet.state_dict().items()}
+    for k, (adapter, _) in enumerate(pair(sd)):
+        sd.load_adapter(f"{k}", adapter)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(1000):
+        names = [f"{k}" for k in range(3) if (number >> k) & 1]
+        sd.set_adapters(names, torch.randn(len(names), generator=generator).tolist())
+    assert not all(torch.equal(tensor, base[name]) for name, tensor in sd.unet.state_dict().items())
+    sd.set_adapters([], [])
+    assert all(torch.equal(tensor, base[name]) for name, tensor in sd.unet.state_dict().items())
+
+
+def test_adapters_are_listed_and_removed(sd):
+    for k, (adapter, _) in enumerate(pair(sd)):
+        sd.load_adapter(f"{k}", adapter)
+    sd.set_adapters(["0"], [1.0])
+    alone = {name: tensor.clone() for name, tensor in sd.unet.state_dict().items()}
+    sd.set_adapters(["0", "1"], [1.0, 0.5])
+    assert sorted(sd.adapters) == ["0", "1", "2"] and sd.weights == {"0": 1.0, "1": 0.5}
+    with pytest.raises(ValueError, match="'1' is merged"):
+        sd.load_adapter("1", pair(sd)[0][0])
+    sd.remove_adapter("1")
+    assert sorted(sd.adapters) == ["0", "2"] and sd.weights == {"0": 1.0}
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in sd.unet.state_dict().items())
+    with pytest.raises(ValueError, match="'1' is not loaded"):
+        sd.remove_adapter("1")
+
+
+def test_adapters_fit_or_are_refused_before_anything_changes(sd):
+    layer = LowRank(torch.ones(2, 32), torch.ones(32, 2), 2.0)
+    for path in ("down_blocks.9.attn2.to_q", TEXT + "encoder.layers.9.self_attn.q_proj"):
+        with pytest.raises(lida.InputError, match="no such layer"):
+            check_fits(lida.Adapter({path: layer}), sd.module, "x")
+
+
+def test_a_merged_weight_that_is_not_finite_is_refused_with_adapter_and_layer(folder):
+    """In float16 from 65,504 on, in float32 from 3.4e38 on."""
+    for dtype, weight in ((torch.float16, 1e6), (torch.float32, 3e38)):
+        sd = lida.StableDiffusion.load(folder, dtype)
+        before = state(sd)
+        sd.load_adapter("age", adapter_for(sd, ("attn2.to_q",), alphas=(1e3,)))
+        with pytest.raises(lida.InputError, match=r"down_blocks.*not finite in torch.float\d\d \(age at") as error:
+            sd.set_adapters(["age"], [weight])
+        assert "\n" not in str(error.value) and sd.weights == {}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in sd.unet.state_dict().items())
+
+
+def test_a_rule_that_returns_another_shape_is_refused(sd):
+    sd.load_adapter("a", adapter_for(sd, ("attn2.to_q",)))
+    with pytest.raises(ValueError, match=r"merging rule returned \(1, 2\)"):
+        sd.set_adapters(["a"], [1.0], lambda path, parts: torch.ones(1, 2))

@@ -1,4 +1,4 @@
-"""Training folders: what is read from them, as the datasets library reads it, and every fault that is told."""
+"""Training folders: what is read from them, as the datasets library reads it, and every fault that is reported."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from conftest import noise_image
 from PIL import Image
 
 import lida
-from lida.photos.captions import caption, check_captioning, check_template, read_captioning
-from lida.data.folder import read_examples
+from lida.data.folder import data_fingerprint, read_aged, read_captioning, read_examples
+from lida.doors.pictures import open_image
 
 
 def line(name: str, text: str = "a man", **more) -> str:
@@ -68,7 +68,7 @@ def test_folders_are_read_as_datasets_reads_them(name, tmp_path):
     image_column, caption_column = columns.get("image_column", "image"), columns.get("caption_column", "text")
     expected = sorted((row[caption_column], row[image_column].convert("RGB").tobytes()) for row in theirs)
     examples = read_examples(folder, **columns)
-    assert sorted((e.text, lida.doors.pictures.open_image(e.path).tobytes()) for e in examples) == expected
+    assert sorted((e.text, open_image(e.path).tobytes()) for e in examples) == expected
     assert all(e.size == Image.open(e.path).size for e in examples)
 
 
@@ -101,17 +101,21 @@ FAULTS = {
     line("a.png", ["a", "b"]): "'text' of a.png is ['a', 'b'], no caption",
     '{"text": "x"}': "names no picture as 'file_name'",
     line(3): "names no picture as 'file_name'",
-    '{"file_name": "a.png", "text": "x"': "is not JSON",
-    '{"file_name": "a.png", "text": "a\u2028b': "is not JSON",
-    "[" * 100000: "is not JSON",
+    '{"file_name": "a.png", "text": "x"': "not readable as JSON",
+    '{"file_name": "a.png", "text": "a\u2028b': "not readable as JSON",
+    '{"file_name": "a.png", "text": "x", "text": "y"}': "the key 'text' occurs twice",
+    '{"file_name": "a.png", "text": "x", "age": NaN}': "NaN is not a finite number",
+    '{"file_name": "a.png", "text": "x", "age": 1e999}': "1e999 is not a finite number",
+    "[" * 100000: "recursion",
     '["a.png", "x"]': "is not an object",
     "null": "is not an object",
-    "text": "is not JSON",
-    line("none.png"): "none.png does not exist",
-    line(""): "does not exist",
-    line("x"): "x does not exist",
-    line("a\0.png"): "does not exist",
-    line("a" * 5000): "does not exist",
+    "text": "not readable as JSON",
+    line("none.png"): "none.png: no such file",
+    line(""): "is a folder",
+    line("x"): "x: is a folder",
+    line("pipe.png"): "pipe.png: is not a regular file",
+    line("a\0.png"): "NUL",
+    line("a" * 5000): "File name too long",
     line("metadata.jsonl"): "metadata.jsonl: not an image",
     line("half.png"): "half.png: not an image",
     line("half.jpg"): "half.jpg: not an image",
@@ -121,9 +125,11 @@ FAULTS = {
     line("../outside.png"): "../outside.png leaves the folder",
     line("x/../a.png"): "leaves the folder",
     line(os.path.abspath("a.png")): "leaves the folder",
-    line("out.png"): "out.png is a link out of the folder",
+    line("out.png"): "out.png: is a link out of the folder",
     line("linked/outside.png"): "is a link out of the folder",
-    line("dangling.png"): "dangling.png does not exist",
+    line("dangling.png"): "dangling.png: is a link to a file that does not exist",
+    line("l.png"): "masks/l.png: is a link out of the folder",
+    line("p.png"): "masks/p.png: is not a regular file",
     line("m.png"): "the mask is 60x64, the photograph 70x80",
     line("k.png"): "the mask is black",
     line("n.png"): "masks/n.png: not an image",
@@ -134,7 +140,7 @@ FAULTS = {
 def broken(tmp_path):
     """A folder with a picture for each fault, and a file outside of it."""
     folder = fill(
-        tmp_path / "data", {name: A for name in ("a.png", "m.png", "k.png", "n.png", "x/a.png", "half.jpg", "half.png")}
+        tmp_path / "data", {name: A for name in ("a.png", "k.png", "l.png", "m.png", "n.png", "p.png", "x/a.png", "half.jpg", "half.png")}
     )
     fill(tmp_path, {"elsewhere/outside.png": A, "outside.png": A})
     for name in ("half.jpg", "half.png"):
@@ -144,16 +150,19 @@ def broken(tmp_path):
     (folder / "out.png").symlink_to(tmp_path / "outside.png")
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "dangling.png").symlink_to(tmp_path / "nowhere")
+    (folder / "masks" / "l.png").symlink_to(tmp_path / "outside.png")
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "masks" / "p.png")
     return folder
 
 
-def test_every_fault_is_told_at_once_with_its_line(broken):
+def test_every_fault_is_reported_at_once_with_its_line(broken):
     path = broken / "metadata.jsonl"
     path.write_bytes("\n".join(FAULTS).encode() + b"\n" + '{"file_name": "naïve.png", "text": "x"}'.encode("latin-1"))
     with pytest.raises(lida.InputError) as error:
         read_examples(broken, smallest=16)
     told = error.value.args
-    expected = list(FAULTS.values()) + ["is not UTF-8"]
+    expected = list(FAULTS.values()) + ["can't decode"]
     assert len(told) == len(expected)
     for number, (fault, what) in enumerate(zip(told, expected), 1):
         assert fault.startswith(f"{path}:{number}: ") and what in fault and "\n" not in fault, (number, fault, what)
@@ -172,13 +181,16 @@ def test_a_picture_named_twice_is_a_fault_of_both_lines(broken):
     [
         ({}, "names no pictures"),
         ({"metadata.jsonl": "\n"}, "names no pictures"),
-        ({"metadata.parquet": b"PAR1"}, "metadata.parquet: is not read here"),
+        ({"metadata.parquet": b"PAR1"}, "metadata.parquet: is in a format that is not read here"),
         ({"metadata.csv": "file_name,text\na.png\n"}, "metadata.csv:2: has not as many columns"),
         ({"metadata.csv": "file_name,text\na.png,b,c\n"}, "metadata.csv:2: has not as many columns"),
         ({"metadata.csv": 'file_name,text\na.png,"b\n'}, "metadata.csv: not readable as CSV"),
         ({"metadata.csv": b"file_name,text\na.png,na\xefve\n"}, "metadata.csv: not readable as CSV in UTF-8"),
-        ({"metadata.csv": "file_name,text\n", "metadata.jsonl": ""}, "metadata.csv: lies beside a metadata.jsonl"),
-        ({"metadata.jsonl": line("a.png").encode("utf-16")}, "metadata.jsonl:1: .* is not UTF-8"),
+        ({"metadata.csv": "file_name,text\n", "metadata.jsonl": ""}, "metadata.csv: lies beside other metadata"),
+        ({"captions.json": '{"image": "a.png"}'}, "captions.json: is not a list"),
+        ({"captions.json": "[1]"}, "captions.json: entry 1: 1 is not an object"),
+        ({"captions.json": "[]", "metadata.jsonl": ""}, "captions.json: lies beside other metadata"),
+        ({"metadata.jsonl": line("a.png").encode("utf-16")}, "metadata.jsonl:1: not readable as JSON .*decode"),
     ],
 )  # fmt: skip
 def test_other_folders_are_refused(files, message, tmp_path):
@@ -188,7 +200,7 @@ def test_other_folders_are_refused(files, message, tmp_path):
         read_examples(tmp_path / "none")
 
 
-def test_many_faults_are_told_up_to_a_number(dataset, capsys):
+def test_many_faults_are_printed_up_to_a_number(dataset, capsys):
     shutil.copy(dataset / "metadata.jsonl", dataset / "was")
     (dataset / "metadata.jsonl").write_text("x\n" * 300)
     with pytest.raises(SystemExit, match="2"):
@@ -197,28 +209,83 @@ def test_many_faults_are_told_up_to_a_number(dataset, capsys):
     assert len(lines) == 201 and lines[-1] == "error: ... and 100 more" and ":200: " in lines[-2]
 
 
-def test_templates():
-    assert caption("{subject} {age} {decade}", "Anna", 7) == "Anna 7 0s"
-    assert caption("a {gender} in his {decade}", "a man", 64) == "a man in his 60s"
-    assert check_template("a {age} year old") == "a {age} year old"
-    for bad in ("a face", "{name} {age}", "{age", "{} {age}", "{age.real}", "{decade:02d}"):
-        with pytest.raises(lida.InputError, match="--template"):
-            check_template(bad)
+def test_the_original_authors_list_of_captions_is_read(tmp_path):
+    entries = [{"image": "x/a.png", "text": "a photo of a man in his 20s"}, {"image": "b.png", "text": "a woman"}]
+    folder = fill(tmp_path, {"x/a.png": A, "b.png": B, "captions.json": json.dumps(entries)})
+    assert [(e.path, e.text, e.size) for e in read_examples(folder)] == [
+        (folder / "x" / "a.png", "a photo of a man in his 20s", (70, 80)),
+        (folder / "b.png", "a woman", (60, 64)),
+    ]
+    fill(tmp_path, {"captions.json": json.dumps([*entries, {"image": "none.png", "text": "x"}, {"image": "b.png"}])})
+    with pytest.raises(lida.InputError, match="entry 3: .*none.png: no such file(?s:.*)entry 4: 'text' of b.png is None"):
+        read_examples(folder)
 
 
-def test_what_captioning_recorded_is_checked(dataset):
-    assert check_captioning({"template": "{age}", "ages": [2, 80]}, "x")
-    for bad in ({"template": "{name} {age}"}, {"template": 3}, {"template": "{subject.x} {age}"}, {"ages": [2]}, {"ages": "2"}):
-        with pytest.raises(lida.InputError, match="^x: "):
-            check_captioning(bad, "x")
-    (dataset / "captioning.json").write_text("[]")
-    with pytest.raises(lida.InputError, match="holds a list"):
-        read_captioning(dataset)
+def test_links_out_of_the_folder_are_refused_for_captions_and_metadata(tmp_path):
+    secret = fill(tmp_path, {"secret.txt": "a secret", "secret.jsonl": line("a.png", "a secret")})
+    folder = fill(tmp_path / "data", {"a.png": A})
+    for name, target in (("a.txt", "secret.txt"), ("metadata.jsonl", "secret.jsonl"), ("captions.json", "secret.jsonl")):
+        (folder / name).symlink_to(secret / target)
+        with pytest.raises(lida.InputError, match=f"{name}: is a link out of the folder, to .*secret"):
+            read_examples(folder)
+        (folder / name).unlink()
+    (folder / "captioning.json").symlink_to(secret / "secret.jsonl")
+    with pytest.raises(lida.InputError, match="captioning.json: is a link out of the folder"):
+        read_captioning(folder)
+    (folder / "a.txt").symlink_to(fill(folder, {"all.txt": "a man"}) / "all.txt")  # a link within the folder
+    assert [example.text for example in read_examples(folder)] == ["a man"]
+
+
+def test_metadata_and_captions_that_are_no_regular_files_are_refused(tmp_path):
+    folder = fill(tmp_path, {"a.png": A})
+    for name in ("a.txt", "metadata.jsonl", "metadata.csv", "captions.json"):
+        os.mkfifo(folder / name)
+        with pytest.raises(lida.InputError, match=f"{name}: is not a regular file"):
+            read_examples(folder)
+        (folder / name).unlink()
+
+
+def test_two_pictures_that_share_a_mask_are_faults_of_both_lines(tmp_path):
+    files = {"a.png": A, "a.jpg": A, "b.png": B, "b.jpg": B, "masks/a.png": A.convert("L")}
+    lines = "\n".join(line(name) for name in ("a.png", "a.jpg", "b.png", "b.jpg"))
+    folder = fill(tmp_path, files | {"metadata.jsonl": lines})
+    with pytest.raises(lida.InputError) as error:
+        read_examples(folder)
+    assert [fault.split(" shares ")[0].split(":")[-2:] for fault in error.value.args] == [["1", " a.png"], ["2", " a.jpg"]]
+
+
+def test_ages_are_numbers_of_years(tmp_path):
+    folder = fill(tmp_path, {"a.png": A, "b.png": B})
+    for age, fault in ((30, None), (2.5, None), ("30", "'30'"), (None, "None"), (True, "True"), (121, "121"), (-1, "-1")):
+        fill(folder, {"metadata.jsonl": f'{line("a.png", age=3)}\n{json.dumps({"file_name": "b.png", "age": age})}'})
+        if fault is None:
+            assert [example.row["age"] for example in read_aged(folder)] == [3, age]
+        else:
+            with pytest.raises(lida.InputError, match=f"b.png: its age is {fault}, not a number from 0 to 120") as error:
+                read_aged(folder)
+            assert len(error.value.args) == 1
+
+
+def test_the_record_of_captions_is_checked(tmp_path):
+    assert read_captioning(tmp_path) == {}
+    record = {"template": "{age}", "ages": [2, 80], "child": 13, "old": 0, "faces": 9, "names": "b"}
+    fill(tmp_path, {"captioning.json": json.dumps(record)})
+    assert read_captioning(tmp_path) == {"template": "{age}", "ages": [2, 80], "child": 13}
+    for bad, message in (
+        ("[]", "holds a list"),
+        ('{"ages": [0, 1000000000]}', r"captioning.json: ages\[1\]: 1000000000 is not int from 0 to 120"),
+        ('{"ages": [80, 2]}', "captioning.json: ages"),
+        ('{"ages": [2], "template": 3}', "captioning.json: template: 3 is not str.*captioning.json: ages"),
+        ('{"template": "{age:>9999999999}"}', "captioning.json: template .*cannot be filled in"),
+    ):
+        fill(tmp_path, {"captioning.json": bad})
+        with pytest.raises(lida.InputError, match=f"(?s){message}"):
+            read_captioning(tmp_path)
 
 
 def test_the_fingerprint_is_of_pictures_and_captions(dataset, tmp_path):
     examples = read_examples(dataset)
-    assert lida.data.folder.data_fingerprint(examples[::-1]) == lida.data.folder.data_fingerprint(examples)
+    assert data_fingerprint(examples[::-1]) == data_fingerprint(examples)
     changed = np.asarray(Image.open(examples[0].path)) // 2
     Image.fromarray(changed).save(examples[0].path)
-    assert lida.data.folder.data_fingerprint(read_examples(dataset)) != lida.data.folder.data_fingerprint(examples[1:])
+    assert data_fingerprint(read_examples(dataset)) != data_fingerprint(examples[1:])

@@ -1,7 +1,9 @@
 """Albums: whom the pictures show, which are left out and why, and what is written."""
 
 import json
-from functools import cache
+import os
+from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -9,22 +11,22 @@ from conftest import ROOT, noise_image
 from PIL import Image, ImageFilter
 
 import lida
-from lida.data.album import FromNetworks, choose, main, person_in
+from lida.data.album import Framing, by_networks, choose_portraits, main, person_in
 from lida.data.folder import read_examples
-from lida.photos.faces import FaceNetworks
 from lida.doors.pictures import open_image
+from lida.photos.ages import AgeEstimator
+from lida.photos.faces import FaceNetworks
 from lida.photos.masks import face_frame
 
 WEIGHTS = ROOT / "weights"
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """Run the command line; returns what it printed."""
 
     def run(*arguments) -> str:
-        monkeypatch.setattr("sys.argv", ["lida.data.album", *map(str, arguments)])
-        main()
+        main([*map(str, arguments)])
         return capsys.readouterr().out
 
     return run
@@ -64,10 +66,15 @@ def photos(tmp_path):
     noise_image(300, 300).save(folder / "none.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "film.mov").write_bytes(b"film")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    enlarged(WEIGHTS / "person-a" / "11.png").save(tmp_path / "outside.png")
+    (folder / "outside.png").symlink_to(tmp_path / "outside.png")
+    (folder / "linked").symlink_to(tmp_path)
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:.*were enlarged")
+@pytest.mark.filterwarnings("ignore:.*were enlarged", "ignore:.*are few", "ignore:.*reach beyond")
 def test_an_album_keeps_the_person_and_says_what_it_leaves_out(photos, tmp_path, command):
     out = command(photos, "--subject", "Person A", "--output_dir", tmp_path / "out", "--resolution", 128)
     told = dict(line.removeprefix("left out: ").split(": ", 1) for line in out.splitlines() if line.startswith("left out: "))
@@ -78,6 +85,10 @@ def test_an_album_keeps_the_person_and_says_what_it_leaves_out(photos, tmp_path,
         ("none.png", "no face is found"),
         ("broken.jpg", "not an image"),
         ("film.mov", "no picture, by its name"),
+        ("pipe.png", "is not a regular file"),
+        ("dangling.png", "is a link to a file that does not exist"),
+        ("outside.png", "is a link out of the folder"),
+        ("linked", "is a folder"),
     ):
         assert told[name].startswith(reason)
     assert told["small.png"].startswith("the face is too small, ") and told["soft.png"].startswith("the face is too blurred")
@@ -102,7 +113,7 @@ def test_an_album_keeps_the_person_and_says_what_it_leaves_out(photos, tmp_path,
         command(photos, "--subject", "x", "--output_dir", tmp_path / "out")
 
 
-@pytest.mark.filterwarnings("ignore:.*were enlarged")
+@pytest.mark.filterwarnings("ignore:.*were enlarged", "ignore:.*are few", "ignore:.*reach beyond")
 def test_a_reference_says_who_is_meant(photos, tmp_path, command):
     letter = strangers()[0]
     reference = ("--reference", WEIGHTS / "demo" / f"person-{letter}.png")
@@ -110,6 +121,50 @@ def test_a_reference_says_who_is_meant(photos, tmp_path, command):
     assert "own0.png: somebody else" in out and "1 pictures of B" in out
     with pytest.raises(lida.InputError, match="--reference .*none.png: no face is found"):
         command(photos, "--subject", "B", "--output_dir", tmp_path / "c", "--reference", photos / "none.png")
+
+
+@pytest.mark.filterwarnings("ignore:.*were enlarged", "ignore:.*are few", "ignore:.*reach beyond")
+def test_ages_in_the_captions_are_the_estimators(photos, tmp_path, command):
+    command(photos, "--subject", "sks", "--output_dir", tmp_path / "out", "--resolution", 128, "--ages")
+    estimator = AgeEstimator(WEIGHTS / "age-estimator")
+    for example in read_examples(tmp_path / "out"):
+        age = example.row["age"]
+        assert age == round(estimator.of(open_image(example.path), Image.open(example.mask)))
+        assert example.text == f"a portrait photo of sks, age {age // 10 * 10}s"
+
+
+@pytest.mark.filterwarnings("ignore:.*were enlarged")
+def test_squares_beyond_their_photographs_are_reported_or_left_out(tmp_path, command):
+    """One face in the middle of a photograph, one of which the photograph shows the face alone."""
+    (tmp_path / "photos").mkdir()
+    portrait = enlarged(WEIGHTS / "demo" / "person-a.png")
+    portrait.save(tmp_path / "photos" / "near.png")
+    page = noise_image(900, 900, 1)
+    page.paste(portrait.rotate(5).crop((40, 40, 260, 260)), (340, 340))
+    page.save(tmp_path / "photos" / "far.png")
+    call = partial(command, tmp_path / "photos", "--subject", "sks", "--resolution", 64)
+    with pytest.warns(UserWarning) as warned:
+        call("--output_dir", tmp_path / "all")
+    messages = [str(warning.message) for warning in warned]
+    assert any("squares reach beyond their photographs" in text and "--context below 1.5" in text for text in messages)
+    assert any("pictures are few; an album needs 20 to 30" in text for text in messages)
+    with pytest.warns(UserWarning, match="1 pictures are few") as warned:
+        out = call("--output_dir", tmp_path / "some", "--max_padding", 0.1)
+    assert not any("reach beyond" in str(warning.message) for warning in warned)
+    assert "left out: near.png: " in out and "of the square lies beyond the photograph; --max_padding is 10%" in out
+    assert "far.png" not in out
+
+
+def test_a_blurred_face_is_not_called_somebody_else(photos, tmp_path):
+    """However far from the person its embedding is."""
+    framing, networks = Framing(64), FaceNetworks()
+    own = [by_networks(networks, framing, photos / f"own{i}.png") for i in range(3)]
+    blurred = by_networks(networks, framing, photos / "soft.png")
+    blurred[0] = replace(blurred[0], vector=-own[0][0].vector)
+    kept, left_out = choose_portraits([*own, blurred])
+    reasons = [reason for path, reason in left_out if path.name == "soft.png"]
+    assert len(reasons) == 1 and reasons[0].startswith("the face is too blurred")
+    assert kept and all(portrait.path.name.startswith("own") for portrait in kept)
 
 
 def test_the_person_is_whom_most_photographs_show():
@@ -133,16 +188,16 @@ def test_the_face_is_level_in_the_middle_of_the_square(tmp_path):
     """However the photograph is turned, the square is about the same."""
     portrait = open_image(WEIGHTS / "demo" / "person-a.png").resize((400, 400), Image.Resampling.BICUBIC)
     networks = FaceNetworks()
-    for degrees in (-25, 0, 25):
+    for degrees in (-90, -25, 0, 25, 180):
         portrait.rotate(degrees, Image.Resampling.BICUBIC).save(tmp_path / "a.png")
-        (cut,) = FromNetworks(networks, 20)(tmp_path / "a.png", 200, 1.5)
+        (cut,) = by_networks(networks, Framing(200, 1.5, 20), tmp_path / "a.png")
         (face,) = networks.find(cut.square)
         middle, axes, half = face_frame(face.landmarks)
         assert np.abs(middle - 100).max() < 12 and abs(np.degrees(np.arctan2(axes[0, 1], axes[0, 0]))) < 8
         assert 2 * half.max() == pytest.approx(200 / 1.5, rel=0.12)
 
 
-@pytest.mark.filterwarnings("ignore:landmarks or masks are given", "ignore:.*were enlarged")
+@pytest.mark.filterwarnings("ignore:with --landmarks", "ignore:.*were enlarged", "ignore:.*are few", "ignore:.*reach beyond")
 def test_landmarks_or_masks_do_instead_of_the_networks(tmp_path, command, monkeypatch):
     for folder in ("photos", "points", "masks"):
         (tmp_path / folder).mkdir()
@@ -156,9 +211,9 @@ def test_landmarks_or_masks_do_instead_of_the_networks(tmp_path, command, monkey
     monkeypatch.setattr("lida.photos.faces.find_spec", lambda name: None)
     options = ("--subject", "x", "--resolution", 64)
     out = command(tmp_path / "photos", "--output_dir", tmp_path / "a", "--landmarks", tmp_path / "points", *options)
-    assert "left out: 2.png: " in out and "landmarks are 3 numbers" in out and "2 pictures of x" in out
+    assert "left out: 2.png: " in out and "landmarks are 1 x 3 numbers" in out and "2 pictures of x" in out
     out = command(tmp_path / "photos", "--output_dir", tmp_path / "b", "--masks", tmp_path / "masks", *options)
-    assert "left out: 1.png: " in out and "1.png does not exist" in out and len(read_examples(tmp_path / "b")) == 2
+    assert "left out: 1.png: " in out and "1.png: no such file" in out and len(read_examples(tmp_path / "b")) == 2
     with pytest.raises(lida.InputError, match=r"pip install lida-aging\[face\]; or give --landmarks or --masks"):
         command(tmp_path / "photos", "--output_dir", tmp_path / "c", *options)
 
@@ -167,14 +222,19 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(photos, tmp_path
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         ((tmp_path / "nowhere",), "nowhere: no such folder"),
-        ((tmp_path / "empty",), "empty: none of its 0 files can be used"),
+        ((tmp_path / "empty",), "empty: none of its 0 files can be used; an album needs 20 to 30 sharp photographs"),
         ((photos, "--output_dir", photos / "x"), "lies among the photographs"),
-        ((photos, "--template", "{name}"), "its only field is {subject}"),
-        ((photos, "--template", "{subject"), "its only field is {subject}"),
-        ((photos, "--resolution", 4), "--resolution 4"),
+        ((photos, "--template", "{name}"), "its fields are {subject}"),
+        ((photos, "--template", "{subject"), "its fields are {subject}"),
+        ((photos, "--template", "{subject:>9999999999}"), "its fields are {subject}"),
+        ((photos, "--template", "{subject}, age {age}"), "its fields are {subject}, without"),
+        ((photos, "--template", " "), "makes empty captions"),
+        ((photos, "--ages", tmp_path / "empty"), "empty: no age estimator"),
+        ((photos, "--resolution", 4), "--resolution: '4' is not a whole number from 8"),
+        ((photos, "--max_padding", 2), "--max_padding: '2' is not a number from 0 to 1"),
         ((photos, "--masks", tmp_path, "--landmarks", tmp_path), "give one of the two"),
     ):
         with pytest.raises(lida.InputError, match=message):
             command("--subject", "x", "--output_dir", tmp_path / "out", *arguments)
         assert not (tmp_path / "out").exists() and not (photos / "x").exists()
-    assert choose([]) == ([], [])
+    assert choose_portraits([]) == ([], [])

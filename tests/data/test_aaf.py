@@ -10,9 +10,10 @@ from conftest import noise_image
 from PIL import Image
 
 import lida
-from lida.data.aaf import choose, main, read_faces, read_landmarks, write_dataset
-from lida.photos.captions import DEFAULT_TEMPLATE, read_captioning
-from lida.data.folder import read_examples
+from lida.data.aaf import choose_faces, main, read_faces, read_landmarks, write_dataset
+from lida.data.folder import read_captioning, read_examples
+from lida.doors.files import locked
+from lida.photos.captions import DEFAULT_TEMPLATE
 
 AGES = [2, 9, 10, 12, 21, 22, 23, 24, 64, 80]  # of serial numbers 0, 1, ..., 9; the odd ones are men
 
@@ -41,14 +42,9 @@ def aaf(tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch):
+def command():
     """Run the command line."""
-
-    def run(*arguments) -> None:
-        monkeypatch.setattr("sys.argv", ["lida.data.aaf", *map(str, arguments)])
-        main()
-
-    return run
+    return lambda *arguments: main([*map(str, arguments)])
 
 
 def rows_of(folder) -> list[dict]:
@@ -66,8 +62,6 @@ def test_the_command_makes_a_checked_dataset(aaf, tmp_path, command):
         assert (out / row["file_name"]).samefile(aaf / "original images" / row["file_name"])
         assert not (out / row["file_name"]).is_symlink()
     assert read_captioning(out) == {"template": DEFAULT_TEMPLATE, "ages": [2, 64]}
-    assert (out / "splits" / "train.txt").read_text().split() == [row["file_name"] for row in rows]
-    assert (out / "splits" / "held_out.txt").read_text() == ""
     faces = read_faces(aaf, "train")
     for example, face in zip(read_examples(out), faces, strict=True):
         mask = np.asarray(Image.open(example.mask))
@@ -86,9 +80,12 @@ def test_captions_are_made_from_the_template(aaf, tmp_path, command):
     assert [row["text"] for row in rows_of(tmp_path / "a")] == [
         f"a {'man' if i % 2 else 'woman'} of {age} in the {age // 10 * 10}s" for i, age in enumerate(AGES)
     ]
-    command(aaf, "--output_dir", tmp_path / "b", "--template", "a {gender} of {age}", "--children", "--no_masks")
-    words = ["girl", "boy", "girl", "boy", "woman", "man", "woman", "man", "woman"]
-    assert [row["text"].split()[1] for row in rows_of(tmp_path / "b")] == words
+    options = ("--split", "all", "--template", "{subject} of {age}", "--children", "--old", 64, "--no_masks")
+    command(aaf, "--output_dir", tmp_path / "b", *options)
+    words = ["a girl", "a boy", "a girl", "a boy", "a woman", "a man", "a woman", "a man", "an old woman", "an old man"]
+    assert [row["text"].split(" of ")[0] for row in rows_of(tmp_path / "b")] == words
+    assert [row["gender"] for row in rows_of(tmp_path / "b")] == ["woman", "man"] * 5
+    assert read_captioning(tmp_path / "b") == {"template": "{subject} of {age}", "ages": [2, 80], "child": 13, "old": 64}
     assert not list((tmp_path / "b" / "masks").iterdir())
 
 
@@ -127,26 +124,26 @@ def test_another_disk_gets_copies(aaf, tmp_path, monkeypatch):
     for face in read_faces(aaf):
         copy = tmp_path / "out" / face.path.name
         assert copy.read_bytes() == face.path.read_bytes() and not copy.samefile(face.path) and not copy.is_symlink()
-    assert not list((tmp_path / "out").glob("*.part"))
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".jpg", ".json", ".jsonl", ""}
 
 
 def test_choices(aaf):
     faces = read_faces(aaf)
     ages = lambda chosen: [face.age for face in chosen]  # noqa: E731
     assert (
-        ages(choose(faces, (9, 22))) == [9, 10, 12, 21, 22]
-        and ages(choose(faces, exclude=["*9A??.jpg", "0000[01]*"])) == AGES[2:9]
+        ages(choose_faces(faces, (9, 22))) == [9, 10, 12, 21, 22]
+        and ages(choose_faces(faces, exclude=["*9A??.jpg", "0000[01]*"])) == AGES[2:9]
     )
-    drawn = choose(faces, count=4, seed=1)
-    assert len(drawn) == 4 and drawn == choose(faces, count=4, seed=1) != choose(faces, count=4, seed=2)
-    assert sorted(ages(choose(faces, balance=True, count=5))) == sorted(set(ages(choose(faces, balance=True, count=5))))
+    drawn = choose_faces(faces, count=4, seed=1)
+    assert len(drawn) == 4 and drawn == choose_faces(faces, count=4, seed=1) != choose_faces(faces, count=4, seed=2)
+    assert sorted(ages(choose_faces(faces, balance=True, count=5))) == sorted(set(ages(choose_faces(faces, balance=True, count=5))))
     for count, most in ((5, 1), (7, 2), (8, 2), (9, 3)):  # decades have 2, 2, 4, 1 and 1
-        decades = [face.decade for face in choose(faces, balance=True, count=count)]
+        decades = [face.decade for face in choose_faces(faces, balance=True, count=count)]
         assert len(decades) == count and max(decades.count(d) for d in decades) == most and len(set(decades)) == 5
-    assert len(choose(faces, balance=True)) == 5
+    assert len(choose_faces(faces, balance=True)) == 5
     for bad in ({"ages": (90, 99)}, {"count": 11}, {"exclude": ["*"]}):
         with pytest.raises(lida.InputError, match="leave . faces|leave 10 faces"):
-            choose(faces, **bad)
+            choose_faces(faces, **bad)
 
 
 def test_the_dataset_itself_is_never_written_to(aaf):
@@ -178,9 +175,12 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(aaf, tmp_path, c
         (("--crop", "face"), "--resolution None: goes with --crop face"),
         (("--resolution", 64), "--resolution 64: goes with --crop face"),
         (("--crop", "face", "--resolution", 64, "--no_masks"), "--no_masks"),
-        (("--count", 0), "--count must be at least 1"),
-        (("--context", 0.5), "--context must be at least 1"),
-        (("--template", "a face"), "--template 'a face'"),
+        (("--count", 0), "--count: '0' is not a whole number from 1"),
+        (("--context", 0.5), "--context: '0.5' is not a number from 1"),
+        (("--template", "a face"), "--template 'a face': must name {decade} or {age}"),
+        (("--template", "{age:>9999999999}"), "--template .*: cannot be filled in"),
+        (("--ages", 0, 1e9), "--ages: '1000000000.0' is not a whole number from 0 to 99"),
+        (("--seed", -1), "--seed: '-1' is not"),
         (("--ages", 81, 99), "leave 0 faces"),
     ):
         with pytest.raises(lida.InputError, match=message):
@@ -188,7 +188,37 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(aaf, tmp_path, c
         assert not (tmp_path / "out").exists()
     with pytest.raises(lida.InputError, match="no folder 'original images'"):
         read_faces(tmp_path)
-    (aaf / "key points" / "00000A02.txt").write_text("1 2\n")
-    with pytest.raises(lida.InputError, match="00000A02.txt: "):
+
+
+def test_pictures_that_are_links_or_pipes_are_refused(aaf, tmp_path, command):
+    picture = aaf / "original images" / "00003A12.jpg"
+    secret = picture.rename(tmp_path / "secret.jpg")
+    picture.symlink_to(secret)
+    with pytest.raises(lida.InputError, match="00003A12.jpg: is a link or no regular file"):
+        command(aaf, "--output_dir", tmp_path / "out")
+    picture.unlink()
+    os.mkfifo(picture)
+    with pytest.raises(lida.InputError, match="00003A12.jpg: is a link or no regular file"):
+        command(aaf, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["1 2\n", "nan 3\n" * 49, "1e30 3\n" * 48 + "2 2\n", "a b\n" * 49, "1 2 3\n" * 49, "5 5\n" * 49])
+def test_broken_landmarks_are_refused(aaf, tmp_path, command, text):
+    (aaf / "key points" / "00000A02.txt").write_text(text)
+    with pytest.raises(lida.InputError, match="00000A02.txt: not readable as landmarks"):
         command(aaf, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out" / "metadata.jsonl").exists()
+
+
+def test_landmarks_outside_of_the_picture_are_refused(aaf, tmp_path, command):
+    path = aaf / "key points" / "00000A02.txt"
+    np.savetxt(path, np.loadtxt(path) + 1000)
+    with pytest.raises(lida.InputError, match="00000A02.jpg: its landmarks lie outside of the picture"):
+        command(aaf, "--output_dir", tmp_path / "out")
+
+
+def test_two_runs_do_not_fill_a_folder_at_once(aaf, tmp_path, command):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"), pytest.raises(lida.InputError, match="in use by process"):
+        command(aaf, "--output_dir", tmp_path / "out")

@@ -23,7 +23,7 @@ from lida.adapters.adapter import FILE_NAME, load_adapter
 from lida.adapters.dialects import TEXT
 from lida.aging.editing import generate
 from lida.aging.stable_diffusion import StableDiffusion
-from lida.checkpoints.models import load_text_encoder, load_vae
+from lida.checkpoints import load_text_encoder, load_vae
 from lida.data.folder import Example, read_examples
 from lida.diffusion.schedule import mask_weights, noise_prediction_loss
 from lida.doors.arguments import integer, non_negative, non_negative_int, number, positive, positive_int, seed

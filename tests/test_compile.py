@@ -8,7 +8,7 @@ from conftest import ROOT
 
 import lida
 from lida.kernels.amx import compiler, has_amx
-from lida.checkpoints.models import load_unet
+from lida.checkpoints import load_unet
 from lida.nn.layers import set_attention_backend
 from lida.nn.unet import UNet
 

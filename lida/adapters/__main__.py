@@ -76,7 +76,10 @@ def fuse(source: str, pairs: Sequence[tuple[str, Weight]], folder: Path) -> None
         for path, _ in pairs:
             sd.load_adapter(path, path)
         sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
-        sd.save(part)
+        try:
+            sd.save(part)
+        except InputError as error:  # such as what does not fit into float16
+            raise InputError(f"with {', '.join(f'{path}={weight}' for path, weight in pairs)}: {error}") from None
 
 
 def main() -> None:

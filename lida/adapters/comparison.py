@@ -8,7 +8,6 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -63,7 +62,7 @@ def compare(a: Adapter, b: Adapter) -> dict[str, dict]:
     included. Its other measures are means over the common layers, weighted by the product of the norms. Raises ValueError if a
     layer has one shape in a and another in b.
     """
-    layers, report = {}, {"layers": {}, "parts": {}, "all": {}}
+    layers = {}
     for path in (path for path in a.layers if path in b.layers):
         sizes = [(x.layers[path].shape[0], math.prod(x.layers[path].shape[1:])) for x in (a, b)]
         if sizes[0] != sizes[1]:
@@ -72,15 +71,15 @@ def compare(a: Adapter, b: Adapter) -> dict[str, dict]:
     for path in a.layers.keys() ^ b.layers.keys():
         norms = [frobenius(x.layers[path]) if path in x.layers else 0.0 for x in (a, b)]
         layers[path] = {"norm_a": norms[0], "norm_b": norms[1], "dot": 0.0, **dict.fromkeys(MEASURES, 0.0)}
-    report["layers"] = {path: layers[path] for path in (*a.layers, *(p for p in b.layers if p not in a.layers))}
-    names = {path: part_of(path) for path in layers}
-    for part in sorted(set(names.values())):
-        report["parts"][part] = together([row for path, row in layers.items() if names[path] == part])
-    report["all"] = together(list(layers.values()))
-    return report
+    layers = {path: layers[path] for path in {**a.layers, **b.layers}}  # in the order of the adapters
+    parts: dict[str, list] = {}
+    for path, row in layers.items():
+        parts.setdefault(part_of(path), []).append(row)
+    summaries = {part: as_one_part(rows) for part, rows in sorted(parts.items())}
+    return {"layers": layers, "parts": summaries, "all": as_one_part(list(layers.values()))}
 
 
-def together(rows: list[dict[str, float]]) -> dict[str, float]:
+def as_one_part(rows: list[dict[str, float]]) -> dict[str, float]:
     """Return the measures of several layers as one part."""
     norm_a, norm_b = (math.sqrt(sum(row[name] ** 2 for row in rows)) for name in ("norm_a", "norm_b"))
     weights = [row["norm_a"] * row["norm_b"] for row in rows]
@@ -99,22 +98,18 @@ def table(report: dict) -> str:
 
 def heat_map(report: dict) -> Image.Image:
     """Draw a row for each layer and a column for each measure: blue at -1, white at 0, red at 1."""
-    rows, names = list(report["layers"].values()), list(report["layers"])
     height, label, width = 14, 480, 90
-    image = Image.new("RGB", (label + width * len(MEASURES), 24 + height * len(rows)), "white")
+    image = Image.new("RGB", (label + width * len(MEASURES), 24 + height * len(report["layers"])), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=11)
     for column, measure in enumerate(MEASURES):
         draw.text((label + width * (column + 0.5), 12), measure, fill="black", font=font, anchor="mm")
-    for number, (name, row) in enumerate(zip(names, rows)):
+    for number, (name, row) in enumerate(report["layers"].items()):
         top = 24 + height * number
         draw.text((label - 6, top + height / 2), name, fill="black", font=font, anchor="rm")
         for column, measure in enumerate(MEASURES):
-            value = float(np.clip(row[measure], -1, 1))
-            pale = round(255 * (1 - abs(value)))
-            left = label + width * column
-            draw.rectangle(
-                [left, top, left + width - 2, top + height - 2], (255, pale, pale) if value > 0 else (pale, pale, 255)
-            )
+            pale, left = round(255 * (1 - min(1.0, abs(row[measure])))), label + width * column
+            colour = (255, pale, pale) if row[measure] > 0 else (pale, pale, 255)
+            draw.rectangle([left, top, left + width - 2, top + height - 2], colour)
             draw.text((left + width / 2, top + height / 2), f"{row[measure]:.2f}", fill="black", font=font, anchor="mm")
     return image
 

@@ -67,14 +67,8 @@ def inner_path(path: str) -> str | None:
 
 def dotted(name: str) -> str | None:
     """Return the path of kohya's underscored name; None if it holds other words than SD1.5's paths do."""
-    words, place = [], 0
-    while place < len(name):
-        match = WORD.match(name, place)
-        if not match or name[match.end() : match.end() + 1] not in ("", "_"):
-            return None
-        words.append(match[0])
-        place = match.end() + 1
-    return ".".join(words)
+    words = WORD.findall(name)
+    return ".".join(words) if "_".join(words) == name else None
 
 
 def parse_key(key: str) -> tuple[str, str] | None:
@@ -107,13 +101,12 @@ def refuse_foreign(names: Collection[str], where: str) -> None:
 
 
 def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], where: str) -> dict[str, LowRank]:
-    """Return the layers of a file's tensors. `configs` has peft's config for "unet" and "text_encoder", if there is any.
+    """Return the layers of a file's tensors. `configs` has peft's config for "unet" and for "text_encoder".
 
     A layer's alpha is its own tensor, else what the config says, else its rank. Raises InputError, with `where` in front, for
     whatever cannot be applied.
     """
-    found: dict[str, dict[str, Tensor]] = {}
-    unknown = []
+    found, unknown = {}, []
     for key, tensor in tensors.items():
         place = parse_key(key)
         if place is None or place[1] in found.get(place[0], {}):
@@ -126,17 +119,15 @@ def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], wher
         raise InputError(f"{where}: holds {len(found) or 'no'} layers; an adapter of SD1.5 has 1 to {MOST_LAYERS}")
     for path, parts in found.items():
         check_layer(path, parts, where)
-    alphas = {}
+    layers = {}
     for component, part in by_component(found).items():
-        prefix = TEXT if component == "text_encoder" else ""
-        ranks = {  # transformers 5.6 dropped `text_model.` from the paths
-            prefix + path: (len(parts["down"]), (path, f"text_model.{path}") if prefix else (path,)) for path, parts in part.items()
-        }
-        alphas |= configs.get(component, PeftConfig()).alphas(ranks, where)
-    for path, parts in found.items():
-        if "alpha" in parts:
-            alphas[path] = float(parts["alpha"]) or float(len(parts["down"]))  # kohya writes 0 for the rank
-    return {path: LowRank(parts["down"].clone(), parts["up"].clone(), alphas[path]) for path, parts in found.items()}
+        alphas = configs[component].alphas({path: len(parts["down"]) for path, parts in part.items()}, where)
+        for path, parts in part.items():
+            rank, alpha = len(parts["down"]), float(parts["alpha"]) if "alpha" in parts else alphas[path]
+            alpha = float(rank) if "alpha" in parts and not alpha else alpha  # kohya writes 0 for the rank
+            path = TEXT + path if component == "text_encoder" else path
+            layers[path] = LowRank(parts["down"].clone(), parts["up"].clone(), alpha)
+    return layers
 
 
 def check_layer(path: str, parts: Mapping[str, Tensor], where: str) -> None:

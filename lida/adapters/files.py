@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..doors.errors import InputError
-from ..doors.files import folder_written_whole, write_json
+from ..doors.files import folder_written_whole, output_folder, write_json
 from ..doors.json import parse_json, read_json
 from ..doors.tensors import is_finite, read_header, read_tensors, write_tensors
 from ..nn.lora import LowRank
@@ -50,10 +50,7 @@ def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") 
         return path
     path = path if path.suffix == ".safetensors" else path / FILE_NAME
     tensors, format_header = (as_kohya if format == "kohya" else as_diffusers)(adapter.layers)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another place") from None
+    output_folder(path.parent, "the adapter's folder")
     write_finite(path, tensors, {**format_header, **header}, path)
     return path
 
@@ -133,18 +130,17 @@ def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str
 
     Raises InputError for what is no weight, and for a file that is given twice, by whatever path.
     """
-    pairs, seen = [], {}
+    pairs: dict[str, Weight] = {}
+    seen: dict[str, str] = {}
     for text in texts:
         match = re.fullmatch(r"(.*?)=([-+\d.][^/=]*(?:,\w+=[^/=,]+)*)", text) or re.fullmatch(r"(.*)=(.*)", text)
         try:
             path, weight = (match[1], parse_weight(match[2])) if match else (text, 1.0)
         except ValueError as error:
             raise InputError(f"{flag} {text}: {error}; write PATH=WEIGHT") from None
-        for file in files_of(Path(path)):
-            status = os.stat(file) if file.exists() else None
-            key = (status.st_dev, status.st_ino) if status else file
-            if key in seen:
-                raise InputError(f"{flag} {text}: the same adapter is given as {seen[key]}; add their weights up")
-            seen[key] = path
-        pairs.append((path, weight))
-    return pairs
+        for file in map(os.path.realpath, files_of(Path(path))):
+            if file in seen:
+                raise InputError(f"{flag} {text}: the same adapter is given as {seen[file]}; add their weights up")
+            seen[file] = path
+        pairs[path] = weight
+    return list(pairs.items())

@@ -35,15 +35,14 @@ class PeftConfig:
     rank_pattern: dict[str, Annotated[int, Range(1, 2**16)]] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
 
-    def alphas(self, ranks: Mapping[str, tuple[int, tuple[str, ...]]], where: str) -> dict[str, float]:
-        """Return each layer's alpha, so that its scale is alpha / rank. `ranks` has (rank, names for patterns) by path.
+    def alphas(self, ranks: Mapping[str, int], where: str) -> dict[str, float]:
+        """Return each layer's alpha by path, such that its scale is alpha / rank.
 
-        Raises InputError where the config and the tensors disagree on a rank.
+        Raises InputError where the config and the tensors, which have these `ranks`, disagree.
         """
-        names = {path: names for path, (_, names) in ranks.items()}
-        own_ranks, own_alphas = (first_matches(table, names, where) for table in (self.rank_pattern, self.alpha_pattern))
+        own_ranks, own_alphas = (first_matches(table, ranks, where) for table in (self.rank_pattern, self.alpha_pattern))
         alphas = {}
-        for path, (rank, _) in ranks.items():
+        for path, rank in ranks.items():
             if (wanted := own_ranks.get(path, self.r)) not in (None, rank):
                 raise InputError(f"{where}: {path} has rank {rank}, but peft's config says {wanted}; fetch both files again")
             alpha = own_alphas.get(path, self.lora_alpha)
@@ -69,11 +68,12 @@ def read_config(value: Any, where: str) -> PeftConfig:
     return typed(PeftConfig, {name: v for name, v in value.items() if name in known and v is not None}, where)
 
 
-def first_matches(patterns: Mapping[str, T], names: Mapping[str, Iterable[str]], where: str) -> dict[str, T]:
-    """Return, by path, the value of the first pattern that matches one of the path's names.
+def first_matches(patterns: Mapping[str, T], paths: Iterable[str], where: str) -> dict[str, T]:
+    """Return, by path, the value of the first pattern that matches it.
 
-    As in peft, a pattern is a regular expression for the end of a name. Raises InputError for one that is none, for one longer
-    than LONGEST, and for patterns that take longer than SECONDS of CPU time.
+    As in peft, a pattern is a regular expression for the end of a path; in the text encoder also for that of a path with
+    `text_model.` in front, as transformers had it until 5.6. Raises InputError for a pattern that is none or longer than
+    LONGEST, and if matching takes longer than SECONDS of CPU time.
     """
     end, rules, found = time.process_time() + SECONDS, [], {}
     try:
@@ -82,9 +82,10 @@ def first_matches(patterns: Mapping[str, T], names: Mapping[str, Iterable[str]],
                 raise TimeoutError
             re.compile(pattern)  # refuses what regex knows beyond Python's own syntax
             rules.append((regex.compile(rf"(.*\.)?({pattern})"), value))
-        for path, alternatives in names.items():
+        for path in paths:
             for rule, value in rules:
-                if any(rule.fullmatch(name, timeout=max(end - time.process_time(), 1e-3)) for name in alternatives):
+                left = max(end - time.process_time(), 1e-3)
+                if rule.fullmatch(path, timeout=left) or rule.fullmatch(f"text_model.{path}", timeout=left):
                     found[path] = value
                     break
     except (re.error, regex.error, RecursionError, OverflowError) as error:

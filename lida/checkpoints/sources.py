@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -105,7 +105,7 @@ def is_single_file(source: str | Path) -> bool:
 
 
 def part_of_single_file(path: Path, part: str) -> dict[str, Tensor]:
-    """Return a part's tensors under latent diffusion's names without the prefix.
+    """Return a part's tensors under latent diffusion's names.
 
     Raises InputError for tensors that belong to no part.
     """
@@ -113,7 +113,12 @@ def part_of_single_file(path: Path, part: str) -> dict[str, Tensor]:
     unknown = [n for n in tensors if not n.startswith(tuple(ldm.PREFIXES.values())) and not ldm.IGNORED.fullmatch(n)]
     if unknown:
         raise InputError(f"{path}: has {len(unknown)} tensors that are no part of SD1.5: {some(unknown)}")
-    return {name.removeprefix(ldm.PREFIXES[part]): t for name, t in tensors.items() if name.startswith(ldm.PREFIXES[part])}
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(ldm.PREFIXES[part])}
+
+
+def shapes_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Return the tensors' shapes, names without the prefix."""
+    return {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def some(names: Iterable[str]) -> str:

@@ -2,18 +2,26 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-full check-weights clean
+NUMERICAL = tests/nn tests/diffusion tests/adapters tests/checkpoints tests/kernels tests/aging
+PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.PHONY: demo test test-avx2 test-full check-weights clean
 
 demo: .venv/ready
 	$(BIN)/python infer.py
 
+# Two processes of one thread each: the models are too small for two threads to share a product.
 test: .venv/ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(PYTEST) -n 2 --dist worksteal
+
+# What is compared with numbers, on kernels that sum in another order: those of CPUs without AVX-512.
+test-avx2: .venv/ready
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -n 2 --dist worksteal $(NUMERICAL)
 
 # At SD1.5's full size, with CLIP's own vocabulary, of whose package only the list is wanted, not what it depends on.
 test-full: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m full -v
+	$(PYTEST) -m full -v
 
 # Adapters, pictures and tables were made with the base that ships.
 check-weights: .venv/ready

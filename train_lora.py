@@ -7,57 +7,48 @@ The algorithm stands in train(), top to bottom. Several processes train together
 
 import argparse
 import copy
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, make_dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lida.adapters.adapter import FILE_NAME, load_adapter
+import lida
+from lida.adapters import FILE_NAME, load_adapter
 from lida.adapters.dialects import TEXT
-from lida.aging.editing import generate
-from lida.aging.stable_diffusion import StableDiffusion
+from lida.aging import StableDiffusion, generate
 from lida.checkpoints import load_text_encoder, load_vae
-from lida.data.folder import Example, read_examples
-from lida.diffusion.schedule import mask_weights, noise_prediction_loss
-from lida.doors.arguments import integer, non_negative, non_negative_int, number, positive, positive_int, seed
+from lida.data.folder import read_examples
+from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
+from lida.doors.arguments import Parser, checked, non_negative, non_negative_int, positive, positive_int, seed
 from lida.doors.errors import OUT_OF_MEMORY, InputError, run
-from lida.kernels.amx import compiler, has_amx
-from lida.nn.layers import ATTENTION_BACKENDS, set_attention_backend
-from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, SampleDropout, inject_lora, lora_parameters
+from lida.doors.pictures import to_images
+from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
+from lida.kernels.amx import compiler
+from lida.nn import LoRALinear, inject_lora, lora_parameters
+from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION
 from lida.nn.text import encode_prompts
-from lida.photos.captions import DEFAULT_TEMPLATE, caption, read_captioning
-from lida.training.batches import Augmentation, BatchSampler, MicroBatches, Samples, hold_out, sizes_of
-from lida.training.caches import LatentCache, TextCache
-from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
-from lida.training.optimizers import LR_SCHEDULERS, lr_schedule, new_optimizer
-from lida.training.processes import Processes, noted_signals
-from lida.training.run import Run, finished, metadata_of, output_of, plan, settings_of, warn_of_data
+from lida.photos.captions import caption, captioning_of
+from lida.training import CLASS, LR_SCHEDULERS, REPORTERS, VALIDATION, DropoutLoRALinear, MicroBatches, Monitor, Processes
+from lida.training import Run, SampleDropout, TextCache, add_to_contact_sheet, finished, lr_schedule, metadata_of
+from lida.training import micro_batches, new_optimizer, output_of, plan, read_data, settings_of
 
-TRAINING, CLASS, VALIDATION = 0, 1, 2  # streams of random numbers
-DEFAULT_MODEL = os.path.relpath(Path(__file__).parent / "weights" / "lida-tiny")
+DEFAULT_MODEL = os.path.relpath(Path(lida.__file__).parent / "weights" / "lida-tiny")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NEEDS = {  # flags that do nothing without another
-    "--mask_loss": ("unmasked_weight", "normalize_mask_loss"),
-    "--prior_adapter": ("prior_weight", "prior_subject"),
-    "--class_data_dir": ("class_prompt", "prior_loss_weight"),
-    "--train_text_encoder": ("text_encoder_lr",),
-    "--validation_prompt": ("num_validation_images",),
-}
 
 
 def parse_args() -> argparse.Namespace:
     """Return the flags as a frozen dataclass."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=formatter, allow_abbrev=False)
-    add, fraction = parser.add_argument, number("a number of at least 0 and below 1", lambda x: 0 <= x < 1)
-    rate = number("a learning rate above 0 and up to 1", lambda x: 0 < x <= 1)
+    parser = Parser(description=__doc__.splitlines()[0], formatter_class=formatter, allow_abbrev=False)
+    add, fraction = parser.add_argument, checked(float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
+    rate = checked(float, "a learning rate above 1e-7 and up to 1", lambda x: 1e-7 < x <= 1)  # polynomial ends at 1e-7
     # Model and data
     add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder, .safetensors file or hub id")
     add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')
@@ -102,7 +93,7 @@ def parse_args() -> argparse.Namespace:
     add("--scale_lr", action="store_true", help="multiply the learning rates by the number of pictures in a step")
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="how the learning rate changes")
     add("--lr_warmup_steps", type=non_negative_int, default=0, help="steps to rise to the full learning rate")
-    add("--lr_num_cycles", type=integer(1, 1000), default=1, help="cycles of cosine_with_restarts")
+    add("--lr_num_cycles", type=positive_int, default=1, help="cycles of cosine_with_restarts")
     add("--lr_power", type=positive, default=1.0, help="power of polynomial")
     add("--adam_beta1", type=fraction, default=0.9, help="decay of the first moment")
     add("--adam_beta2", type=fraction, default=0.999, help="decay of the second moment")
@@ -116,9 +107,8 @@ def parse_args() -> argparse.Namespace:
     add("--cache_latents", action="store_true", help="encode each picture once, in float32, when it is first drawn")
     add("--cache_dir", help="do so, and keep the latents in this folder, which runs may share")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice rather than keep them")
-    add("--attention", choices=ATTENTION_BACKENDS, help="kernel; amx where the CPU has it, else sdpa, if not given")
-    as_xformers = {"dest": "attention", "action": "store_const", "const": "xformers", "default": argparse.SUPPRESS}
-    add("--enable_xformers_memory_efficient_attention", **as_xformers, help="the same as --attention xformers")
+    add("--attention", choices=ATTENTION, help="kernel; the fastest one that is there, if not given")
+    add("--enable_xformers_memory_efficient_attention", dest="attention", action="store_const", const="xformers")
     add("--allow_tf32", action="store_true", help="multiply float32 with 10 bits of mantissa, on a CUDA GPU")
     add("--compile", action="store_true", help="compile the UNet by torch.compile")
     add("--dataloader_num_workers", type=non_negative_int, default=0, help="processes that read pictures")
@@ -141,7 +131,10 @@ def parse_args() -> argparse.Namespace:
 
 def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> None:
     """Warn of flags that do nothing beside the others, and raise InputError for those that contradict each other."""
-    idle = {flag: f"without {other}" for other, flags in NEEDS.items() for flag in flags if not getattr(args, other[2:])}
+    needs = {"mask_loss": ("unmasked_weight", "normalize_mask_loss"), "prior_adapter": ("prior_weight", "prior_subject")}
+    needs |= {"class_data_dir": ("class_prompt", "prior_loss_weight"), "train_text_encoder": ("text_encoder_lr",)}
+    needs |= {"validation_prompt": ("num_validation_images",)}
+    idle = {flag: f"without --{other}" for other, flags in needs.items() for flag in flags if not getattr(args, other)}
     idle |= {"lr_num_cycles": "without cosine_with_restarts"} if args.lr_scheduler != "cosine_with_restarts" else {}
     idle |= {"lr_power": "without polynomial"} if args.lr_scheduler != "polynomial" else {}
     idle |= {"lr_warmup_steps": "with constant; give constant_with_warmup"} if args.lr_scheduler == "constant" else {}
@@ -157,8 +150,8 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
     if args.mixed_precision == "fp16" and args.device == "cpu":
         raise InputError("--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too")
     if args.attention == "xformers" and not args.device.startswith("cuda"):
-        raise InputError(f"--attention xformers: needs a CUDA GPU, not {args.device}; leave it out")
-    if args.compile and args.device == "cpu" and compiler() is None:
+        raise InputError(f"--attention xformers: needs a CUDA GPU, and the device is {args.device}; leave it out")
+    if args.compile and args.device == "cpu" and not compiler():
         raise InputError("--compile: needs a C++ compiler on the CPU, and finds none; install g++, or leave it out")
 
 
@@ -172,8 +165,6 @@ def load_model(args: argparse.Namespace, processes: Processes) -> tuple[StableDi
             sd.vae = load_vae(source, device=device)
     if sd.unet.inpaints:
         raise InputError(f"{source}: is an inpainting model; train on the plain one, adapters fit both")
-    attention = args.attention or ("amx" if has_amx(dtype, torch.device(device)) else "sdpa")
-    set_attention_backend(sd.unet, attention)
     sd.unet.set_gradient_checkpointing(args.gradient_checkpointing)
     for model in (sd.unet, sd.vae):
         model.to(memory_format=torch.channels_last)
@@ -181,45 +172,10 @@ def load_model(args: argparse.Namespace, processes: Processes) -> tuple[StableDi
     resolution = args.resolution or sd.resolution
     if resolution % sd.vae.factor:
         raise InputError(f"--resolution {resolution}: must be a multiple of {sd.vae.factor}")
+    attention = args.attention or fastest_attention(dtype, device, (resolution // sd.vae.factor) ** 2)
+    use_attention(sd.unet, attention)
+    use_frozen_convolutions(sd.unet)
     return sd, replace(args, device=device, attention=attention, resolution=resolution)
-
-
-def read_data(args: argparse.Namespace, sd: StableDiffusion) -> tuple[list[Example], dict]:
-    """Read and check the training pictures; return them, and how their captions were made."""
-    examples = read_examples(args.train_data_dir, args.image_column, args.caption_column, max(8, args.resolution // 4))
-    if args.balance_column and not all(args.balance_column in example.row for example in examples):
-        raise InputError(f"--balance_column {args.balance_column}: not every line of {args.train_data_dir} has that column")
-    missing = [f"{e.path}: has no mask masks/{e.path.stem}.png, which --mask_loss needs" for e in examples if e.mask is None]
-    if args.mask_loss and missing:
-        raise InputError(*missing)
-    small = sum(min(example.size) < args.resolution for example in examples)
-    if small:
-        warnings.warn(f"{small} of {len(examples)} pictures are smaller than --resolution {args.resolution} and are enlarged")
-    warn_of_data(examples, sd.text_encoder)
-    return examples, read_captioning(args.train_data_dir)
-
-
-def micro_batches(
-    examples: list[Example], sd: StableDiffusion, args: argparse.Namespace, processes: Processes, stream: int = TRAINING
-) -> MicroBatches:
-    """Return the batches of these examples; `stream` makes their random numbers differ from other examples'."""
-    factor, T = sd.vae.factor, sd.schedule.config.num_train_timesteps
-    sides = factor * 2 ** (len(sd.unet.config.block_out_channels) - 1)  # the UNet halves latents so often
-    if args.enable_bucket and args.resolution < sides:
-        raise InputError(f"--enable_bucket: needs a --resolution of at least {sides}, not {args.resolution}")
-    sizes = sizes_of(examples, args.resolution, sides if args.enable_bucket else None)
-    drawn = (args.random_flip, not args.center_crop, args.caption_dropout, args.noise_offset) if stream != VALIDATION else ()
-    shape, masked = (sd.unet.config.in_channels, factor), args.mask_loss and stream != CLASS
-    samples = Samples(examples, sizes, Augmentation(T, *drawn), shape, args.seed, stream, masked)
-    batch = args.train_batch_size * args.gradient_accumulation_steps * processes.count
-    balance = [e.row[args.balance_column] for e in examples] if args.balance_column and stream == TRAINING else None
-    sampler = BatchSampler(sizes, batch, args.seed + stream, balance)
-    if args.cache_latents:
-        samples.latents = LatentCache(samples, sd.vae, args.cache_dir)
-    elif args.center_crop and stream == TRAINING and sampler.steps_per_epoch < args.max_train_steps:
-        warnings.warn("each picture is encoded anew whenever it is drawn; --cache_latents does it once")
-    workers = 0 if args.cache_latents else args.dataloader_num_workers
-    return MicroBatches(samples, sampler, args.train_batch_size, processes, workers)
 
 
 def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module | None, list[str]]:
@@ -233,24 +189,24 @@ def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module
     for path, layer in adapter.layers.items():
         module = teacher.get_submodule(path)
         module.weight = nn.Parameter(module.weight + layer.delta.to(module.weight), requires_grad=False)
-    template, (low, high) = adapter.metadata.get("template", DEFAULT_TEMPLATE), adapter.metadata.get("ages", (0, 99))
+    template, (low, high) = captioning_of({args.prior_adapter: adapter.metadata})
     return teacher, sorted({caption(template, args.prior_subject, age) for age in range(low, high + 1)})
 
 
 def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDropout) -> dict[str, LoRALinear]:
     """Put the layers that train into the model and return them by path, the text encoder's behind `text_encoder.`."""
+    layer = partial(DropoutLoRALinear, dropout=dropout) if args.lora_dropout else None
+    inject = partial(inject_lora, rank=args.rank, alpha=args.lora_alpha, layer=layer)
     torch.manual_seed(args.seed)
     try:
-        layers = inject_lora(sd.unet, args.rank, args.lora_alpha, args.targets)
+        layers = inject(sd.unet, targets=args.targets)
     except ValueError as error:
         raise InputError(f"--targets: {error}") from None
     sd.text_encoder.requires_grad_(False)
     if args.train_text_encoder:
-        inner = getattr(sd.text_encoder.model, "text_model", sd.text_encoder.model)
-        text = inject_lora(inner, args.rank, args.lora_alpha, TEXT_ATTENTION)
-        layers |= {TEXT + path: layer for path, layer in text.items()}
-    for number, layer in enumerate(layers.values()):
-        layer.dropout, layer.number = dropout if args.lora_dropout else None, number
+        inner = getattr(sd.text_encoder.model, "text_model", sd.text_encoder.model)  # transformers 5.6 flattened the model
+        layers |= {TEXT + path: layer for path, layer in inject(inner, targets=TEXT_ATTENTION).items()}
+    for layer in layers.values():
         layer.train()
     return layers
 
@@ -267,7 +223,9 @@ class Objective:
     texts: TextCache | None = None
 
     def __post_init__(self):
-        self.unet = torch.compile(self.sd.unet) if self.args.compile else self.sd.unet
+        kind, precision = torch.device(self.args.device).type, self.args.mixed_precision
+        self.autocast = torch.autocast(kind, None if precision == "no" else DTYPES[precision], enabled=precision != "no")
+        self.unet = compiled(self.sd.unet) if self.args.compile else self.sd.unet
 
     def __call__(self, batch: dict, class_batch: dict | None = None) -> Iterator[Tensor]:
         """Yield the terms of a micro-batch's loss one by one, so that each can go backward before the next is computed."""
@@ -279,18 +237,6 @@ class Objective:
             captions = [self.ages[int(seed) % len(self.ages)] for seed in batch["seed"]]
             yield self.args.prior_weight * self.loss({**batch, "caption": captions}, self.teacher)
 
-    def encode_captions(self, data: list[MicroBatches], held_out: MicroBatches | None, steps: range) -> None:
-        """Encode the captions of these steps, where they stay the same, and let go of networks that are not needed again."""
-        args, drawn = self.args, {"", *self.ages}.union(*(own.captions(steps.start, steps.stop) for own in data))
-        if held_out:
-            drawn |= held_out.captions(0, held_out.sampler.steps_per_epoch)
-        if not args.train_text_encoder:
-            self.texts = TextCache(self.sd.text_encoder, drawn)
-        if args.validation_prompt is None and not args.train_text_encoder:
-            self.sd.text_encoder.to("meta")
-        if args.validation_prompt is None and args.cache_latents:
-            self.sd.vae.decoder.to("meta")
-
     @torch.no_grad()
     def with_latents(self, batch: dict) -> dict:
         """Return a batch on the model's device, with latents (B, 4, h, w)."""
@@ -300,16 +246,16 @@ class Objective:
 
     def loss(self, batch: dict, teacher: nn.Module | None = None) -> Tensor:
         """Return the mean squared error of the predicted noise, against the batch's or a teacher's prediction."""
-        args, dtype, weights = self.args, DTYPES[self.args.mixed_precision], None
+        args, weights = self.args, None
         if "mask" in batch and teacher is None:
             weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss)
         self.dropout.seeds = batch["seed"].tolist()
         drawn = {name: batch[name] for name in ("noise", "timesteps")}
         options = {"snr_gamma": args.snr_gamma, "pixel_weights": weights, "teacher": teacher}
-        with torch.autocast(torch.device(args.device).type, dtype, enabled=args.mixed_precision != "no"):
+        with self.autocast:
             captions = batch["caption"]
             hidden = self.texts(captions) if self.texts else encode_prompts(self.sd.text_encoder, captions)
-            hidden = hidden.to(args.device, dtype)  # (B, 77, C)
+            hidden = hidden.to(args.device, DTYPES[args.mixed_precision])  # (B, 77, C)
             return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, **drawn, **options)
 
 
@@ -324,9 +270,11 @@ def validate(objective: Objective, layers: dict, held_out: MicroBatches | None, 
         losses = [objective.loss(objective.with_latents(batch)).item() for batch in batches]
         monitor.record(step, validation_loss=float(np.mean(losses)))
     if args.validation_prompt is not None:
-        options = {"num_images_per_prompt": args.num_validation_images, "num_inference_steps": 25, "guidance_scale": 3.0}
-        images = generate(sd, args.validation_prompt, generator=torch.Generator().manual_seed(args.seed), **options)
-        add_to_contact_sheet(Path(args.output_dir), step, images)
+        sampling = Sampling(num_inference_steps=25, guidance_scale=3.0)
+        options = {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
+        with objective.autocast:
+            latents = generate(sd, args.validation_prompt, sampling, output_type="latent", **options)
+        add_to_contact_sheet(Path(args.output_dir), step, to_images(sd.vae.decode(latents)))
     for layer in layers.values():
         layer.train()
 
@@ -335,19 +283,18 @@ def train(args: argparse.Namespace) -> Path | None:
     """Train an adapter by these flags; return its file, or None after a dry run."""
     processes = Processes.join(args.device)
     sd, args = load_model(args, processes)
-    examples, captioning = read_data(args, sd)
-    examples, others = hold_out(examples, args.validation_split, args.seed)
+    examples, others, captioning = read_data(args)
     held_out = micro_batches(others, sd, args, Processes(), VALIDATION) if others else None
     data = [micro_batches(examples, sd, args, processes)]
     if args.class_data_dir:
-        others = read_examples(args.class_data_dir, args.image_column, args.caption_column, caption=args.class_prompt)
-        data.append(micro_batches(others, sd, args, processes, CLASS))
+        pictures = read_examples(args.class_data_dir, args.image_column, args.caption_column, caption=args.class_prompt)
+        data.append(micro_batches(pictures, sd, args, processes, CLASS))
     if args.num_train_epochs:
         args = replace(args, max_train_steps=args.num_train_epochs * data[0].sampler.steps_per_epoch)
     settings = settings_of(args, sd.base, data) | {"vae_dtype": str(sd.vae.dtype)}
 
     with output_of(args, processes) as folder:
-        if args.resume_from_checkpoint == "latest" and finished(args, settings):
+        if finished(args, settings):
             return folder / FILE_NAME
         objective = Objective(sd, args, SampleDropout(args.lora_dropout), *teacher_of(sd, args))
         layers = add_adapter(sd, args, objective.dropout)
@@ -360,17 +307,19 @@ def train(args: argparse.Namespace) -> Path | None:
         about, look = metadata_of(args, examples, captioning, sd.base), partial(validate, objective, layers, held_out, monitor)
         run = Run(args, settings, about, layers, parts, monitor, look, processes.first)
         first = run.resume()
-        objective.encode_captions(data, held_out, range(2) if args.dry_run else range(first, args.max_train_steps))
+        last = min(first + 2, args.max_train_steps) if args.dry_run else args.max_train_steps
+        if not args.train_text_encoder:
+            drawn = [micro.captions(first, last) for micro in data] + [{example.text for example in others}]
+            objective.texts = TextCache(sd.text_encoder, {"", *objective.ages}.union(*drawn), args.validation_prompt is None)
         if args.dry_run:
-            print(plan(args, objective, data[0], parameters))
+            print(plan(args, objective, data[0], parameters, range(first, last)))
             return None
 
-        run.begin(first)
-        batches = zip(*(own.load(first, args.max_train_steps) for own in data))
-        with noted_signals() as signals:
+        batches = zip(*(micro.load(first, args.max_train_steps) for micro in data))
+        with run.begin(first) as signals:
             for step in range(first, args.max_train_steps):
                 lr, loss = set_learning_rate(step), 0.0
-                for batch in islice(batches, args.gradient_accumulation_steps):
+                for batch in itertools.islice(batches, args.gradient_accumulation_steps):
                     for term in objective(*batch):
                         scaler.scale(term / args.gradient_accumulation_steps).backward()
                         loss += term.item() / args.gradient_accumulation_steps
@@ -382,23 +331,19 @@ def train(args: argparse.Namespace) -> Path | None:
                 scaler.update()
                 optimizer.zero_grad()
                 run.after(step + 1, loss, lr, norm.item(), stop)
-        path = run.end()
-    processes.leave()
-    return path
+        return run.end()
 
 
 def main() -> None:
-    args = parse_args()
+    """Run the script, and say what helps where memory runs out."""
     try:
-        path = train(args)
+        train(parse_args())
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         cures = "--cache_latents, --mixed_precision bf16, --gradient_checkpointing, a smaller --train_batch_size with more "
         cures += "--gradient_accumulation_steps, a smaller --resolution, --rank or --targets, in this order"
         raise InputError(f"out of memory ({str(error).splitlines()[0][:120]}); what helps: {cures}") from None
-    if path:
-        print(f"adapter: {path}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .adapters.adapter import Adapter, combine, load_adapter, save_adapter
-    from .adapters.comparison import compare
+    from .adapters import Adapter, combine, compare, load_adapter, save_adapter
     from .aging import (
         Edit,
         StableDiffusion,
@@ -32,17 +31,18 @@ if TYPE_CHECKING:
     )
     from .diffusion import NoiseSchedule, Sampling, ddim_step, guided, noise_prediction_loss, sample
     from .doors.errors import InputError
+    from .nn.attention_maps import recorded_attention
     from .nn.lora import LoRALinear, eject_lora, inject_lora
 
 # The module of each name
 HOMES = {
-    "adapters.adapter": ("Adapter", "combine", "load_adapter", "save_adapter"),
-    "adapters.comparison": ("compare",),
+    "adapters": ("Adapter", "combine", "compare", "load_adapter", "save_adapter"),
     "aging": (
         "Edit", "StableDiffusion", "Target", "age_face", "age_targets", "age_to", "aging_edit", "generate", "prepare", "repaint",
     ),
     "diffusion": ("NoiseSchedule", "Sampling", "ddim_step", "guided", "noise_prediction_loss", "sample"),
     "doors.errors": ("InputError",),
+    "nn.attention_maps": ("recorded_attention",),
     "nn.lora": ("LoRALinear", "eject_lora", "inject_lora"),
 }  # fmt: skip
 __all__ = sorted(name for names in HOMES.values() for name in names)

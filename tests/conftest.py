@@ -9,6 +9,9 @@ rounding steps of float32 through one network; more steps of a sampler or an opt
 import json
 import os
 import random
+import runpy
+import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,9 +23,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import lida
+from lida.adapters.dialects import TEXT
+from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,6 +112,58 @@ def pipe(folder) -> diffusers.StableDiffusionPipeline:
     return pipe
 
 
+@pytest.fixture
+def script(monkeypatch, tmp_path, capsys):
+    """Run a script in an empty folder; return exit code, standard output and standard error."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        code = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)  # a script prints it; elsewhere it fails the test
+            try:
+                if name.endswith(".py"):
+                    runpy.run_path(str(ROOT / name), run_name="__main__")
+                else:
+                    sys.modules.pop(name, None)  # or runpy warns that the library has imported it
+                    runpy.run_module(name, run_name="__main__", alter_sys=True)
+            except SystemExit as error:
+                code = error.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    run.folder = work
+    return run
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    """A generator at its beginning."""
+    return torch.Generator().manual_seed(seed)
+
+
+def random_adapter(sd, seed: int, rank: int = 4, alpha: float | None = None, targets=CROSS_ATTENTION) -> lida.Adapter:
+    """Factors as large as trained ones for every target of the UNet."""
+    generator, layers = draws(seed), {}
+    for path, module in sd.unet.named_modules():
+        if isinstance(module, nn.Linear) and path.endswith(tuple(targets)):
+            down = torch.randn(rank, module.in_features, generator=generator) / rank
+            up = 0.1 * torch.randn(module.out_features, rank, generator=generator)
+            layers[path] = LowRank(down, up, rank if alpha is None else alpha)
+    return lida.Adapter(layers, {"template": "{subject} {age}", "ages": [2, 80]})
+
+
+def prediction(unet) -> torch.Tensor:
+    """What a UNet, ours or diffusers', predicts for two fixed inputs."""
+    generator = draws()
+    latents, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 48, generator=generator)
+    with torch.no_grad():
+        out = unet(latents, torch.tensor([10, 700]), context)
+    return getattr(out, "sample", out)
+
+
 def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Smooth coloured noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -135,3 +193,41 @@ def dataset(tmp_path) -> Path:
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """max |a - b| / max |b|."""
     return float(((a - b).abs().max() / b.abs().max()).detach())
+
+
+ATTENTION = CROSS_ATTENTION + SELF_ATTENTION
+
+
+def modules_of(sd) -> dict[str, nn.Module]:
+    """Every module that an adapter can change, by our path."""
+    inner = getattr(sd.text_encoder.model, "text_model", sd.text_encoder.model)
+    return dict(sd.unet.named_modules()) | {TEXT + path: module for path, module in inner.named_modules()}
+
+
+def adapter_for(sd, targets, ranks=(4,), alphas=(None,), seed: int = 0) -> lida.Adapter:
+    """Random factors for the modules whose path ends in a target; ranks and alphas go round."""
+    generator, layers = torch.Generator().manual_seed(seed), {}
+    for path, module in modules_of(sd).items():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and path.endswith(tuple(targets)):
+            rank, alpha = ranks[len(layers) % len(ranks)], alphas[len(layers) % len(alphas)]
+            out, *rest = module.weight.shape
+            down = torch.randn(rank, *rest, generator=generator) / rank
+            up = 0.1 * torch.randn(out, rank, *[1] * (len(rest) - 1), generator=generator)
+            layers[path] = LowRank(down, up, float(rank if alpha is None else alpha))
+    return lida.Adapter(layers, {"role": "test"})
+
+
+def agree(adapter: lida.Adapter, delta_of) -> None:
+    """Each layer's change is what `delta_of(path)` says, to float32's rounding."""
+    for path, layer in adapter.layers.items():
+        expected = delta_of(path).reshape(layer.delta.shape)
+        assert (layer.delta - expected).norm() <= 1e-6 * expected.norm() and expected.norm() > 0, path
+
+
+def pair(sd) -> tuple:
+    """Three adapters of several ranks, alphas and targets, and their weights."""
+    return (
+        (adapter_for(sd, CROSS_ATTENTION, (4,), seed=1), 0.7),
+        (adapter_for(sd, ATTENTION, (2, 8), (1.0, 3.0), seed=2), 0.5),
+        (adapter_for(sd, ("attn1.to_q", "resnets.0.conv1"), (3,), (6.0,), seed=3), -1.2),
+    )

@@ -4,41 +4,17 @@ import json
 import runpy
 import shutil
 import sys
+import warnings
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, box_mask, noise_image
+from conftest import ROOT, box_mask, noise_image, script  # noqa: F401
 from PIL import Image
 
 import lida
 from lida.data.folder import data_fingerprint, read_examples
-
-
-@pytest.fixture
-def script(monkeypatch, tmp_path, capsys):
-    """Run a script in an empty folder; returns exit code, standard output and standard error."""
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-
-    def run(name: str, *arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        code = 0
-        try:
-            if name.endswith(".py"):
-                runpy.run_path(str(ROOT / name), run_name="__main__")
-            else:
-                sys.modules.pop(name, None)  # or runpy warns that the library has imported it
-                runpy.run_module(name, run_name="__main__", alter_sys=True)
-        except SystemExit as error:
-            code = error.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    run.folder = work
-    return run
 
 
 WHOLE = "0,0,90,120"  # all of the photograph, as a mask
@@ -125,7 +101,6 @@ def test_weights_by_block_and_timestep_from_the_command_line(script, folder, dat
         assert code == 0, err
         pictures[weight] = np.asarray(Image.open(script.folder / "outputs" / "anna-age10.png"), dtype=int)
     assert np.array_equal(pictures["1"], pictures.pop("1@999-0"))
-    print([np.abs(a - b).max() for a, b in combinations(pictures.values(), 2)])
     assert all(np.abs(a - b).max() > 2 for a, b in combinations(pictures.values(), 2))  # more than rounding
     code, _, err = script("infer.py", photo, "--adapter", f"{tmp_path / 'a'}=1@0-500", *options)
     assert code == 2 and "not a stretch of timesteps" in err and len(err.strip().splitlines()) == 1

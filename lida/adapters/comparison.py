@@ -1,40 +1,41 @@
-"""Where two adapters change the same, and how alike: layer by layer and block by block, before anything is painted.
+"""Where two adapters change the same weights, and how alike: layer by layer and block by block.
 
-Everything is computed from the factors, never from whole matrices. The numbers say where two adapters meet; of pictures, of the
-years that one costs the other, they foretold nothing where that was measured (docs/tradeoff.md).
+Everything is computed from the factors, never from whole matrices. The numbers describe weights. They did not predict pictures,
+neither identity nor years lost, where that was measured (docs/tradeoff.md).
 """
 
-import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .dialects import TEXT
+from ..doors.files import output_folder, write_json, write_text
+from ..doors.pictures import save_image
 from ..nn.lora import LowRank, thin_svd
+from .adapter import Adapter, frobenius
+from .dialects import block_of
 
 MEASURES = ("cosine", "columns", "rows", "b_inside_a", "a_inside_b")
 HEADINGS = ("layer", "norm a", "norm b", *MEASURES)
 
 
 def part_of(path: str) -> str:
-    """The block and the kind of a layer: "up self", "mid cross", "down other", "text"."""
-    if path.startswith(TEXT):
-        return "text"
-    kind = {"attn1": "self", "attn2": "cross"}.get(m[1] if (m := re.search(r"\.(attn[12])\.", path)) else "", "other")
-    return f"{path.split('_')[0]} {kind}" if re.match(r"(down|mid|up)_block", path) else f"ends {kind}"
+    """Return the block and the kind of a layer: "up self", "mid cross", "down other", "text"."""
+    block, attention = block_of(path), re.search(r"\.attn([12])\.", path)
+    kind = {"1": "self", "2": "cross"}[attention[1]] if attention else "other"
+    return block if block == "text" else f"{block} {kind}"
 
 
 def compare_layer(a: LowRank, b: LowRank) -> dict[str, float]:
-    """Two changes of one weight.
+    """Measure two changes of one weight.
 
-    cosine: of the angle between them as vectors. columns, rows: mean squared cosine of the principal angles between their
-    column spaces and their row spaces (Bjorck and Golub 1973), 0 for spaces at right angles and 1 where the smaller lies in
-    the larger. b_inside_a: the share of b's energy that lies in both spaces of a; a_inside_b likewise.
+    norm_a, norm_b: Frobenius norms. dot: their inner product. cosine: of the angle between them as vectors. columns, rows: the
+    mean squared cosine of the principal angles between their column spaces and between their row spaces (Bjorck and Golub
+    1973), 0 for orthogonal spaces and 1 if the smaller lies in the larger. b_inside_a: the share of b's energy that lies in
+    both spaces of a; a_inside_b likewise.
     """
     (ua, sa, va), (ub, sb, vb) = (thin_svd(*layer.factors(torch.float64)) for layer in (a, b))
     norm_a, norm_b = float(sa.norm()), float(sb.norm())
@@ -55,12 +56,12 @@ def compare_layer(a: LowRank, b: LowRank) -> dict[str, float]:
     }
 
 
-def compare(a, b) -> dict[str, dict]:
-    """The report on two Adapters: `layers` by path (those that both change), `parts` by block and kind, and `all`.
+def compare(a: Adapter, b: Adapter) -> dict[str, dict]:
+    """Return a report on two adapters: `layers` by path, `parts` by block and kind, and `all`.
 
-    A part's norms are of all its layers together, those that only one changes included; its cosine is of them as one vector;
-    its other measures are means over the common layers, weighted by the product of the norms. Raises ValueError where a
-    layer has another shape in one than in the other.
+    A part counts as one long vector of all its layers: so are its norms and its cosine, layers that only one adapter changes
+    included. Its other measures are means over the common layers, weighted by the product of the norms. Raises ValueError if a
+    layer has one shape in a and another in b.
     """
     layers, report = {}, {"layers": {}, "parts": {}, "all": {}}
     for path in (path for path in a.layers if path in b.layers):
@@ -69,11 +70,8 @@ def compare(a, b) -> dict[str, dict]:
             raise ValueError(f"{path}: changes a weight {a.layers[path].shape} in one, {b.layers[path].shape} in the other")
         layers[path] = compare_layer(a.layers[path], b.layers[path])
     for path in a.layers.keys() ^ b.layers.keys():
-        norms = {
-            name: float(thin_svd(*x.layers[path].factors(torch.float64))[1].norm()) if path in x.layers else 0.0
-            for name, x in (("norm_a", a), ("norm_b", b))
-        }
-        layers[path] = {**norms, "dot": 0.0, **dict.fromkeys(MEASURES, 0.0)}
+        norms = [frobenius(x.layers[path]) if path in x.layers else 0.0 for x in (a, b)]
+        layers[path] = {"norm_a": norms[0], "norm_b": norms[1], "dot": 0.0, **dict.fromkeys(MEASURES, 0.0)}
     report["layers"] = {path: layers[path] for path in (*a.layers, *(p for p in b.layers if p not in a.layers))}
     names = {path: part_of(path) for path in layers}
     for part in sorted(set(names.values())):
@@ -83,7 +81,7 @@ def compare(a, b) -> dict[str, dict]:
 
 
 def together(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Several layers as one."""
+    """Return the measures of several layers as one part."""
     norm_a, norm_b = (math.sqrt(sum(row[name] ** 2 for row in rows)) for name in ("norm_a", "norm_b"))
     weights = [row["norm_a"] * row["norm_b"] for row in rows]
     total, dot = sum(weights), sum(row["dot"] for row in rows)
@@ -92,7 +90,7 @@ def together(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def table(report: dict) -> str:
-    """The parts and the whole, as text."""
+    """Return the measures of the parts and of the whole as text."""
     lines = [f"{HEADINGS[0]:<12}" + "".join(f"{heading:>12}" for heading in HEADINGS[1:])]
     for part, row in (*report["parts"].items(), ("all", report["all"])):
         lines.append(f"{part:<12}" + "".join(f"{row[heading.replace(' ', '_')]:>12.3f}" for heading in HEADINGS[1:]))
@@ -100,7 +98,7 @@ def table(report: dict) -> str:
 
 
 def heat_map(report: dict) -> Image.Image:
-    """Every layer a row, every measure a column; blue at -1, white at 0, red at 1."""
+    """Draw a row for each layer and a column for each measure: blue at -1, white at 0, red at 1."""
     rows, names = list(report["layers"].values()), list(report["layers"])
     height, label, width = 14, 480, 90
     image = Image.new("RGB", (label + width * len(MEASURES), 24 + height * len(rows)), "white")
@@ -121,11 +119,9 @@ def heat_map(report: dict) -> Image.Image:
     return image
 
 
-def write_report(report: dict, folder: str | Path, say: Callable[[str], None] = print) -> None:
-    """report.json, table.txt and heat-map.png in the folder; `say` gets the table."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (folder / "table.txt").write_text(table(report) + "\n", encoding="utf-8")
-    heat_map(report).save(folder / "heat-map.png")
-    say(table(report))
+def write_report(report: dict, folder: str | Path) -> None:
+    """Write report.json, table.txt and heat-map.png into the folder."""
+    folder = output_folder(folder, "-o")
+    write_json(folder / "report.json", report)
+    write_text(folder / "table.txt", table(report) + "\n")
+    save_image(heat_map(report), folder / "heat-map.png")

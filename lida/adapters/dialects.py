@@ -1,19 +1,21 @@
-"""The spellings in which adapters of Stable Diffusion 1.5 are traded, into one form and out of it.
+"""The spellings in which adapters of Stable Diffusion 1.5 are traded: tensor names -> layers, and layers -> tensors.
 
-Inside, a layer is a path of the UNet (`down_blocks.0...attn1.to_q`), or, behind `text_encoder.`, of the text encoder. What
-cannot be applied is refused by name: nothing is dropped in silence.
+Here a layer is a module path of the UNet (`down_blocks.0...attn1.to_q`) or, behind `text_encoder.`, of the text encoder. What
+cannot be applied is refused by name; nothing is dropped in silence.
 """
 
 import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..doors.errors import InputError
+from ..doors.tensors import FLOATS, is_finite
 from ..nn.lora import LowRank
+from .peft_config import PeftConfig, config_of
 
 TEXT = "text_encoder."
 # The three spellings of diffusers and peft: attn.processor.to_q_lora.down, attn.to_q.lora.down, attn.to_q.lora_A
@@ -24,7 +26,7 @@ FACTOR = re.compile(
 )
 ROOTS = {"unet": ("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out", "time_embedding.")}
 ROOTS["text_encoder"] = ("encoder.layers.", "embeddings.", "final_layer_norm")
-# kohya joins a path by underscores; of its words, these have one inside
+# kohya joins a path by underscores. These of its words have one inside:
 WORD = re.compile(
     r"down_blocks|mid_block|up_blocks|transformer_blocks|time_embedding|time_emb_proj|linear_[12]|conv_(?:in|out|shortcut)"
     r"|proj_(?:in|out)|to_(?:q|k|v|out)|text_model|self_attn|[qkv]_proj|out_proj|layer_norm[12]|token_embedding"
@@ -33,16 +35,29 @@ WORD = re.compile(
 FOREIGN = {
     r"\.hada_": "LoHa", r"\.lokr_": "LoKr", r"\.dora_scale$|lora_magnitude_vector": "DoRA", r"\.lora_mid\.": "a Tucker core",
     r"\.oft_|\.boft_": "OFT", r"\.diff(_b)?$": "whole differences of weights", r"\.bias$": "biases",
+    r"\.w_norm$|\.b_norm$": "norms", r"\.ia3_": "IA3", r"\.vera_lambda_": "VeRA", r"\.lora_E": "AdaLoRA",
+    r"lora_embedding_": "changes of embeddings", r"^(unet|text_encoder):\d+:": "cloneofsimo's numbered layers",
+    r"^(emb_params|string_to_param|bundle_emb)": "textual inversion", r"lllite|control_model|^control_": "ControlNet",
     r"^lora_te2_|^text_encoder_2\.": "SDXL's second text encoder",
-    r"^lora_transformer_|^transformer\.|(double|single)_blocks": "a transformer's, not a UNet's",
+    r"^lora_transformer_|^transformer\.|(double|single)_blocks": "a transformer's layers, not a UNet's",
     r"^lora_unet_(input|output)_blocks_|^lora_unet_middle_block_": "latent diffusion's names, which SDXL's adapters have",
 }  # fmt: skip
+MOST_LAYERS = 4096
+LARGEST = 2**28  # values of a weight; SD1.5's largest has 38 million
 
 Layers = Mapping[str, LowRank]
 
 
+def block_of(path: str) -> str:
+    """Return the part of the model that a layer belongs to: down, mid, up, text, or ends for the UNet's first and last layers."""
+    if path.startswith(TEXT):
+        return "text"
+    match = re.match(r"(down|mid|up)_block", path)
+    return match[1] if match else "ends"
+
+
 def inner_path(path: str) -> str | None:
-    """A path as it is inside, from one with or without its component in front; None where it is neither's."""
+    """Return lida's form of a path that may have its component in front; None if it is neither component's."""
     for component, prefix in (("unet", ""), ("text_encoder", TEXT)):
         rest = path.removeprefix(f"{component}.").removeprefix("text_model." if prefix else "")
         if rest.startswith(ROOTS[component]):
@@ -51,7 +66,7 @@ def inner_path(path: str) -> str | None:
 
 
 def dotted(name: str) -> str | None:
-    """kohya's underscored name as a path; None where it is not made of the words that SD1.5's paths are made of."""
+    """Return the path of kohya's underscored name; None if it holds other words than SD1.5's paths do."""
     words, place = [], 0
     while place < len(name):
         match = WORD.match(name, place)
@@ -63,7 +78,7 @@ def dotted(name: str) -> str | None:
 
 
 def parse_key(key: str) -> tuple[str, str] | None:
-    """A tensor's name -> the layer's path and what it is of it: down, up or alpha. None for any other name."""
+    """Return the layer's path and `down`, `up` or `alpha` from a tensor's name; None for any other name."""
     kohya = re.fullmatch(r"lora_(unet|te|te1)_(\w+)\.(lora_down\.weight|lora_up\.weight|alpha)", key)
     if kohya:
         path = dotted(kohya[2])
@@ -76,32 +91,27 @@ def parse_key(key: str) -> tuple[str, str] | None:
         path = inner_path(key.removesuffix(".alpha")) if key.endswith(".alpha") else None
         return path and (path, "alpha")
     path, old = match["path"], match["old"]
-    if old:  # the projection is named by the factor, and the text encoder's by the names of the UNet's
+    if old:  # the factor's name holds the projection's, for the text encoder too by the UNet's names
         text = "self_attn" in path
         path += "." + ({"to_out": "out_proj"}.get(old, f"{old[-1]}_proj") if text else old.replace("to_out", "to_out.0"))
     path = inner_path(path)
     return path and (path, "down" if (match["a"] or match["b"] or match["c"]) in ("down", "A") else "up")
 
 
-def parse(tensors: Mapping[str, Tensor], config: Mapping, where: str) -> dict[str, LowRank]:
-    """The layers of a file's tensors. `config` is peft's, keys with the component in front (`unet.lora_alpha`).
-
-    A layer's alpha is its own tensor's, else the config's, else its rank; rsLoRA's alpha / sqrt(rank) is expressed by alpha.
-    Raises InputError, with `where` in front, for whatever cannot be applied.
-    """
+def refuse_foreign(names: Collection[str], where: str) -> None:
+    """Raise InputError if the tensors' names are those of another kind of adapter, and say which."""
     for pattern, kind in FOREIGN.items():
-        names = [name for name in tensors if re.search(pattern, name)]
-        if names:
-            raise InputError(
-                f"{where}: has {kind} in {len(names)} tensors ({', '.join(names[:3])}); lida applies plain LoRA of SD1.5"
-            )
-    for component in ("unet", "text_encoder"):
-        for flag in ("use_dora", "fan_in_fan_out", "modules_to_save"):
-            if config.get(f"{component}.{flag}"):
-                raise InputError(f"{where}: was made with {flag}, which lida does not compute; train it as plain LoRA")
-        start = config.get(f"{component}.init_lora_weights")
-        if isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"):
-            raise InputError(f"{where}: was begun by {start}, which changes the base too; convert it with peft to plain LoRA")
+        if found := [name for name in names if re.search(pattern, name)]:
+            count = f"{len(found)} tensors ({', '.join(found[:3])})"
+            raise InputError(f"{where}: has {kind} in {count}; lida applies plain LoRA of SD1.5")
+
+
+def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], where: str) -> dict[str, LowRank]:
+    """Return the layers of a file's tensors. `configs` has peft's config for "unet" and "text_encoder", if there is any.
+
+    A layer's alpha is its own tensor, else what the config says, else its rank. Raises InputError, with `where` in front, for
+    whatever cannot be applied.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
@@ -112,87 +122,73 @@ def parse(tensors: Mapping[str, Tensor], config: Mapping, where: str) -> dict[st
             found.setdefault(place[0], {})[place[1]] = tensor
     if unknown:
         raise InputError(f"{where}: {len(unknown)} tensors are no part of an SD1.5 adapter: {', '.join(unknown[:5])}")
-    if not found:
-        raise InputError(f"{where}: holds no tensors; train it again")
-    return {path: layer_of(path, parts, config, where) for path, parts in found.items()}
+    if not 0 < len(found) <= MOST_LAYERS:
+        raise InputError(f"{where}: holds {len(found) or 'no'} layers; an adapter of SD1.5 has 1 to {MOST_LAYERS}")
+    for path, parts in found.items():
+        check_layer(path, parts, where)
+    alphas = {}
+    for component, part in by_component(found).items():
+        prefix = TEXT if component == "text_encoder" else ""
+        ranks = {  # transformers 5.6 dropped `text_model.` from the paths
+            prefix + path: (len(parts["down"]), (path, f"text_model.{path}") if prefix else (path,)) for path, parts in part.items()
+        }
+        alphas |= configs.get(component, PeftConfig()).alphas(ranks, where)
+    for path, parts in found.items():
+        if "alpha" in parts:
+            alphas[path] = float(parts["alpha"]) or float(len(parts["down"]))  # kohya writes 0 for the rank
+    return {path: LowRank(parts["down"].clone(), parts["up"].clone(), alphas[path]) for path, parts in found.items()}
 
 
-def layer_of(path: str, parts: Mapping[str, Tensor], config: Mapping, where: str) -> LowRank:
-    """One layer, checked."""
-    missing = {"down", "up"} - parts.keys()
-    if missing:
+def check_layer(path: str, parts: Mapping[str, Tensor], where: str) -> None:
+    """Raise InputError unless these are finite factors of one rank, and at most one alpha."""
+    if missing := {"down", "up"} - parts.keys():
         raise InputError(f"{where}: {path} has no {' and no '.join(sorted(missing))}; fetch it again")
-    down, up = parts["down"], parts["up"]
+    down, up, alpha = parts["down"], parts["up"], parts.get("alpha")
     pair = f"down {tuple(down.shape)}, up {tuple(up.shape)}"
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[2:].numel() != 1 or down.shape[0] != up.shape[1]:
         raise InputError(f"{where}: {path} is no pair of factors of one rank ({pair}); fetch it again")
-    for name, tensor in parts.items():  # float() first: eight bits know no isfinite; diffusers writes alpha as an integer
-        if (name != "alpha" and not tensor.is_floating_point()) or not tensor.float().isfinite().all():
+    if not down.numel() or not up.numel() or len(up) * down[0].numel() > LARGEST:
+        raise InputError(f"{where}: {path} has an impossible size ({pair}); fetch it again")
+    if alpha is not None and alpha.numel() != 1:
+        raise InputError(f"{where}: {path} has {alpha.numel()} values of alpha, not one; fetch it again")
+    for name, tensor in parts.items():  # in float32, which is computed in; diffusers writes alpha as an integer
+        kinds = FLOATS | {torch.int32, torch.int64} if name == "alpha" else FLOATS
+        if tensor.dtype not in kinds or not is_finite(tensor.float()):
             raise InputError(f"{where}: {path}, {name}: is not made of finite numbers ({tensor.dtype}); train it again")
-    rank = down.shape[0]
-    if not rank or ("alpha" in parts and parts["alpha"].numel() != 1):
-        raise InputError(f"{where}: {path} has rank {rank} and not one alpha; fetch it again")
-    component, inner = ("text_encoder", path.removeprefix(TEXT)) if path.startswith(TEXT) else ("unet", path)
-    if "alpha" in parts:
-        alpha = float(parts["alpha"]) or float(rank)  # kohya writes 0 for "as the rank"
-    else:
-        # As peft reads its config: a pattern is a regular expression that the end of a path matches.
-        patterns = (config.get(f"{component}.alpha_pattern") or {}).items()
-        names = (inner, f"text_model.{inner}") if component == "text_encoder" else (inner,)  # of old and new transformers
-        matched = [value for key, value in patterns if any(re.fullmatch(rf"(.*\.)?({key})", name) for name in names)]
-        alpha = matched[0] if matched else config.get(f"{component}.lora_alpha")
-        alpha = float(rank if alpha is None else alpha)
-        if config.get(f"{component}.use_rslora"):
-            alpha *= math.sqrt(rank)  # alpha / sqrt(r) = (alpha sqrt(r)) / r (Kalajdzievski 2023)
-    return LowRank(down, up, alpha)
+
+
+def by_component(layers: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sort layers into "unet" and "text_encoder", each with its own model's paths. A model without layers is left out."""
+    parts: dict[str, dict[str, Any]] = {"unet": {}, "text_encoder": {}}
+    for path, layer in layers.items():
+        parts["text_encoder" if path.startswith(TEXT) else "unet"][path.removeprefix(TEXT)] = layer
+    return {component: part for component, part in parts.items() if part}
 
 
 def with_alpha(layer: LowRank, alpha: float) -> LowRank:
-    """The same change under another alpha, the rest of the scale in `up`, in float32 where it has to be rounded anew."""
+    """Return the same change with another alpha. The rest of the scale goes into `up`, in float32."""
     if layer.alpha == alpha:
         return layer
     return LowRank(layer.down, layer.up.float() * (layer.alpha / alpha), alpha)
 
 
-def split(layers: Layers) -> dict[str, dict[str, LowRank]]:
-    """The UNet's and the text encoder's layers, each by its own model's paths; a model without any is left out."""
-    parts: dict[str, dict[str, LowRank]] = {"unet": {}, "text_encoder": {}}
-    for path, layer in layers.items():
-        component = "text_encoder" if path.startswith(TEXT) else "unet"
-        parts[component][path.removeprefix(TEXT)] = layer
-    return {component: part for component, part in parts.items() if part}
-
-
-def peft_config(layers: Layers, prefix: str = "") -> dict:
-    """peft's configuration: rank and alpha, and where they differ, patterns."""
-    ranks, alphas = {path: layer.rank for path, layer in layers.items()}, {path: layer.alpha for path, layer in layers.items()}
-    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    return {
-        f"{prefix}r": rank,
-        f"{prefix}lora_alpha": alpha,
-        f"{prefix}rank_pattern": {path: r for path, r in ranks.items() if r != rank},
-        f"{prefix}alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
-        f"{prefix}target_modules": sorted(layers),
-    }
-
-
 def as_diffusers(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header as diffusers writes them. alpha becomes the rank: not every reader looks at the header."""
+    """Return tensors and header as diffusers writes them. alpha becomes the rank: not every reader looks at the header."""
     tensors, config = {}, {}
-    for component, part in split(layers).items():
+    for component, part in by_component(layers).items():
         part = {path: with_alpha(layer, layer.rank) for path, layer in part.items()}
         infix, inner = ("lora", "") if component == "unet" else ("lora_linear_layer", "text_model.")
         for path, layer in part.items():
             tensors[f"{component}.{inner}{path}.{infix}.down.weight"] = layer.down
             tensors[f"{component}.{inner}{path}.{infix}.up.weight"] = layer.up
-        config |= peft_config(part, f"{component}.")
+        config |= {f"{component}.{name}": value for name, value in config_of(part).items()}
     return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
 
 
 def as_kohya(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header as kohya's scripts write them, one alpha for all layers: diffusers misreads files with several."""
+    """Return tensors and header as kohya's scripts write them, with one alpha: diffusers misreads files with several."""
     alpha = next(iter(layers.values())).alpha
-    if any(layer.alpha != alpha for layer in layers.values()):
+    if not 1e-6 < abs(alpha) < 1e6 or any(layer.alpha != alpha for layer in layers.values()):  # readers take 0 for the rank
         alpha = float(max(layer.rank for layer in layers.values()))
     tensors = {}
     for path, layer in layers.items():
@@ -206,13 +202,13 @@ def as_kohya(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def as_peft(layers: Layers) -> dict[str, tuple[dict[str, Tensor], dict]]:
-    """For each component its tensors and adapter_config.json, as PeftModel.save_pretrained writes them."""
+    """Return the tensors and the adapter_config.json of each component, as PeftModel.save_pretrained writes them."""
     folders = {}
-    for component, part in split(layers).items():
+    for component, part in by_component(layers).items():
         tensors = {}
         for path, layer in part.items():
             tensors[f"base_model.model.{path}.lora_A.weight"] = layer.down
             tensors[f"base_model.model.{path}.lora_B.weight"] = layer.up
-        config = {"peft_type": "LORA", "base_model_name_or_path": None, "bias": "none", **peft_config(part)}
+        config = {"peft_type": "LORA", "base_model_name_or_path": None, "bias": "none", **config_of(part)}
         folders[component] = tensors, config
     return folders

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..photos.captions import captioning_of, mixed_caption
+from ..photos.captions import captioning_of
 from .stable_diffusion import Prompt, StableDiffusion
 
 METHODS = ("ddim_inversion", "inversion", "inpaint")
@@ -79,11 +79,11 @@ def age_targets(
     Each age is asked for by the caption of its decade, or a mixture of two, as the merged Age-LoRA's captions have it, for a
     `subject` such as "a man" or "sks". An inpainting model paints all at the highest strength.
     """
-    template, span = captioning_of({name: sd.adapters[name].metadata for name in sd.weights})
+    captioning = captioning_of({name: sd.adapters[name].metadata for name in sd.weights})
     targets = []
     for age in ages:
         chosen = edit.towards(age, current)
-        prompt = mixed_caption(template, subject, min(max(round(age), 0), 99), span)
+        prompt = captioning.prompt(subject, min(max(round(age), 0), 99))
         targets.append(Target(prompt, chosen.strength, chosen.detail))
     if sd.unet.inpaints:
         highest = max(target.strength for target in targets)

@@ -78,7 +78,8 @@ def prepare(
         latents = noise if edit.strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
         blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     else:
-        predict = sd.predictor([edit.source_prompt] * count, "", replace(sampling, guidance_scale=1.0), condition)
+        unguided = replace(sampling, guidance_scale=1.0)
+        predict = sd.merging(sd.predictor([edit.source_prompt] * count, "", unguided, condition))
         if edit.method == "inversion":
             trajectory, step_noise = ddpm_invert(predict, sd.schedule, init_latents, steps, generator)
         else:
@@ -111,14 +112,14 @@ def repaint(
         raise ValueError("an inpainting model paints without the photograph: detail must be 0, and all strengths alike")
     prompts = repeated([target.prompt for target in targets], count)
     negative = edit.negative_prompt if isinstance(edit.negative_prompt, str) else repeated(edit.negative_prompt, count)
-    predict = sd.predictor(prompts, negative, sampling, prepared.condition)
+    predict = sd.merging(sd.predictor(prompts, negative, sampling, prepared.condition))
     generator = None if prepared.generator is None else prepared.generator.clone_state()
     rule = step_rule(sampling, generator, len(targets)) if prepared.step_noise is None else replay(prepared.step_noise)
     latents = sample(
         predict,
         sd.schedule,
         prepared.latents.repeat(len(targets), 1, 1, 1),
-        progress(sd.merging(prepared.steps)),
+        progress(prepared.steps),
         rule,
         prepared.blend and prepared.blend.for_row(fractions),
         callback,

@@ -46,8 +46,8 @@ def generate(
         everywhere = torch.ones(1, 1, *sizes, device=sd.device)
         condition = sd.inpainting_condition(blank, everywhere, mask, torch.Generator().manual_seed(0))
     negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
-    predict = sd.predictor(prompts, negative, sampling, condition)
-    steps = progress(sd.merging(sampling.steps(sd.schedule)))
+    predict = sd.merging(sd.predictor(prompts, negative, sampling, condition))
+    steps = progress(sampling.steps(sd.schedule))
     latents = sample(predict, sd.schedule, latents, steps, step_rule(sampling, generator), callback=callback)
     return latents if output_type == "latent" else to_images(sd.vae.decode(finite(latents)))
 

@@ -2,14 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..adapters.adapter import Adapter, check_fits, load_adapter, submodule
+from ..adapters.adapter import Adapter, check_fits, submodule
 from ..adapters.dialects import TEXT
+from ..adapters.files import load_adapter
 from ..adapters.merger import Merger
 from ..adapters.merging import Rule, Weight, varies, weighted_sum
 from ..checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_pipeline
@@ -26,7 +27,7 @@ from ..nn.vae import VAE
 from ..photos.masks import mask_to_latents
 
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
-Steps = Sequence[tuple[int, int]]  # pairs (t, t_prev)
+NoisePrediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timesteps) -> noise_pred
 
 
 class StableDiffusion:
@@ -38,8 +39,6 @@ class StableDiffusion:
     def __init__(self, unet: UNet, vae: VAE, text_encoder: TextEncoder, schedule: NoiseSchedule, name: str = ""):
         self.unet, self.vae, self.text_encoder, self.schedule, self.name = unet, vae, text_encoder, schedule, name
         self.adapters: dict[str, Adapter] = {}
-        self.weights: dict[str, Weight] = {}
-        self.rule: Rule = weighted_sum
         self.merger = Merger(self.module)
 
     def __repr__(self) -> str:
@@ -73,6 +72,16 @@ class StableDiffusion:
         return cls(unet, vae, text_encoder, load_schedule(source), name)
 
     @property
+    def weights(self) -> dict[str, Weight]:
+        """Return the weights of the merged adapters, by name."""
+        return self.merger.weights
+
+    @property
+    def rule(self) -> Rule:
+        """Return the rule by which the adapters are merged."""
+        return self.merger.rule
+
+    @property
     def base(self) -> dict[str, str]:
         """Return the model's name and the fingerprint of each part, to be recorded in what is made with it."""
         parts = {"unet": self.unet, "text_encoder": self.text_encoder.model, "vae": self.vae}
@@ -99,9 +108,11 @@ class StableDiffusion:
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the model, with what is merged into it, as a folder in diffusers' layout.
 
-        Raises ValueError while the model holds layers of inject_lora, and InputError for a folder that holds other things, and
-        for weights that do not fit into `dtype`.
+        Raises ValueError while the model holds layers of inject_lora, and for a schedule made from betas; InputError for a
+        folder that holds other things, and for weights that do not fit into `dtype`.
         """
+        if self.schedule.config is None:
+            raise ValueError("a schedule made from betas has no scheduler_config.json; save the other parts by themselves")
         if any(isinstance(module, LoRALinear) for part in (self.unet, self.text_encoder) for module in part.modules()):
             raise ValueError("the model holds layers that train (inject_lora); save their adapter, and call eject_lora first")
         save_pipeline(folder, self.unet, self.vae, self.text_encoder, self.schedule, dtype)
@@ -146,24 +157,20 @@ class StableDiffusion:
         unknown = [name for name in names if name not in self.adapters]
         if unknown:
             raise ValueError(f"adapter {unknown[0]!r} is not loaded; loaded are {sorted(self.adapters)}")
-        if len(names) != len(weights) or len(set(names)) != len(names):
-            raise ValueError(f"one weight for each name, each name once: {list(names)}, {list(weights)}")
-        before = self.weights, self.rule
-        self.weights, self.rule = dict(zip(names, weights)), rule
-        try:
-            self.merge_at(len(self.schedule) - 1)
-        except BaseException:
-            self.weights, self.rule = before
-            self.merge_at(len(self.schedule) - 1)
-            raise
+        if not hasattr(weights, "__len__") or len(names) != len(weights) or len(set(names)) != len(names):
+            raise ValueError(f"one weight for each name, each name once: {list(names)}, {weights}")
+        self.merger.merge(self.adapters, dict(zip(names, weights)), rule, len(self.schedule) - 1)
 
-    def merge_at(self, t: int) -> None:
-        """Merge the adapters at their weights at timestep t."""
-        self.merger.merge(self.adapters, self.weights, self.rule, t)
+    def merging(self, predict: NoisePrediction) -> NoisePrediction:
+        """Return a prediction that first merges the adapters for its timestep, if any weight depends on the timestep."""
+        if not any(varies(weight) for weight in self.weights.values()):
+            return predict
 
-    def merging(self, steps: Steps) -> "MergingSteps":
-        """Return the same steps; the adapters are merged for each timestep as it comes, where their weights depend on it."""
-        return MergingSteps(self, steps)
+        def merged(latents: Tensor, timesteps: Tensor) -> Tensor:
+            self.merger.merge(self.adapters, self.weights, self.rule, int(timesteps[0]))
+            return predict(latents, timesteps)
+
+        return merged
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return encoder_hidden_states (B, M, C) of prompts; a mixture's are the sum of its prompts' by their shares."""
@@ -178,11 +185,12 @@ class StableDiffusion:
         negative_prompt: str | Sequence[str] = "",
         sampling: Sampling = Sampling(),
         condition: Tensor | None = None,
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    ) -> NoisePrediction:
         """Return the guided noise prediction for these prompts, as a function of latents (B, C, h, w) and timesteps (B,).
 
         There is one negative prompt for all, or one for each; any other number raises ValueError. An inpainting model also
-        takes the `condition` (1, 5, h, w) of inpainting_condition(). The prediction follows what is merged when it is called.
+        takes the `condition` (1, 5, h, w) of inpainting_condition(). The prompts are encoded now; the prediction follows what is
+        merged into the UNet when it is called.
         """
         negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
         if len(negative) != len(prompts):
@@ -218,20 +226,3 @@ class StableDiffusion:
         outside = mask_to_latents(mask, pixel_values.shape[2:]) == 0
         masked = self.vae.encode(pixel_values * outside.to(pixel_values), generator)
         return torch.cat([(latent_mask > 0).to(masked), masked], dim=1).to(self.device, self.dtype)
-
-
-class MergingSteps:
-    """A sequence of steps (t, t_prev) that merges the adapters at each t before it is walked."""
-
-    def __init__(self, sd: StableDiffusion, steps: Steps):
-        self.sd, self.steps = sd, steps
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        varying = any(varies(weight) for weight in self.sd.weights.values())
-        for t, t_prev in self.steps:
-            if varying:
-                self.sd.merge_at(t)
-            yield t, t_prev

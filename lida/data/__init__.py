@@ -1,0 +1,8 @@
+"""Data for training: folders of captioned pictures and their checks, All-Age-Faces, albums of one person, overviews.
+
+`aaf` and `album` are commands: `python -m lida.data.aaf` and `python -m lida.data.album`.
+"""
+
+from .folder import Example, data_fingerprint, photographs, read_captioning, read_examples
+
+__all__ = ["Example", "data_fingerprint", "photographs", "read_captioning", "read_examples"]

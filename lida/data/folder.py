@@ -1,200 +1,249 @@
-"""Training pictures with captions: a folder with a metadata.jsonl, as the datasets library's "imagefolder" reads it."""
+"""Training folders: pictures with captions, masks and ages, read as the datasets library reads an "imagefolder", and checked.
 
-import codecs
+The captions are in a metadata.jsonl or metadata.csv, in a captions.json (a list of {"image": ..., "text": ...}), or in a .txt
+beside each picture. Nothing outside of the folder is read, not through a link either.
+"""
+
 import csv
 import hashlib
-import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ..doors.errors import InputError
-from ..photos.pictures import open_image
+from ..doors.files import regular_file
+from ..doors.json import parse_json, read_json
+from ..doors.pictures import open_image
+from ..photos.captions import recorded
+from ..photos.marking import file_hash
 from ..photos.masks import open_mask
 
 METADATA = "metadata.jsonl"
+FORMATS = (METADATA, "metadata.csv", "metadata.parquet", "captions.json")
+CAPTIONING = "captioning.json"  # written by tools of this library: how the captions were made from ages
 MASKS = "masks"  # the folder of masks, each named like its picture, as .png
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+LONGEST = 2**20  # bytes of a line of metadata, and of a caption's file
+CURE = 'make it {"file_name": ..., "text": ...}'
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, its caption, its size (width, height) as displayed, its mask if it has one, and its whole line."""
+    """A picture, its caption, its size (width, height) as displayed, its mask if it has one, and its line of metadata."""
 
     path: Path
     text: str
     size: tuple[int, int]
     mask: Path | None = None
-    row: dict = field(default_factory=dict)
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+Row = dict[str, Any]
+Line = tuple[str, Path, Callable[[], Row]]  # where it stands, the folder that its paths start from, what reads its columns
 
 
 def read_examples(
     folder: str | Path,
     image_column: str = "image",
-    caption_column: str = "text",
+    caption_column: str | None = "text",
     smallest: int = 1,
     caption: str | None = None,
 ) -> list[Example]:
-    """The pictures that the metadata.jsonl (or .csv) in a folder and in those below it name, one a line, each checked.
+    """Return the pictures that the metadata of a folder, and of those below it, names. Every picture is decoded once.
 
-    Every picture is decoded. A line has the picture's path from its metadata's folder as `file_name`, or for another
-    `image_column` as `<image_column>_file_name` or under that name itself, and its caption as `caption_column`. Without any
-    metadata, each picture's caption is the .txt beside it, or `caption` for all. Raises InputError with every fault, by file
-    and line: a broken line, a text that is missing or empty, a picture that is missing, broken, named twice, outside of the
-    folder or shorter than `smallest` pixels on a side, a mask (masks/<stem>.png) that is broken or of another size.
+    A line has the picture's path, from its metadata's folder, as `file_name`, or for another `image_column` as
+    `<image_column>_file_name` or under that name itself, and its caption as `caption_column` (None: no captions are needed).
+    Without any metadata, each picture's caption is the .txt beside it, or `caption` for all. Raises InputError with every
+    fault and its line: a broken line, a caption that is missing or empty, a picture that is missing, broken, named twice,
+    outside of the folder or shorter than `smallest` pixels on a side, a mask (masks/<stem>.png) that is broken, of another
+    size or of two pictures.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one with pictures and a {METADATA}")
-    names = ([f"{image_column}_file_name", image_column] + ["file_name"] * (image_column == "image"), caption_column)
-    lines = list(lines_of(folder, caption))
-    counts = Counter(os.path.normpath(base / picture) for _, base, row in lines if (picture := picture_of(row, names[0])))
+    names = [f"{image_column}_file_name", image_column] + ["file_name"] * (image_column == "image")
+    lines = list(lines_of(folder, "" if caption_column is None else caption))
 
-    def check(line: tuple[str, Path, dict | str]) -> Example | str:
-        where, base, row = line
+    def check(line: Line) -> Example | InputError:
         try:
-            example = example_of(base, row, *names, smallest)
+            return example_of(folder, line, names, caption_column, smallest)
         except InputError as error:
-            return f"{where}: {error}"
-        times = counts[os.path.normpath(example.path)]
-        return example if times == 1 else f"{where}: {example.path} is named {times} times; take out all lines but one"
+            return error
 
     with ThreadPoolExecutor() as pool:
         checked = list(tqdm(pool.map(check, lines), total=len(lines), desc="checking pictures", unit="picture", disable=None))
-    faults = [fault for fault in checked if isinstance(fault, str)]
-    if faults:
-        raise InputError(*faults)
-    if not checked:
-        raise InputError(f'{folder}: names no pictures; write a {METADATA} with one {{"file_name": ..., "text": ...}} a line')
-    warn_of_the_rest(folder, checked)
-    return checked
-
-
-def read_aged(folder: str | Path) -> list[Example]:
-    """The pictures that a folder's metadata names with a number as `age`, in each Example's row; captions are not asked for.
-
-    Raises InputError with every fault, as read_examples does.
-    """
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder; give one with photographs and a {METADATA}")
-    examples, faults = [], []
-    for where, base, row in lines_of(Path(folder), "a face"):
-        try:
-            example = example_of(base, {"text": "a face", **row} if isinstance(row, dict) else row, ["file_name"], "text", 1)
-            if not isinstance(example.row.get("age"), int | float):
-                raise InputError(f"{example.path.name} has no age; write it as a number under age")
-            examples.append(example)
-        except InputError as error:
-            faults.append(f"{where}: {error}")
+    examples = [found for found in checked if isinstance(found, Example)]
+    times = Counter(os.path.normpath(path) for e in examples for path in (e.path, e.mask) if path)
+    faults: list[str] = []
+    for (where, *_), found in zip(lines, checked):
+        if isinstance(found, InputError):
+            faults += found.args
+        elif (count := times[os.path.normpath(found.path)]) > 1:
+            faults.append(f"{where}: {found.path} is named {count} times; remove all lines but one")
+        elif found.mask and times[os.path.normpath(found.mask)] > 1:
+            faults.append(f"{where}: {found.path.name} shares the mask {found.mask} with another picture; rename one")
     if faults or not examples:
-        raise InputError(*(faults or [f'{folder}: names no pictures; write lines of {{"file_name": ..., "age": ...}}']))
+        none = f'{folder}: names no pictures; write a {METADATA} of lines {{"file_name": ..., "text": ...}}'
+        raise InputError(*faults or [none])
+    warn_of_the_rest(folder, examples)
     return examples
 
 
-def lines_of(folder: Path, caption: str | None) -> Iterator[tuple[str, Path, dict | str]]:
-    """Where each line stands, the folder that its picture's path starts from, and its columns, or what is wrong with it."""
-    metadata = sorted(path for path in folder.rglob("metadata.*") if path.suffix in (".jsonl", ".csv", ".parquet"))
-    for path in metadata:
-        if path.suffix == ".parquet":
-            yield str(path), path.parent, f"is not read here; write it as {METADATA}"
-        elif path.suffix == ".csv" and path.with_suffix(".jsonl") in metadata:
-            yield str(path), path.parent, f"lies beside a {METADATA}; remove one of the two"
-        else:
-            for number, row in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-                if row.strip() and path.suffix == ".jsonl":
-                    yield f"{path}:{number}", path.parent, json_of(row)
-            if path.suffix == ".csv":
-                yield from csv_lines_of(path)
-    if not metadata:
-        for path in pictures_below(folder):
-            text = path.with_suffix(".txt")
-            try:
-                said = text.read_text("utf-8-sig").strip() if caption is None else caption
-                yield str(path), folder, {"file_name": str(path.relative_to(folder)), "text": said}
-            except FileNotFoundError:
-                yield str(path), folder, f"has no caption: neither a {METADATA} nor {text.name} beside it; write one of them"
-            except UnicodeDecodeError as error:
-                yield str(text), folder, f"is not UTF-8 ({error.reason} at byte {error.start}); save it as that"
+def read_aged(folder: str | Path) -> list[Example]:
+    """Return the pictures whose lines all have an `age`, as read_examples() does; captions are not needed."""
+    examples = read_examples(folder, caption_column=None)
+    ages = [example.row.get("age") for example in examples]
+    faults = [
+        f"{example.path}: its age is {age!r}, not a number from 0 to 120; write it as `age` in its line"
+        for example, age in zip(examples, ages)
+        if type(age) not in (int, float) or not 0 <= age <= 120
+    ]
+    if faults:
+        raise InputError(*faults)
+    return examples
 
 
-def json_of(line: bytes) -> dict | str:
-    """The line's object, or what is wrong with the line."""
-    cure = 'make it {"file_name": ..., "text": ...}'
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return f"{line[:80]!r} is not UTF-8 ({error.reason} at byte {error.start}); save the file as that"
-    except (ValueError, RecursionError) as error:
-        return f"{line.decode()[:80]!r} is not JSON ({error}); {cure}"
-    return row if isinstance(row, dict) else f"{line.decode()[:80]!r} is not an object; {cure}"
+def read_captioning(folder: str | Path) -> dict[str, Any]:
+    """Return what the tool that captioned the folder recorded: fields of photos.captions.Captioning, or {} without a record."""
+    path = Path(folder, CAPTIONING)
+    if not os.path.lexists(path):
+        return {}
+    values = read_json(inside(Path(folder), path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, not an object; caption the folder again")
+    return {name: value for name, value in recorded(values, path).items() if value}
 
 
-def csv_lines_of(path: Path) -> Iterator[tuple[str, Path, dict | str]]:
-    """The lines of a metadata.csv, as lines_of() has them."""
+def lines_of(folder: Path, caption: str | None) -> Iterator[Line]:
+    """Yield the lines of all metadata in the folder, unread; without any metadata, a line for each picture."""
+    files = sorted(path for path in folder.rglob("*") if path.name in FORMATS)
+    beside = Counter(path.parent for path in files)
+    for path in files:
+        try:
+            inside(folder, path)
+            if beside[path.parent] > 1:
+                raise InputError(f"{path}: lies beside other metadata, of {', '.join(FORMATS)}; remove all but one")
+            if path.suffix == ".parquet":
+                raise InputError(f"{path}: is in a format that is not read here; write it as {METADATA}")
+            rows = {".jsonl": json_lines, ".csv": csv_lines, ".json": json_entries}[path.suffix](path)
+            yield from ((where, path.parent, read) for where, read in rows)
+        except InputError as error:
+            yield str(path), path.parent, partial(refuse, *error.args)
+    for path in pictures_below(folder) if not files else ():
+        yield str(path), folder, partial(text_row, folder, path, caption)
+
+
+def refuse(*faults: str) -> Row:
+    """Raise an InputError."""
+    raise InputError(*faults)
+
+
+def as_row(value: Any, where: str) -> Row:
+    """Return the value, or the value of a JSON text; raises InputError unless it is an object."""
+    value = parse_json(value, where, LONGEST) if isinstance(value, bytes) else value
+    return value if isinstance(value, dict) else refuse(f"{where}: {repr(value)[:80]} is not an object; {CURE}")
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Yield the lines of a .jsonl."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip(b"\xef\xbb\xbf \t\r\n"):  # with the byte-order mark of UTF-8
+                yield f"{path}:{number}", partial(as_row, line, f"{path}:{number}")
+
+
+def json_entries(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Yield the entries of a list in a .json."""
+    values = read_json(path)
+    if not isinstance(values, list):
+        raise InputError(f'{path}: is not a list; make it [{{"image": ..., "text": ...}}, ...]')
+    for number, value in enumerate(values, 1):
+        yield f"{path}: entry {number}", partial(as_row, value, f"{path}: entry {number}")
+
+
+def csv_lines(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Yield the rows of a .csv with a header."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for row in reader:
-                whole = None not in row and None not in row.values()
-                yield f"{path}:{reader.line_num}", path.parent, row if whole else "has not as many columns as the first line"
+                where, whole = f"{path}:{reader.line_num}", None not in row and None not in row.values()
+                fault = f"{where}: has not as many columns as the first line; correct it"
+                yield where, partial(as_row, row, where) if whole else partial(refuse, fault)
     except (UnicodeDecodeError, csv.Error) as error:
-        yield str(path), path.parent, f"not readable as CSV in UTF-8 ({error}); save it as that"
+        raise InputError(f"{path}: not readable as CSV in UTF-8 ({error}); save it as that") from None
 
 
-def picture_of(row: dict | str, columns: Sequence[str]) -> str | None:
-    """The path that the line gives its picture in one of the columns, if it does."""
-    names = [row[column] for column in columns if column in row] if isinstance(row, dict) else []
-    return names[0] if names and isinstance(names[0], str) else None
+def text_row(folder: Path, path: Path, caption: str | None) -> Row:
+    """Return the row of a picture without metadata, whose caption is `caption` or in the .txt beside it."""
+    file = path.with_suffix(".txt")
+    if caption is None:
+        if not os.path.lexists(file):
+            raise InputError(f"{path}: has no caption, neither in a {METADATA} nor in {file.name}; write one of them")
+        try:
+            with open(inside(folder, file), "rb") as opened:
+                if len(text := opened.read(LONGEST + 1)) > LONGEST:
+                    raise InputError(f"{file}: is longer than {LONGEST} bytes, too long for a caption; shorten it")
+            caption = text.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}: is not UTF-8 ({error.reason} at byte {error.start}); save it as that") from None
+    return {"file_name": str(path.relative_to(folder)), "text": caption}
 
 
-def example_of(base: Path, row: dict | str, columns: Sequence[str], caption_column: str, smallest: int) -> Example:
-    """The example that a line stands for; raises InputError for the first fault of the line, its picture or its mask."""
-    if isinstance(row, str):
-        raise InputError(row)
-    name, text = picture_of(row, columns), row.get(caption_column)
-    if name is None:
-        raise InputError(f"{str(row)[:80]} names no picture as {columns[-1]!r}; add it, or choose another --image_column")
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{caption_column!r} of {name} is {text!r}, no caption; write one, or choose another --caption_column")
-    path = inside(base, name)
-    size = open_image(path).size
-    if min(size) < smallest:
-        raise InputError(
-            f"{path}: is {size[0]}x{size[1]} pixels, too small; below {smallest} there is too little to learn from"
-        )
-    mask = base / MASKS / Path(name).with_suffix(".png")
-    if not mask.is_file():
-        return Example(path, text, size, None, row)
-    open_mask(inside(base, str(mask.relative_to(base))), size)
-    return Example(path, text, size, mask, row)
+def example_of(folder: Path, line: Line, columns: Sequence[str], caption_column: str | None, smallest: int) -> Example:
+    """Return the example of a line; raises InputError for the first fault of the line, its picture or its mask."""
+    where, base, read = line
+    row = read()
+    try:
+        name = next((row[column] for column in columns if column in row), None)
+        if not isinstance(name, str):
+            raise InputError(f"{str(row)[:80]} names no picture as {columns[-1]!r}; add it, or give --image_column")
+        text = "" if caption_column is None else row.get(caption_column)
+        if caption_column is not None and not (isinstance(text, str) and text.strip()):
+            raise InputError(f"{caption_column!r} of {name} is {text!r}, no caption; write one, or give --caption_column")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"{name} leaves the folder; give a path from {base} downwards")
+        path = inside(folder, base / name)
+        size = open_image(path).size
+        if min(size) < smallest:
+            raise InputError(f"{path}: is {size[0]}x{size[1]} pixels, too small; below {smallest} there is too little to learn from")
+        mask = base / MASKS / Path(name).with_suffix(".png")
+        if not os.path.lexists(mask):
+            return Example(path, text, size, None, row)
+        open_mask(inside(folder, mask), size)
+        return Example(path, text, size, mask, row)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
-def inside(base: Path, name: str) -> Path:
-    """The file of that name below the folder; raises InputError where it is not there, or leads out of it."""
-    path = base / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise InputError(f"{name} leaves the folder; give a path from {base} downwards")
-    if not os.path.isfile(path):
-        raise InputError(f"{path} does not exist; add the file or take out the line")
-    if not path.resolve().is_relative_to(base.resolve()):
-        raise InputError(f"{path} is a link out of the folder, to {path.resolve()}; copy the file here")
+def inside(folder: Path, path: Path) -> Path:
+    """Return the path; raises InputError unless it is a regular file, and is in the folder whatever links lead to it."""
+    if not regular_file(path, "file in the folder").resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: is a link out of the folder, to {path.resolve()}; copy the file here")
     return path
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """The files that look like pictures in a folder and those below it, but for masks and what is hidden, by name."""
+    """Return what looks like pictures, by the name, in a folder and those below it, without masks and what is hidden."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     return sorted(p for p in found if not any(part == MASKS or part[0] == "." for part in p.relative_to(folder).parts))
 
 
 def photographs(given: Sequence[str | Path]) -> list[Path]:
-    """The pictures given, and those in folders given; raises InputError for an empty folder, and a stem that comes twice."""
+    """Return the pictures given, and those in folders given.
+
+    Raises InputError for a folder without any, and where two have one stem, which names the pictures made of them.
+    """
+    if "" in given:
+        raise InputError("the name of a photograph is empty; give a file or a folder")
     paths: list[Path] = []
     for path in map(Path, given):
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
@@ -207,20 +256,17 @@ def photographs(given: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def warn_of_the_rest(folder: Path, examples: Iterable[Example]) -> None:
-    """Say which pictures and masks in the folder are not used."""
-    used = {example.path for example in examples} | {example.mask for example in examples}
-    masks = (path for path in folder.rglob("*.png") if MASKS in path.relative_to(folder).parts)
+def warn_of_the_rest(folder: Path, examples: Sequence[Example]) -> None:
+    """Warn of the pictures and masks in the folder that are not used."""
+    used = {os.path.normpath(path) for example in examples for path in (example.path, example.mask) if path}
+    masks = [path for path in folder.rglob("*.png") if MASKS in path.relative_to(folder).parts]
     for what, found in (("pictures stand in no line", pictures_below(folder)), ("masks belong to no picture", masks)):
-        rest = sorted(path for path in found if path not in used)
+        rest = sorted(path for path in found if os.path.normpath(path) not in used)
         if rest:
             warnings.warn(f"{folder}: {len(rest)} {what} and are not used, such as {rest[0]}")
 
 
-def data_fingerprint(examples: Sequence[Example]) -> dict:
-    """How many pictures, and a SHA-256 over their bytes, masks and captions, whatever their order; no name, no path."""
-    rows = []
-    for example in examples:
-        paths = [path for path in (example.path, example.mask) if path]
-        rows.append(" ".join([*(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths), example.text]))
+def data_fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
+    """Return the number of pictures, and a SHA-256 over their bytes, masks and captions in any order; no name, no path."""
+    rows = [" ".join([*map(file_hash, filter(None, (e.path, e.mask))), e.text]) for e in examples]
     return {"count": len(rows), "sha256": hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()}

@@ -1,4 +1,4 @@
-"""A dataset at a glance: a contact sheet of its pictures, and a chart of how many there are of which age."""
+"""A dataset at a glance: a contact sheet of its pictures, and a chart of how many there are of each age."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -7,24 +7,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from .folder import Example
 from ..doors.files import written_whole
 from ..doors.pictures import open_image, save_image
 from ..photos.masks import open_mask
+from .folder import Example
 
 
 def write_overview(examples: Sequence[Example], folder: Path, count: int = 60) -> list[Path]:
-    """<folder>-sheet.png of `count` pictures, evenly spread, and where ages are known <folder>-counts.png, beside the folder.
+    """Write <folder>-sheet.png of `count` pictures, evenly spread, and where all ages are recorded <folder>-counts.png.
 
-    Returns what was written. The chart wants matplotlib, the extra `lida-aging[charts]`; without it there is none.
+    Both lie beside the folder. The chart needs matplotlib, the extra `lida-aging[charts]`. Returns the paths written to.
     """
     folder = folder.resolve()
     paths = [folder.with_name(f"{folder.name}-sheet.png")]
     chosen = [examples[i] for i in np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int)]
     save_image(contact_sheet(chosen), paths[0])
-    if all(isinstance(example.row.get("age"), int) for example in examples):
+    if all(type(example.row.get("age")) is int for example in examples):
         if find_spec("matplotlib") is None:
-            print("no chart of the ages: matplotlib is not installed, pip install lida-aging[charts]")
+            print("no chart of the ages: matplotlib is not installed; pip install lida-aging[charts]")
         else:
             paths.append(folder.with_name(f"{folder.name}-counts.png"))
             chart_of_ages(examples, paths[1])
@@ -32,7 +32,7 @@ def write_overview(examples: Sequence[Example], folder: Path, count: int = 60) -
 
 
 def contact_sheet(examples: Sequence[Example], columns: int = 10, side: int = 150) -> Image.Image:
-    """The pictures with their masks' outlines, each over its age, where its line tells one, and its caption."""
+    """Return the pictures with their masks' outlines, each above its age, where that is recorded, and its caption."""
     font, gap, strip = ImageFont.load_default(size=11), 6, 44
     columns = min(columns, len(examples))
     rows = -(-len(examples) // columns)
@@ -42,13 +42,13 @@ def contact_sheet(examples: Sequence[Example], columns: int = 10, side: int = 15
         left, top = gap + i % columns * (side + gap), gap + i // columns * (side + strip)
         image = outlined(example, side)
         page.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
-        known = f"{example.row['age']}: " if "age" in example.row else ""
-        draw.multiline_text((left, top + side + 2), wrapped(known + example.text, draw, font, side), "black", font, spacing=1)
+        text = f"{example.row['age']}: {example.text}" if "age" in example.row else example.text
+        draw.multiline_text((left, top + side + 2), wrapped(text[:300], draw, font, side), "black", font, spacing=1)
     return page
 
 
 def outlined(example: Example, side: int) -> Image.Image:
-    """The picture, at most `side` pixels long, its mask's outline in green."""
+    """Return the picture, at most `side` pixels long, with its mask's outline in green."""
     image = open_image(example.path)
     mask = open_mask(example.mask, image.size) if example.mask else None
     image.thumbnail((side, side))
@@ -58,8 +58,8 @@ def outlined(example: Example, side: int) -> Image.Image:
     return image
 
 
-def wrapped(text: str, draw: ImageDraw.ImageDraw, font, width: int, lines: int = 3) -> str:
-    """The text in lines of at most `width` pixels, and of these the first few."""
+def wrapped(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, width: int, lines: int = 3) -> str:
+    """Return the first lines of a text wrapped at `width` pixels."""
     rows = [""]
     for word in text.split():
         longer = f"{rows[-1]} {word}".strip()
@@ -71,7 +71,7 @@ def wrapped(text: str, draw: ImageDraw.ImageDraw, font, width: int, lines: int =
 
 
 def chart_of_ages(examples: Sequence[Example], path: Path) -> None:
-    """How many pictures there are of each decade, side by side for each gender that the lines tell."""
+    """Write a bar chart of how many pictures there are of each decade, and of each gender where that is recorded."""
     from matplotlib.figure import Figure
 
     decades = sorted({example.row["age"] // 10 * 10 for example in examples})

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import tempfile
@@ -58,7 +59,7 @@ def why_not_written(error: BaseException, part: Path) -> str | None:
     """Return what the system says against the file; None for an error with another cause."""
     if isinstance(error, Exception) and (found := FULL.search(f"{error} {error.__context__}")):  # also in libraries' own errors
         return found[0]
-    return error.strerror if isinstance(error, OSError) and error.filename in (None, str(part)) else None
+    return error.strerror if isinstance(error, OSError) and str(error.filename or part) == str(part) else None
 
 
 def sync(path: Path) -> None:
@@ -99,6 +100,30 @@ def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:
     except OSError as error:
         raise InputError(f"{flag} {path}: {error.strerror}; give a folder that can be written to") from None
     return Path(path)
+
+
+@contextmanager
+def folder_written_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`. It becomes `path` at the end, or is removed on any failure.
+
+    Raises InputError if the path holds anything already: nothing is replaced.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"{path}: is {'not empty' if target.is_dir() else 'not a folder'}; give the name of a new folder")
+    output_folder(target.parent, "the folder")
+    part = target.with_name(f".lida-{os.getpid()}-{secrets.token_hex(6)}.part")
+    try:
+        part.mkdir()
+        yield part
+        os.replace(part, target)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if reason := why_not_written(error, part):
+            raise InputError(f"{path}: cannot be written ({reason}); make room or give another place") from error
+        raise
+    sync(target.parent)
 
 
 @contextmanager

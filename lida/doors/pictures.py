@@ -16,7 +16,7 @@ from .errors import InputError
 from .files import regular_file, written_whole
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF")  # no EPS, for which Pillow runs Ghostscript
-LONGEST = 64  # times the shorter side: no face is as narrow, nor a sheet of pictures
+LONGEST = 64  # times the shorter side; no narrower picture shows a face
 
 
 @contextmanager

@@ -108,10 +108,12 @@ def inject_lora(
 
     alpha defaults to rank, a scale of 1. `layer` makes the new layer from (base, rank, alpha), for a subclass of your own.
     Returns the new layers by module path, in the model's order. Raises ValueError, and changes nothing, if a target matches
-    no linear layer, or if the model has a LoRA already.
+    no linear layer, or if the model has a LoRA already, injected or merged.
     """
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("the model has a LoRA already; give all targets at once, or call eject_lora first")
+    if any(getattr(module, "has_adapters", False) for module in model.modules()):
+        raise ValueError("adapters are merged into the model, and would count twice; call set_adapters([], []) first")
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -130,7 +132,10 @@ def inject_lora(
 
 
 def eject_lora(model: nn.Module) -> dict[str, LoRALinear]:
-    """Undo inject_lora: put plain linear layers with the base weights back, in place. Return what was taken out, by path."""
+    """Undo inject_lora: put plain linear layers with the base weights back, in place. Return what was taken out, by path.
+
+    All parameters stay frozen.
+    """
     layers = {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
     for path, lora in layers.items():
         linear = nn.Linear(lora.in_features, lora.out_features, bias=lora.bias is not None, device="meta")

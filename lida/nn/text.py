@@ -35,8 +35,8 @@ class TextEncoder(nn.Module):
 
     def warn_of_lost_words(self, prompt: str, length: int) -> None:
         """Warn of what stands behind the last token that fits, if anything does."""
-        tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids
-        lost = self.tokenizer.decode(tokens[length - 2 :]).strip()
+        starts = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+        lost = prompt[starts[length - 2][0] :].strip() if len(starts) > length - 2 else ""
         if lost:
             warnings.warn(f"the prompt {prompt[:40]!r}... is longer than {length - 2} tokens; these words are lost: {lost[:200]}")
 

@@ -1,0 +1,13 @@
+"""Photographs, without the diffusion model: squares cut out and pasted back, masks, faces, ages, captions and marking.
+
+The face finder (`faces`, with OpenCV) and the age estimator (`ages`, with transformers) are imported where they are used.
+"""
+
+from .captions import Captioning, caption, captioning_of, noun_of, with_article
+from .marking import Encoding, encoding_of, read_settings, save_marked
+from .masks import Outline, mask_from_landmarks, mask_to_latents, mask_to_tensor, open_mask, read_mask
+from .squares import colour_matched, cut, paste, sheet, square_about
+
+__all__ = ["Captioning", "Encoding", "Outline", "caption", "captioning_of", "colour_matched", "cut", "encoding_of"]
+__all__ += ["mask_from_landmarks", "mask_to_latents", "mask_to_tensor", "noun_of", "open_mask", "paste", "read_mask"]
+__all__ += ["read_settings", "save_marked", "sheet", "square_about", "with_article"]

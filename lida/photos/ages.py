@@ -1,4 +1,4 @@
-"""How old a face looks, by a network of transformers' classes."""
+"""How old a face looks, by an image classifier of the transformers library."""
 
 import re
 from collections.abc import Sequence
@@ -9,59 +9,88 @@ import torch
 from PIL import Image
 
 from ..doors.errors import InputError
+from ..doors.files import regular_file
+from ..doors.json import read_json
 from ..doors.pictures import in_srgb
 from .squares import cut, square_about
 
+CURE = "give a transformers image classifier whose labels are ages"
+DEEPEST = 1000  # layers of an image classifier
+
 
 def years_of(label: str, source: str | Path) -> float:
-    """The age that a class stands for: "34"; of "20-29" the middle, 25; of "more than 70", which has no end, five years more.
+    """Return the age that a label means: 34 for "34", the middle 25 for "20-29", 75 for "more than 70", which has no end.
 
     Raises InputError for a label without a number.
     """
-    numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", label)]
-    if not numbers or len(numbers) > 2:
-        raise InputError(f"{source}: its label {label!r} tells no years; give a classifier of ages")
+    numbers = [float(number) for number in re.findall(r"\d{1,3}(?:\.\d+)?", label)]
+    if not numbers or len(numbers) > 2 or max(numbers) > 150:
+        raise InputError(f"{source}: its label {label!r} names no age; {CURE}")
     if len(numbers) == 2:
         return (numbers[0] + numbers[1] + 1) / 2  # 20-29 lasts until the thirtieth birthday
     return numbers[0] + 5 * (label.strip("() ") != re.findall(r"[\d.]+", label)[0])
 
 
-class AgeEstimator:
-    """An image classifier whose classes are years: the mean of its probabilities, over a face and its mirror image.
+def check_folder(folder: Path) -> None:
+    """Raise InputError for a folder with pickled weights, which could run code, or of a network that is never built."""
+    for path in folder.iterdir():
+        if not path.is_dir():
+            regular_file(path)
+    if (folder / "pytorch_model.bin").exists() and not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder}: its weights are pickled and could run code; save them as model.safetensors")
+    config = read_json(folder / "config.json")
+    for key, value in config.items() if isinstance(config, dict) else ():
+        numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int)]
+        if ("layers" in key or "depth" in key) and max(numbers, default=0) > DEEPEST:
+            raise InputError(f"{folder}: {key} is {value} in its config.json, more than {DEEPEST}; {CURE}")
 
-    `weights/age-estimator` is one; any other that AutoModelForImageClassification loads will do, whose labels tell years as
-    years_of() reads them. Raises InputError where it cannot be loaded, or a label tells none.
+
+class AgeEstimator:
+    """Reads ages: the mean of a classifier's ages by their probabilities, over a face and its mirror image.
+
+    `source` is a folder or hub id that AutoModelForImageClassification loads, such as `weights/age-estimator`. No code of
+    the source is run, and pickled weights are refused. Raises InputError where it cannot be loaded whole.
     """
 
     def __init__(self, source: str | Path):
+        if Path(source).is_dir():
+            check_folder(Path(source))
         from transformers import AutoImageProcessor, AutoModelForImageClassification
         from transformers.utils import logging
 
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # it is done in no time
+        bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # what is missing is reported below
         try:
-            self.model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32).eval()
-            self.processor = AutoImageProcessor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{source}: no age estimator ({str(error).splitlines()[0]}); give a transformers classifier"
-            ) from None
+            self.model, report = AutoModelForImageClassification.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+            self.processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        except Exception as error:  # transformers raises anything for a broken folder
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = "config.json and the weights differ in size" if "mismatched" in reason else reason
+            raise InputError(f"{source}: no age estimator ({reason}); {CURE}") from None
         finally:
+            logging.set_verbosity(level)
             if bars:
                 logging.enable_progress_bar()
-        labels = self.model.config.id2label
-        self.years = torch.tensor([years_of(labels[i], source) for i in range(len(labels))])
+        if missing := sorted(report["missing_keys"]):
+            raise InputError(f"{source}: has no weights for {len(missing)} of its tensors, such as {missing[0]}; {CURE}")
+        labels, self.source = self.model.eval().config.id2label, source
+        self.years = torch.tensor([years_of(labels.get(i, ""), source) for i in range(self.model.config.num_labels)])
 
     @torch.no_grad()
     def __call__(self, faces: Sequence[Image.Image]) -> np.ndarray:
-        """Years (N,) of squares about faces."""
-        probabilities = [
+        """Return the ages (N,), in years, of RGB squares about faces."""
+        logits = [
             self.model(**self.processor([face, face.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], return_tensors="pt")).logits
             for face in faces
         ]
-        return np.array([float((logits.softmax(-1).mean(0) * self.years).sum()) for logits in probabilities])
+        ages = np.array([float((pair.softmax(-1).mean(0) * self.years).sum()) for pair in logits])
+        if not np.isfinite(ages).all():
+            raise InputError(f"{self.source}: reads no finite age; {CURE}")
+        return ages
 
     def of(self, image: Image.Image, mask: Image.Image) -> float:
-        """Years of the face under a mask, cut out as the estimator's training pictures are."""
-        box = square_about(mask, 1.3)
-        return float(self([in_srgb(cut(image, box, 224))])[0])
+        """Return the age of the face under a mask, from a square cut as those that the shipped estimator was trained on."""
+        return float(self([in_srgb(cut(image, square_about(mask, 1.3), 224))])[0])

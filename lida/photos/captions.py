@@ -1,77 +1,100 @@
-"""Captions that tell a person's age: the template they are made from, and where it is recorded for those who read them."""
+"""Captions that name a person's age: their template, how a dataset or an adapter records it, and the prompt for an age."""
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, Any
 
 from ..doors.errors import InputError
-from ..doors.json import read_json
+from ..doors.json import Range, typed
 
-CAPTIONING = "captioning.json"  # in a dataset's folder: how its captions were made, where a tool of this library made them
 DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
 FIELDS = ("subject", "gender", "decade", "age")
+CHILD, OLD = 13, 65  # below the first a man is a boy; from the second on he is an old man
+Age = Annotated[int, Range(0, 120)]
 
 
 def caption(template: str, subject: str, age: int) -> str:
-    """The template with {subject} ("a man"), {gender} ("man"), {decade} ("60s") and {age} ("64") filled in."""
-    return template.format(subject=subject, gender=subject.removeprefix("a "), decade=f"{age // 10 * 10}s", age=age)
+    """Return the template with {subject} ("a man"), {gender} ("man"), {decade} ("60s") and {age} ("64") filled in."""
+    gender = subject.removeprefix("a ").removeprefix("an ")
+    return template.format(subject=subject, gender=gender, decade=f"{age // 10 * 10}s", age=age)
 
 
 def with_article(subject: str) -> str:
-    """The subject as captions have it: "a man", but a name as it is."""
+    """Return the subject as captions have it: "a man", but a name as it is."""
     return f"a {subject}" if subject in ("man", "woman", "person") else subject
 
 
-def mixed_caption(template: str, subject: str, age: int, ages: tuple[int, int] = (0, 99)) -> str | dict[str, float]:
-    """The caption of an age, or the two whose embeddings are mixed by these shares; `ages` are the least and most in training.
+def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) -> str:
+    """Return "a man", "a woman" or "a person" as one of that age: "a boy" below `child`, "an old man" from `old` on.
 
-    A template with {age} says it by itself. Of {decade}, a decade's caption stands for its first year, and between two of
-    them they are mixed in proportion: 34 is 0.6 of "30s" and 0.4 of "40s".
+    Names stay as they are. 0 for `child` or `old` leaves that noun out.
     """
-    lower = caption(template, subject, age)
-    upper = caption(template, subject, min(age // 10 * 10 + 10, 90))
-    if "{age}" in template or age % 10 == 0 or upper == lower or age // 10 * 10 + 10 > ages[1]:
-        return lower
-    return {lower: 1 - age % 10 / 10, upper: age % 10 / 10}
+    children = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
+    if subject in children and age < child:
+        return children[subject]
+    return f"an old {subject.removeprefix('a ')}" if subject in children and old and age >= old else subject
 
 
-def check_template(template: str, where: str = "--template") -> str:
-    """The template itself; raises InputError unless its fields are some of FIELDS, and {decade} or {age} among them."""
-    cure = "fields are {subject}, {gender}, {decade} and {age}"
+@dataclass(frozen=True)
+class Captioning:
+    """How ages are written in captions: the template, the youngest and oldest age in training, and noun_of's two ages.
+
+    Raises InputError for a template without an age, or with more than FIELDS.
+    """
+
+    template: str = DEFAULT_TEMPLATE
+    ages: tuple[Age, Age] = (0, 99)
+    child: Age = 0
+    old: Age = 0
+
+    def __post_init__(self) -> None:
+        check_template(self.template, "template")
+        if self.ages[0] > self.ages[1]:
+            raise InputError(f"ages: {list(self.ages)} are not the youngest and the oldest, such as [2, 80]")
+
+    def caption(self, subject: str, age: int) -> str:
+        """Return the caption of a subject at an age."""
+        return caption(self.template, noun_of(subject, age, self.child, self.old), age)
+
+    def prompt(self, subject: str, age: int) -> str | dict[str, float]:
+        """Return the caption of an age, or the two captions whose embeddings are mixed, with their shares.
+
+        A template with {age} names every age by itself. With {decade}, a decade's caption stands for its first year, and
+        the years between two of them are mixed in proportion: 34 is 0.6 of "30s" and 0.4 of "40s".
+        """
+        next_decade = age // 10 * 10 + 10
+        lower, upper = self.caption(subject, age), self.caption(subject, min(next_decade, 90))
+        if "{age}" in self.template or age % 10 == 0 or upper == lower or next_decade > self.ages[1]:
+            return lower
+        return {lower: 1 - age % 10 / 10, upper: age % 10 / 10}
+
+
+def check_template(
+    template: str, where: str = "--template", names: Sequence[str] = FIELDS, ages: Sequence[str] = ("decade", "age")
+) -> str:
+    """Return the template; raises InputError for fields other than `names`, or with a format, or for none of `ages`."""
+    cure = f"its fields are {', '.join(f'{{{name}}}' for name in names)}, without a format"
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-        if names <= set(FIELDS):
-            caption(template, "a man", 64)
-    except (ValueError, TypeError) as error:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
         raise InputError(f"{where} {template!r}: {error}; {cure}") from None
-    if names - set(FIELDS) or not names & {"decade", "age"}:
-        raise InputError(f"{where} {template!r}: must name {{decade}} or {{age}}; {cure}")
+    if len(template) > 1000 or any(name not in names or form or conversion for name, form, conversion in parts):
+        raise InputError(f"{where} {template[:80]!r}: cannot be filled in; {cure}")
+    if ages and not any(name in ages for name, *_ in parts):
+        raise InputError(f"{where} {template!r}: must name {' or '.join(f'{{{name}}}' for name in ages)}; {cure}")
     return template
 
 
-def read_captioning(folder: str | Path) -> dict:
-    """What the tool that captioned the folder recorded: the `template` and the `ages` it saw; {} where none did."""
-    path = Path(folder, CAPTIONING)
-    if not path.exists():
-        return {}
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}, not an object; caption the folder again")
-    return check_captioning({key: values[key] for key in ("template", "ages") if key in values}, path)
+def recorded(values: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+    """Return what a dataset or an adapter's metadata records of captions; raises InputError where it cannot be used."""
+    known = {field.name: values[field.name] for field in fields(Captioning) if field.name in values}
+    typed(Captioning, known, where)
+    return known
 
 
-def check_captioning(values: dict, where: str | Path) -> dict:
-    """What was recorded of captions, from a folder or an adapter's metadata; raises InputError where it cannot be used."""
-    if "template" in values:
-        check_template(values["template"], f"{where}: template")
-    ages = values.get("ages", [0, 99])
-    if not isinstance(ages, list) or [type(age) for age in ages] != [int, int]:
-        raise InputError(f"{where}: ages is {ages!r}, not the youngest and the oldest, such as [2, 80]")
-    return values
-
-
-def captioning_of(adapters: Mapping[str, Mapping]) -> tuple[str, tuple[int, int]]:
-    """The template and the span of ages of the first adapter whose metadata has them, by name; else the defaults, 0 to 99."""
-    known = [check_captioning(dict(metadata), name) for name, metadata in adapters.items()]
-    aging = next((values for values in known if "template" in values), {})
-    return aging.get("template", DEFAULT_TEMPLATE), tuple(aging.get("ages", (0, 99)))
+def captioning_of(adapters: Mapping[str, Mapping]) -> Captioning:
+    """Return the captioning of the first adapter, given by name, whose metadata has a template; else the default one."""
+    known = [typed(Captioning, recorded(metadata, name), name) for name, metadata in adapters.items() if "template" in metadata]
+    return next(iter(known), Captioning())

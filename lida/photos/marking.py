@@ -1,14 +1,16 @@
-"""What a picture says of itself: that it is synthetic, and the settings that make it again."""
+"""Saving pictures that say they are synthetic, with the settings that make them again, and reading these settings."""
 
 import hashlib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, JpegImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from ..doors.errors import InputError
-from ..doors.files import write_text
+from ..doors.files import regular_file, write_text
 from ..doors.json import parse_json, read_json
 from ..doors.pictures import opened, save_image
 
@@ -20,71 +22,83 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
  Iptc4xmpExt:DigitalSourceType="{source}"/></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
-FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+KEY = "lida"  # of the settings in a PNG
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A format of pictures: the ending of its files, and Pillow's options for it."""
+
+    suffix: str = ".png"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def encoding_of(path: str | Path) -> Encoding:
+    """Return the encoding of a JPEG, WebP or PNG file, of a JPEG with its quantization tables and subsampling.
+
+    Raises InputError for a file in another format.
+    """
+    with opened(path) as image:
+        if image.format == "PNG":
+            return Encoding()
+        if image.format == "WEBP":
+            return Encoding(".webp", {"quality": 95})
+        jpeg = image.format in ("JPEG", "MPO")  # MPO is a JPEG with further pictures
+        if jpeg and image.mode == "RGB":
+            sampling = JpegImagePlugin.get_sampling(image)
+            return Encoding(".jpg", {"qtables": image.quantization, "subsampling": sampling})
+        if jpeg:  # grey and CMYK ones have other tables
+            return Encoding(".jpg", {"quality": 95})
+        raise InputError(f"--format same: {path} is {image.format}, not JPEG, WebP or PNG; leave the flag out for PNG")
 
 
 def file_hash(path: str | Path) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
+    """Return the SHA-256 of a file."""
+    with open(regular_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_marked(image: Image.Image, path: Path, settings: dict, source: str = REPAINTED, like: Path | None = None) -> Path:
-    """Write a picture with its profile and EXIF, marked as synthetic (XMP), and its settings in a .json beside it.
+def save_marked(
+    image: Image.Image, path: Path, settings: dict, source: str = REPAINTED, encoding: Encoding = Encoding()
+) -> Path:
+    """Write a picture with its profile and EXIF, marked as synthetic (XMP), and its settings as JSON beside it.
 
-    A PNG has the settings too, as JSON under the key "lida", and is without loss. `like` is a JPEG or WebP file whose format
-    is kept, a JPEG with the same tables and sampling; then pixels are as exact as that encoder. Returns the path. Raises
-    InputError where `like` is of another format.
+    `path` has no ending. A PNG also holds the settings, as JSON under the key "lida". Returns the path written to.
     """
-    text, xmp = json.dumps(settings, indent=2), XMP.format(source=SOURCE.format(source)).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = {"icc_profile": image.info.get("icc_profile"), "exif": image.info.get("exif", b"")}
-    if like is None:
-        info = PngInfo()
-        info.add_itxt("lida", text)
-        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
-        path = path.with_name(path.name + ".png")
-        save_image(image, path, pnginfo=info, **known)
+    text, xmp = json.dumps(settings, indent=2), XMP.format(source=SOURCE.format(source))
+    path = path.with_name(path.name + encoding.suffix)
+    options = {"icc_profile": image.info.get("icc_profile"), "exif": image.info.get("exif", b""), **encoding.options}
+    if encoding.suffix == ".png":
+        options["pnginfo"] = info = PngInfo()
+        info.add_itxt(KEY, text)
+        info.add_itxt("XML:com.adobe.xmp", xmp)
     else:
-        with opened(like) as original:
-            if (original.format or "").lower() not in FORMATS:
-                choices = "JPEG, WebP and PNG"
-                raise InputError(f"--format same: {like} is {original.format}, and {choices} are kept; leave it out for PNG")
-            suffix, options = FORMATS[original.format.lower()], {"quality": 95}
-            if original.format == "JPEG" and original.mode == "RGB":
-                options = {"qtables": original.quantization, "subsampling": JpegImagePlugin.get_sampling(original)}
-        if suffix == ".png":
-            return save_marked(image, path, settings, source)
-        path = path.with_name(path.name + suffix)
-        save_image(image, path, xmp=xmp, **options, **known)
+        options["xmp"] = xmp.encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(image, path, **options)
     write_text(path.with_suffix(".json"), text + "\n")
     return path
 
 
-def read_settings(path: str | Path) -> dict:
-    """The settings that a picture was made with, from its PNG or the .json beside it; raises InputError where it has none."""
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Return the settings that a picture was made with, from its PNG or the .json beside it.
+
+    Raises InputError where there are none, or no JSON object.
+    """
     path = Path(path)
     try:
         with opened(path) as image:
-            text = image.info.get("lida")
+            text = image.info.get(KEY)
         settings = read_json(path.with_suffix(".json")) if text is None else parse_json(text, path)
     except InputError as error:
-        raise InputError(
-            f"{path}: has no settings of lida's in it or beside it ({error}); give a picture that lida made"
-        ) from None
+        cure = "give a picture that lida made"
+        raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); {cure}") from None
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: its settings are no object; give a picture that lida made")
+        raise InputError(f"{path}: its settings are no JSON object; give a picture that lida made")
     return settings
 
 
-def check_format(path: Path) -> None:
-    """Raise InputError if a photograph's format cannot be kept."""
-    with opened(path) as image:
-        if (image.format or "").lower() not in FORMATS:
-            raise InputError(f"--format same: {path} is {image.format}; only JPEG, WebP and PNG are kept; leave it out for PNG")
-
-
-def recorded_arguments(settings: dict, path: str) -> dict:
+def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """Return the arguments in a picture's settings. Raises InputError if a file that it was made from has changed.
 
     A picture cannot name a file to read without its hash, nor a model to fetch.
@@ -96,9 +110,11 @@ def recorded_arguments(settings: dict, path: str) -> dict:
         if not Path(file).is_file() or file_hash(file) != digest:
             raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
     photos = recorded.get("photo") or []
-    if not isinstance(photos, list) or set(map(str, photos)) - set(files):
+    mask = Path(str(recorded.get("mask")))
+    if not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):
         raise InputError(f"--reproduce {path}: its settings have no hash of its photograph; it may be of an older version")
-    model = str(recorded.get("pretrained_model_name_or_path", ""))
-    if model and not Path(model).exists():
-        raise InputError(f"--reproduce {path}: its model {model!r} is not on this disk, and a picture cannot ask to fetch one")
+    for name in ("pretrained_model_name_or_path", "age_estimator"):
+        if (model := str(recorded.get(name, ""))) and not Path(model).exists():
+            cure = "a picture cannot ask to fetch one"
+            raise InputError(f"--reproduce {path}: its model {model!r} is not on this disk, and {cure}")
     return recorded

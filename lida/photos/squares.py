@@ -14,7 +14,7 @@ Box = tuple[int, int, int]  # left, top, side of a square in pixels; it may reac
 
 
 def square_about(mask: Image.Image, context: float) -> Box:
-    """The square about the white of a mask, `context` times as long as its longer side, within the picture if it fits."""
+    """Return the square about the white of a mask, `context` times as long as its longer side, in the picture if it fits."""
     left, top, right, bottom = mask.getbbox()
     side = round(context * max(right - left, bottom - top))
     side = max(min(side, *mask.size), right - left, bottom - top)  # never beyond the picture but to hold the mask
@@ -27,7 +27,7 @@ def square_about(mask: Image.Image, context: float) -> Box:
 
 
 def cut(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """The square of the picture at size x size, in its colour profile; beyond its border the nearest pixel goes on."""
+    """Return the square of the picture at size x size, with its colour profile. Beyond the border the nearest pixel repeats."""
     left, top, side = box
     pads = [(max(-top, 0), max(top + side - image.height, 0)), (max(-left, 0), max(left + side - image.width, 0))]
     if np.any(pads):
@@ -38,7 +38,7 @@ def cut(image: Image.Image, box: Box, size: int) -> Image.Image:
 
 
 def cut_turned(image: Image.Image, centre: np.ndarray, axes: np.ndarray, side: float, size: int) -> Image.Image:
-    """The square of `side` pixels about `centre` whose sides run along `axes` (2, 2: across, down), at size x size."""
+    """Return the square of `side` pixels about `centre`, with sides along `axes` (2, 2: across, down), at size x size."""
     reach = math.ceil(side * np.abs(axes).sum(0).max()) + 4
     left, top = (int(x) - reach // 2 for x in centre)
     upright = cut(image, (left, top, reach), reach)
@@ -49,9 +49,9 @@ def cut_turned(image: Image.Image, centre: np.ndarray, axes: np.ndarray, side: f
 
 
 def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, feather: float = 0.02) -> Image.Image:
-    """The picture with `patch` at the square where the mask is not 0; elsewhere every pixel stays as it was.
+    """Return the picture with `patch` in the square `box` where the mask is not 0, and every other pixel unchanged.
 
-    The seam lies inside the mask: over `feather` times the square's side the patch fades in from the mask's border.
+    The patch fades in from the mask's border inwards, over `feather` times the square's side.
     """
     left, top, side = box
     layer = image.copy()
@@ -62,10 +62,10 @@ def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, f
 
 
 def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image, width: float = 0.08) -> Image.Image:
-    """The patch with each channel's mean and spread as `square` has them, over a ring just outside of the mask.
+    """Return the patch with the mean and deviation of each channel that `square` has in a ring just outside of the mask.
 
-    There both show the same thing, so that what differs is the model's colour. The ring is `width` of the side wide; where
-    the mask leaves no hundred pixels of it, the patch stays as it is.
+    Both show the same thing there, so that only the model's colours differ. The ring is `width` times the side wide. Where
+    the mask leaves fewer than a hundred of its pixels, the patch is returned as it is.
     """
     grown = mask.point(lambda value: 255 * (value > 0)).filter(ImageFilter.GaussianBlur(width * mask.width / 2))
     ring = (np.asarray(grown) > 8) & (np.asarray(mask) == 0)
@@ -77,25 +77,25 @@ def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image, w
     return Image.fromarray(matched.clip(0, 255).round().astype(np.uint8))
 
 
-def with_detail(patch: Image.Image, known: Image.Image, square: Image.Image, share: float) -> Image.Image:
-    """The patch at the photograph's own size, with a share of what the autoencoder lost of the photograph given back.
+def with_detail(patch: Image.Image, reconstruction: Image.Image, square: Image.Image, share: float) -> Image.Image:
+    """Return the patch at the photograph's own size, with a share of the detail that the autoencoder lost added again.
 
-    patch + share (square - known), where `known` is the unchanged square as the autoencoder gives it back: with share 1 the
-    change alone, patch - known, is laid over the photograph, in which pores and hair stay as sharp as they were.
+    patch + share (square - reconstruction), where `reconstruction` is the unchanged square encoded and decoded. With share
+    1 the photograph changes by patch - reconstruction alone, and its pores and hair stay as sharp as they were.
     """
-    a, b = (x.resize(square.size, Image.Resampling.LANCZOS) for x in (patch, known))
-    p, k, s = (np.asarray(x, dtype=np.float32) for x in (a, b, square))
-    return Image.fromarray((p + share * (s - k)).clip(0, 255).round().astype(np.uint8))
+    a, b = (x.resize(square.size, Image.Resampling.LANCZOS) for x in (patch, reconstruction))
+    p, r, s = (np.asarray(x, dtype=np.float32) for x in (a, b, square))
+    return Image.fromarray((p + share * (s - r)).clip(0, 255).round().astype(np.uint8))
 
 
 def is_grey(image: Image.Image, tolerance: int = 6) -> bool:
-    """Whether a picture has no colours, but for what a JPEG's rounding leaves."""
+    """Return whether a picture is grey: its channels differ by at most `tolerance`, as JPEG's rounding leaves them."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
     return bool((pixels.max(-1) - pixels.min(-1)).max() <= tolerance)
 
 
 def seam_report(before: Image.Image, after: Image.Image, mask: Image.Image) -> dict[str, float]:
-    """The largest change of a pixel outside of the mask, and the mean step of grey across its border, before and after."""
+    """Return the largest change of a pixel outside the mask, and the mean step of grey across its border, before and after."""
     a, b, inside = (np.asarray(x, dtype=np.int16) for x in (before, after, mask.point(lambda value: 255 * (value > 0))))
     outside = np.abs(a - b).max(-1)[inside == 0]
     report = {"largest_change_outside": int(outside.max()) if outside.size else 0}
@@ -108,11 +108,11 @@ def seam_report(before: Image.Image, after: Image.Image, mask: Image.Image) -> d
 
 
 def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
-    """White where the mask is not 0, fading from its border inwards over about `radius` pixels, or fewer where it is thin."""
+    """Return white where the mask is not 0, fading from its border inwards over `radius` pixels, or fewer where it is thin."""
     painted = mask.point(lambda value: 255 * (value > 0))
     values = np.asarray(painted, dtype=np.float32)
     while radius >= 0.5:
-        # A blurred edge is 1/2 on the edge itself: the upper half of the ramp begins there and goes inwards.
+        # A blurred edge is 1/2 at the edge itself: the upper half of its ramp lies inside.
         blurred = np.asarray(painted.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
         faded = np.minimum(values, 255 * np.clip(2 * blurred - 1, 0, 1))
         if faded.sum() >= 0.5 * values.sum():
@@ -122,7 +122,7 @@ def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
 
 
 def sheet(images: Sequence[Image.Image], labels: Sequence[str], height: int = 320) -> Image.Image:
-    """The pictures in a row at one height, each over its label."""
+    """Return the pictures in a row at one height, each above its label."""
     font = ImageFont.load_default(size=20)
     scaled = [i.resize((round(i.width * height / i.height), height), Image.Resampling.BICUBIC) for i in images]
     gap, strip = 8, 34

@@ -5,6 +5,8 @@ micro-batches and over all processes. So neither an interruption nor the number 
 """
 
 import math
+import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,13 +17,34 @@ from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.folder import Example
+from ..data.folder import Example, read_captioning, read_examples
 from ..doors.errors import InputError
 from ..doors.pictures import open_image, to_tensor
 from ..photos.masks import mask_to_tensor, open_mask
+from .caches import LatentCache
 from .processes import Processes
 
 Size = tuple[int, int]  # width, height
+TRAINING, CLASS, VALIDATION = 0, 1, 2  # streams of random numbers
+
+
+def read_data(args: Namespace) -> tuple[list[Example], list[Example], dict]:
+    """Read and check the training pictures; return them, the held-out ones, and how their captions were made."""
+    examples = read_examples(args.train_data_dir, args.image_column, args.caption_column, max(8, args.resolution // 4))
+    if args.balance_column and not all(args.balance_column in example.row for example in examples):
+        raise InputError(f"--balance_column {args.balance_column}: not every line of {args.train_data_dir} has that column")
+    missing = [f"{e.path}: has no mask masks/{e.path.stem}.png, which --mask_loss needs" for e in examples if e.mask is None]
+    if args.mask_loss and missing:
+        raise InputError(*missing)
+    small = sum(min(example.size) < args.resolution for example in examples)
+    if small:
+        warnings.warn(f"{small} of {len(examples)} pictures are smaller than --resolution {args.resolution} and are enlarged")
+    texts = [example.text for example in examples]
+    if len(texts) < 5:
+        warnings.warn(f"there are only {len(texts)} pictures: the adapter will learn them by heart; 20 to 30 are usual")
+    if len(texts) >= 50 and len(set(texts)) == 1:
+        warnings.warn(f"all {len(texts)} captions are equal ({texts[0]!r}): no difference between pictures can be asked for")
+    return *hold_out(examples, args.validation_split, args.seed), read_captioning(args.train_data_dir)
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
@@ -181,3 +204,26 @@ class MicroBatches:
     def captions(self, first: int, last: int) -> set[str]:
         """Return the captions of the pictures in the steps from `first` up to `last`."""
         return {self.samples.examples[i].text for step in range(first, last) for i in set(self.sampler.step(step).tolist())}
+
+
+def micro_batches(
+    examples: list[Example], sd, args: Namespace, processes: Processes, stream: int = TRAINING
+) -> MicroBatches:
+    """Return the batches of these examples; `stream` makes their random numbers differ from other examples'."""
+    factor, T = sd.vae.factor, sd.schedule.config.num_train_timesteps
+    sides = factor * 2 ** (len(sd.unet.config.block_out_channels) - 1)  # the UNet halves latents so often
+    if args.enable_bucket and args.resolution < sides:
+        raise InputError(f"--enable_bucket: needs a --resolution of at least {sides}, not {args.resolution}")
+    sizes = sizes_of(examples, args.resolution, sides if args.enable_bucket else None)
+    drawn = (args.random_flip, not args.center_crop, args.caption_dropout, args.noise_offset) if stream != VALIDATION else ()
+    shape, masked = (sd.unet.config.in_channels, factor), args.mask_loss and stream != CLASS
+    samples = Samples(examples, sizes, Augmentation(T, *drawn), shape, args.seed, stream, masked)
+    batch = args.train_batch_size * args.gradient_accumulation_steps * processes.count
+    balance = [e.row[args.balance_column] for e in examples] if args.balance_column and stream == TRAINING else None
+    sampler = BatchSampler(sizes, batch, args.seed + stream, balance)
+    if args.cache_latents:
+        samples.latents = LatentCache(samples, sd.vae, args.cache_dir, args.validation_prompt is None)
+    elif args.center_crop and stream == TRAINING and sampler.steps_per_epoch < args.max_train_steps:
+        warnings.warn("each picture is encoded anew whenever it is drawn; --cache_latents does it once")
+    workers = 0 if args.cache_latents else args.dataloader_num_workers
+    return MicroBatches(samples, sampler, args.train_batch_size, processes, workers)

@@ -1,37 +1,40 @@
 """What frozen networks make of a picture or a caption, computed once."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ..doors.files import output_folder, written_whole
 from ..nn.text import TextEncoder
 from ..nn.vae import VAE
-from .batches import Samples
 
 
 class LatentCache:
     """The VAE's posterior of each picture, upright and mirrored, computed when it is first drawn.
 
     Each is a tensor (2, 4, h, w), mean and log-variance, in memory (131 kB for a picture of 512 px) or in a folder, which
-    runs may share. A picture is encoded alone, so that its latents do not depend on what else is in its batch.
+    runs may share. A picture is encoded alone, so that its latents do not depend on what else is in its batch. The weights of
+    the decoder, which is not needed, can be let go of.
     """
 
-    def __init__(self, samples: Samples, vae: VAE, folder: str | Path | None = None):
+    def __init__(self, samples, vae: VAE, folder: str | Path | None = None, let_go: bool = False):
         self.samples, self.vae = samples, vae
         self.folder = output_folder(folder, "--cache_dir") if folder else None
         self.kept: dict[tuple[int, bool], Tensor | Path] = {}
+        if let_go:
+            vae.decoder.to("meta")
 
     def __call__(self, index: int, flipped: bool) -> Tensor:
         kept = self.kept.get((index, flipped))
         if kept is None:
             kept = self.kept[index, flipped] = self.file(index, flipped) if self.folder else self.encode(index, flipped)
-        return kept if isinstance(kept, Tensor) else load_file(kept)["posterior"]
+        return kept if isinstance(kept, Tensor) else load(kept.read_bytes())["posterior"]
 
     @torch.no_grad()
     def encode(self, index: int, flipped: bool) -> Tensor:
@@ -49,7 +52,7 @@ class LatentCache:
         key = f"{self.vae.fingerprint} {self.vae.dtype} {picture} {self.samples.sizes[index]} {flipped}"
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
         try:
-            load_file(path)["posterior"]
+            load(path.read_bytes())["posterior"]
         except (OSError, SafetensorError, KeyError):
             with written_whole(path) as part:
                 save_file({"posterior": self.encode(index, flipped).contiguous()}, part)
@@ -57,11 +60,16 @@ class LatentCache:
 
 
 class TextCache:
-    """The encoder_hidden_states (77, C) of captions, each computed once and alone."""
+    """The encoder_hidden_states (77, C) of captions, each computed once and alone; the encoder's weights can be let go of."""
 
     @torch.no_grad()
-    def __init__(self, text_encoder: TextEncoder, captions: Iterable[str]):
-        self.hidden = {caption: text_encoder([caption])[0].cpu() for caption in sorted(set(captions))}
+    def __init__(self, text_encoder: TextEncoder, captions: Iterable[str], let_go: bool = False):
+        with warnings.catch_warnings(record=True) as caught:
+            self.hidden = {caption: text_encoder([caption])[0].cpu() for caption in sorted(set(captions))}
+        if caught:  # of captions that are too long
+            warnings.warn(f"{caught[0].message}" + f"; and so with {len(caught) - 1} other captions" * (len(caught) > 1))
+        if let_go:
+            text_encoder.to("meta")
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         return torch.stack([self.hidden[caption] for caption in captions])

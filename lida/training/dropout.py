@@ -6,18 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn.lora import LoRALinear
+from ..nn.lora import HalfLoRALinear
 
 
 class SampleDropout:
     """Zero a share p of the values and scale the rest by 1 / (1 - p) (Srivastava et al. 2014), by a seed for each sample.
 
     A sample loses the same values in any batch, and again when activation checkpointing computes it a second time. Set
-    `seeds`, one a sample, before each batch.
+    `seeds`, one a sample, before each batch. `layers` counts the layers that it serves.
     """
 
     def __init__(self, p: float):
-        self.p = p
+        self.p, self.layers = p, 0
         self.seeds: Sequence[int] = ()
 
     def __call__(self, x: Tensor, layer: int) -> Tensor:
@@ -27,12 +27,13 @@ class SampleDropout:
         return x * mask.to(x.device) / (1 - self.p)
 
 
-class DropoutLoRALinear(LoRALinear):
+class DropoutLoRALinear(HalfLoRALinear):
     """y = W x + b + (alpha / rank) B A dropout(x) in training, as peft computes it."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float | None, dropout: SampleDropout, number: int):
+    def __init__(self, base: nn.Linear, rank: int, alpha: float | None, dropout: SampleDropout):
         super().__init__(base, rank, alpha)
-        self.dropout, self.number = dropout, number
+        self.dropout, self.number = dropout, dropout.layers
+        dropout.layers += 1
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

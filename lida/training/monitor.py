@@ -1,5 +1,6 @@
 """What a run shows: a progress bar, metrics.jsonl, a chart of the loss, TensorBoard or Weights & Biases, sample pictures."""
 
+import atexit
 import json
 import math
 import resource
@@ -41,7 +42,7 @@ class Monitor:
 
     def load_state_dict(self, state: dict) -> None:
         for name in self.state:
-            setattr(self, name, state.get(name, getattr(self, name)))
+            setattr(self, name, type(getattr(self, name))(state.get(name, getattr(self, name))))
 
     def begin(self, step: int, report_to: str = "none") -> None:
         """Start after `step` steps, reporting to one of REPORTERS; remove what metrics.jsonl has of later steps."""
@@ -64,7 +65,7 @@ class Monitor:
             self.losses, self.skipped_in_a_row = self.losses + 1, 0
             gain = (1 - BETA) / (1 - BETA**self.losses)  # corrects the bias, as Adam does (Kingma and Ba 2015, section 3)
             self.average = loss if self.losses == 1 else self.average + gain * (loss - self.average)
-            self.lowest = min(self.lowest, self.average)
+            self.lowest = min(self.lowest, self.average) if self.losses >= 10 else self.lowest  # of fewer, chance decides
         else:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         values = {"loss": loss, "smoothed": self.average, "lr": lr, "gradient_norm": norm, "images_per_second": round(rate, 3)}
@@ -89,8 +90,7 @@ class Monitor:
             self.report({name: value for name, value in row.items() if value is not None}, step)
 
     def end(self) -> None:
-        """Close the bar, and draw the chart of the loss where matplotlib is installed."""
-        self.bar.close()
+        """Say how many steps were skipped, and draw the chart of the loss where matplotlib is installed."""
         if self.skipped:
             warnings.warn(f"{self.skipped} steps were skipped, whose loss or gradient was not finite")
         if find_spec("matplotlib") and self.writes:
@@ -109,7 +109,8 @@ def reporter(name: str, folder: Path) -> Callable[[dict, int], object]:
         return wandb.init(project="lida", name=folder.name, dir=str(folder)).log
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+    board = SummaryWriter(str(folder / "tensorboard"))
+    atexit.register(board.close)  # also after a signal
     return lambda values, step: [board.add_scalar(name, value, step) for name, value in values.items()]
 
 

@@ -47,10 +47,7 @@ def lr_schedule(optimizer: torch.optim.Optimizer, args: Namespace) -> Callable[[
     if args.lr_warmup_steps >= args.max_train_steps and name != "constant":
         warnings.warn(f"--lr_warmup_steps {args.lr_warmup_steps}: is not over within {args.max_train_steps} steps")
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=rates[0])
-    try:
-        share = get_scheduler(name, stand_in, args.lr_warmup_steps, args.max_train_steps, options).lr_lambdas[0]
-    except ValueError as error:  # polynomial ends at 1e-7
-        raise InputError(f"--lr_scheduler {name} --learning_rate {rates[0]}: {error}; raise the learning rate") from None
+    share = get_scheduler(name, stand_in, args.lr_warmup_steps, args.max_train_steps, options).lr_lambdas[0]
 
     def set_rates(step: int) -> float:
         for group, rate in zip(optimizer.param_groups, rates):

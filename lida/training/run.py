@@ -2,9 +2,9 @@
 
 import hashlib
 import math
+import os
 import shutil
 import sys
-import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +16,16 @@ from time import perf_counter
 from torch import nn
 
 from .. import __version__
-from ..adapters.adapter import FILE_NAME, Adapter, load_adapter, save_adapter
+from ..adapters import FILE_NAME, Adapter, load_adapter, save_adapter
 from ..data.folder import Example, data_fingerprint
 from ..doors.errors import InputError
-from ..doors.files import locked, output_folder, write_json
+from ..doors.files import locked, output_folder, sync, write_json
 from ..doors.json import read_json
 from ..nn.lora import LoRALinear
-from ..nn.text import TextEncoder
 from .batches import MicroBatches
 from .monitor import Monitor, memory_used
-from .processes import Processes
-from .state import SETTINGS, checkpoints, resume, write_checkpoint
+from .processes import Processes, noted_signals
+from .state import checkpoints, differences, resume, write_checkpoint
 
 # Flags that are not in the adapter's file, since they say where things lie or how a run was started
 PLACES = ("pretrained_model_name_or_path", "train_data_dir", "class_data_dir", "output_dir", "cache_dir", "device")
@@ -54,13 +53,14 @@ def settings_of(args: Namespace, base: dict, data: Sequence[MicroBatches]) -> di
 
 @contextmanager
 def output_of(args: Namespace, processes: Processes) -> Iterator[Path]:
-    """Yield the output folder, made if needed, and keep other runs out of it."""
+    """Yield the output folder, made if needed, and keep other runs out of it; at the end the processes part."""
     folder = Path(args.output_dir)
     if processes.first:
         output_folder(folder)
     processes.wait()
     with locked(folder) if processes.first else nullcontext():
         yield folder
+    processes.leave()
 
 
 def metadata_of(args: Namespace, examples: Sequence[Example], captioning: dict, base: dict) -> dict:
@@ -73,50 +73,38 @@ def metadata_of(args: Namespace, examples: Sequence[Example], captioning: dict, 
 
 
 def finished(args: Namespace, settings: dict) -> bool:
-    """Return whether the output folder has the adapter of this very run, whole and with all of its steps."""
+    """Return whether a run that resumes from the latest has nothing to do: its adapter is there, whole, with all steps."""
     path = Path(args.output_dir, FILE_NAME)
     try:
         about = read_json(path.with_suffix(".json"))
-        if (about["settings"], about["steps"]) != (settings, args.max_train_steps):
-            return False
-        fingerprint = load_adapter(path).fingerprint
-        return about.get("fingerprint", fingerprint) == fingerprint
+        same = not differences(about["settings"], settings) and about["steps"] == args.max_train_steps
+        fingerprint = load_adapter(path).fingerprint if same else None
+        same = same and about.get("fingerprint", fingerprint) == fingerprint
     except (InputError, KeyError, TypeError):
         return False
+    if same and args.resume_from_checkpoint == "latest":
+        print(f"adapter: {path}")
+    return same and args.resume_from_checkpoint == "latest"
 
 
-def warn_of_data(examples: Sequence[Example], text_encoder: TextEncoder) -> None:
-    """Say what about the data makes a poor adapter likely."""
-    texts = [example.text for example in examples]
-    if len(texts) < 5:
-        warnings.warn(f"there are only {len(texts)} pictures: the adapter will learn them by heart; 20 to 30 are usual")
-    if len(texts) >= 50 and len(set(texts)) == 1:
-        warnings.warn(f"all {len(texts)} captions are equal ({texts[0]!r}): no difference between pictures can be asked for")
-    ids = {text: text_encoder.tokenizer(text, verbose=False).input_ids for text in set(texts)}
-    long = [example for example in examples if len(ids[example.text]) > 77]
-    if long:
-        lost = text_encoder.tokenizer.decode(ids[long[0].text][76:-1]).strip()
-        warnings.warn(f"{len(long)} captions are longer than 77 tokens; of {long[0].path} these words are not read: {lost!r}")
-
-
-def plan(args: Namespace, objective: Callable, data: MicroBatches, parameters: Sequence[nn.Parameter]) -> str:
-    """Return what the run would do and take, measured on two passes that are thrown away."""
-    for step in range(2):
+def plan(args: Namespace, objective: Callable, data: MicroBatches, parameters: Sequence[nn.Parameter], steps: range) -> str:
+    """Return what the run would do and take, measured on a pass of each of these steps, which is thrown away."""
+    for step in steps:
         batch = next(data.load(step, step + 1))
         start = perf_counter()
         sum(objective(batch)).backward()
         seconds = perf_counter() - start
-    steps, sizes = args.max_train_steps, Counter(data.samples.sizes)
+    total, sizes = args.max_train_steps, Counter(data.samples.sizes)
     size = 3 * sum(p.numel() * p.element_size() for p in parameters) / 1e6  # with AdamW's two moments
-    count = args.checkpoints_total_limit or -(-steps // args.checkpointing_steps)
+    count = args.checkpoints_total_limit or -(-total // args.checkpointing_steps)
     free = shutil.disk_usage(args.output_dir).free / 1e6
     if count * size > free:
         raise InputError(f"--output_dir: {count} checkpoints take {count * size:.0f} MB, and {free:.0f} MB are free")
     return "\n".join([
         f"pictures: {len(data.samples)}, in sizes {', '.join(f'{w}x{h} ({n})' for (w, h), n in sizes.items())}",
-        f"steps: {steps} of {data.sampler.batch} pictures, {steps / data.sampler.steps_per_epoch:.1f} epochs",
+        f"steps: {total} of {data.sampler.batch} pictures, {total / data.sampler.steps_per_epoch:.1f} epochs",
         f"trained: {sum(p.numel() for p in parameters):,} parameters; attention by {args.attention}",
-        f"time: {seconds * args.gradient_accumulation_steps * steps / 60:.0f} minutes, as measured on one pass",
+        f"time: {seconds * args.gradient_accumulation_steps * total / 60:.0f} minutes, as measured on one pass",
         f"memory: {memory_used():.1f} GB, as measured on one pass",
         f"disk: {count} checkpoints of {size:.1f} MB",
     ])  # fmt: skip
@@ -151,13 +139,19 @@ class Run:
             raise InputError(f"{folder}: has {held[0]} of an earlier run; {cure}, or give another --output_dir")
         return taken
 
-    def begin(self, step: int) -> None:
-        """Start after `step` steps, without what an earlier run left."""
+    @contextmanager
+    def begin(self, step: int) -> Iterator[list[int]]:
+        """Start after `step` steps, without what an earlier run left; yield the signals that are noted on the way."""
         folder = Path(self.args.output_dir)
         if self.first:
             for path in [*folder.glob("writing-*"), *([] if step else [folder / "samples", *checkpoints(folder)])]:
                 shutil.rmtree(path, ignore_errors=True)
         self.monitor.begin(step, self.args.report_to)
+        try:
+            with noted_signals() as signals:
+                yield signals
+        finally:
+            self.monitor.bar.close()  # before an error is printed
 
     def after(self, step: int, loss: float, lr: float, norm: float, stop: float) -> None:
         """Log a step, validate and save where that is due; raise SystemExit where `stop`, a signal's number, is not 0."""
@@ -191,10 +185,17 @@ class Run:
             moved = f"the adapter did not move: after {args.max_train_steps} steps some of it is still 0"
             raise InputError(f"{moved}, and nothing is saved; look at --learning_rate and --lr_warmup_steps")
         if self.first:
-            save_adapter(path, adapter)
-            training = {name: getattr(args, name) for name in PLACES} | {"examples": adapter.metadata["data"]["count"]}
-            about = {**adapter.metadata, "training": {**adapter.metadata["training"], **training}}
-            about |= {"settings": self.settings, "steps": args.max_train_steps, "fingerprint": load_adapter(path).fingerprint}
-            write_json(path.with_suffix(".json"), about)
+            unfinished = path.with_name("writing-adapter")
+            try:
+                saved = save_adapter(unfinished, adapter)
+                places = {name: getattr(args, name) for name in PLACES} | {"examples": adapter.metadata["data"]["count"]}
+                about = {**adapter.metadata, "training": {**adapter.metadata["training"], **places}, "settings": self.settings}
+                about |= {"steps": args.max_train_steps, "fingerprint": load_adapter(saved).fingerprint}
+                write_json(path.with_suffix(".json"), about)
+                os.replace(saved, path)  # last: a run without its adapter is not finished
+                sync(path.parent)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            print(f"adapter: {path}")
         self.monitor.end()
         return path

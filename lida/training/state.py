@@ -1,5 +1,6 @@
 """Training state on disk: one file that is written whole, checkpoints of a run, and going on from the last whole one."""
 
+import io
 import os
 import shutil
 import sys
@@ -10,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..adapters.adapter import Adapter, save_adapter
+from ..adapters import Adapter, save_adapter
 from ..doors.errors import InputError
-from ..doors.files import sync, write_json, written_whole
+from ..doors.files import sync, write_bytes, write_json
 from ..doors.json import read_json
 
 STATE, SETTINGS = "state.pt", "settings.json"  # in a checkpoint
@@ -21,8 +22,9 @@ STATE, SETTINGS = "state.pt", "settings.json"  # in a checkpoint
 def save_state(path: str | Path, step: int, parts: Mapping[str, Any]) -> None:
     """Write the state_dict() of every part after `step` steps; a crash leaves the last whole file."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, part)
+    state = io.BytesIO()  # PyTorch's own writer has many errors for a full disk
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, state)
+    write_bytes(path, state.getvalue())
 
 
 def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
@@ -51,10 +53,9 @@ def checkpoints(folder: str | Path) -> list[Path]:
 def write_checkpoint(
     folder: Path, step: int, parts: Mapping[str, Any], adapter: Adapter, settings: dict, limit: int | None = None
 ) -> None:
-    """Write checkpoint-<step>: the state, the adapter and the settings; then keep only the last `limit`.
+    """Write checkpoint-<step>: the state, the adapter and the settings; then keep only the last `limit` checkpoints.
 
-    It is written under another name, flushed and renamed: there is a whole checkpoint or none. Raises InputError where the
-    disk is full; earlier checkpoints stay.
+    It is written under another name and renamed: there is a whole checkpoint or none. Raises InputError where that fails.
     """
     whole, unfinished = folder / f"checkpoint-{step}", folder / f"writing-{step}"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -77,21 +78,20 @@ def write_checkpoint(
 
 
 def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) -> int:
-    """Restore the parts from a checkpoint, by name or path or the "latest", and return its step; 0 where there is none yet.
+    """Restore the parts from a checkpoint, by name or path or "latest", and return its step; 0 where there is none yet.
 
-    Where the latest is damaged or has other settings, the last that is whole is taken, with a warning. Raises InputError
-    where a checkpoint that was named cannot be used, or where none can.
+    Where the latest is damaged or has other settings, the last whole one is taken, with a warning. Raises InputError where
+    a checkpoint that was named cannot be used, or where none can.
     """
-    found = checkpoints(folder)
+    found, faults = checkpoints(folder), []
     if wanted != "latest":
-        named = [path for path in (Path(wanted), folder / wanted) if (path / STATE).is_file()]
-        if not named:
+        found = [path for path in (Path(wanted), folder / wanted) if (path / STATE).is_file()][:1] + found
+        if not found or found[0].name != Path(wanted).name:
             raise InputError(f"--resume_from_checkpoint {wanted}: no such checkpoint; give a folder or latest")
-        found = [named[0], *found]
-    faults = []
     for path in found:
         try:
-            require_same(settings, path)
+            if differing := differences(read_json(path / SETTINGS), settings):
+                raise InputError(f"{path}: was trained with other settings ({'; '.join(differing[:5])})")
             step = load_state(path / STATE, parts)
         except InputError as error:
             faults.append(str(error))
@@ -107,12 +107,9 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
     return 0
 
 
-def require_same(settings: dict, checkpoint: Path) -> None:
-    """Raise InputError where a checkpoint was trained with other settings."""
-    before = read_json(checkpoint / SETTINGS)
+def differences(before: Any, now: dict) -> list[str]:
+    """Return what differs between a run's settings as they were read from a file and as they are."""
     if not isinstance(before, dict):
-        raise InputError(f"{checkpoint / SETTINGS}: is damaged (no JSON object)")
-    names = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
-    if names:
-        differing = "; ".join(f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in names[:5])
-        raise InputError(f"{checkpoint}: was trained with other settings ({differing})")
+        return [f"they were {before!r:.40}"]
+    pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
+    return [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]

@@ -4,7 +4,7 @@
 
 Each runs in a process of its own, on the same pictures, at the same settings: bf16, 512 px, batch 1, rank 4 on all attention,
 AdamW. The peer is accelerate + diffusers + peft at its best (sdpa, channels_last): VAE, text encoder and UNet at each step, as
-that script has it. train_lora.py keeps latents and texts (--cache_latents), whose one-time cost is told. Rates are medians
+that script has it. train_lora.py keeps latents and texts (--cache_latents), whose one-time cost is told apart. Rates are medians
 after the first step, memory is the most that the process held.
 """
 
@@ -25,6 +25,7 @@ from load import make_model
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+PICTURES = 4
 
 
 def write_pictures(folder: Path, count: int, size: int) -> None:
@@ -102,8 +103,9 @@ def ours(args: argparse.Namespace, data: Path, output: Path) -> tuple[list[str],
         str(data),
     ]
     command += ["--output_dir", str(output), "--resolution", str(args.resolution), "--train_batch_size", "1", "--rank", "4"]
-    command += ["--targets", "to_k", "to_q", "to_v", "to_out.0", "--max_train_steps", str(args.steps)]
-    command += ["--cache_latents"] * (not args.uncached)
+    epoch = 0 if args.uncached else PICTURES  # in which latents are encoded
+    command += ["--targets", "to_k", "to_q", "to_v", "to_out.0", "--max_train_steps", str(epoch + args.steps)]
+    command += ["--center_crop", "--cache_latents"] if not args.uncached else []
     command += ["--mixed_precision", "no" if args.dtype == "float32" else "bf16", "--device", args.device]
     command += ["--compile"] * args.compile + (["--attention", args.attention] if args.attention else [])
     start = time.perf_counter()
@@ -111,7 +113,7 @@ def ours(args: argparse.Namespace, data: Path, output: Path) -> tuple[list[str],
     if done.returncode:
         sys.exit(done.stderr)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    seconds = [1 / row["images_per_second"] for row in rows]
+    seconds = [1 / row["images_per_second"] for row in rows][epoch:]
     memory = float(re.findall(r"GB=([\d.]+)", done.stderr)[-1])
     return command, {"seconds": seconds, "memory": memory, "before": time.perf_counter() - start - sum(seconds)}
 
@@ -134,7 +136,7 @@ def main():
     make_model(args.folder)
     with tempfile.TemporaryDirectory() as place:
         data = Path(place, "data")
-        write_pictures(data, 4, args.resolution)
+        write_pictures(data, PICTURES, args.resolution)
         other = [sys.executable, __file__, "--peer", str(data), "--folder", str(args.folder), "--steps", str(args.steps)]
         other += ["--dtype", args.dtype, "--device", args.device]
         done = subprocess.run(other, capture_output=True, text=True)

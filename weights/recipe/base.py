@@ -15,15 +15,16 @@ from time import monotonic
 
 import numpy as np
 import torch
+from ema import EMA
 from torch import nn
 from tqdm import tqdm
 from words import WIDTH
 
 from lida.checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
-from lida.diffusion.schedule import noise_prediction_loss
+from lida.diffusion.loss import noise_prediction_loss
 from lida.nn.layers import ResnetBlock, Transformer2D, TransformerBlock
 from lida.nn.text import TextEncoder, encode_prompts
-from lida.training.state import EMA, load_state, save_state
+from lida.training.state import load_state, save_state
 from lida.nn.unet import UNet, UNetConfig
 
 UNET = UNetConfig(

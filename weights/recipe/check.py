@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lida.adapters.adapter import load_adapter
+from lida.adapters import load_adapter
 from lida.aging.stable_diffusion import StableDiffusion
 
 WEIGHTS = Path(__file__).parent.parent

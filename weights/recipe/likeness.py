@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lida.adapters.adapter import load_adapter, random_adapter
+from lida.adapters import load_adapter, random_adapter
 from lida.data.folder import read_examples
 from lida.photos.faces import FaceNetworks
 from lida.doors.pictures import open_image

@@ -19,13 +19,14 @@ from time import monotonic
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ema import EMA
 from estimator import load_estimator
 from torch import Tensor
 from tqdm import tqdm
 from transformers import ResNetForImageClassification
 
 from lida.checkpoints import load_vae, save_model
-from lida.training.state import EMA, load_state, save_state
+from lida.training.state import load_state, save_state
 from lida.nn.vae import VAE, VAEConfig
 
 CONFIG = VAEConfig(block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, sample_size=96)

@@ -1,0 +1,34 @@
+"""Cross-attention maps: which pixels of the latents look at which token of the prompt (Hertz et al. 2023, section 3)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from .layers import Attention
+
+
+@contextmanager
+def recorded_attention(unet: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Record softmax(q k^T / sqrt(d)) of each cross-attention, by its path, as long as the block runs.
+
+    Each call of the UNet appends a tensor (B, heads, N, M), for N pixels and M tokens, to each list. With guidance, the first
+    half of B is the negative prompt's. What the UNet computes stays the same; the maps carry gradients where it does.
+    """
+    layers = {path: m for path, m in unet.named_modules() if isinstance(m, Attention) and path.endswith("attn2")}
+    kernels, maps = {path: layer.kernel for path, layer in layers.items()}, {path: [] for path in layers}
+
+    def recording(path: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            maps[path].append((q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1))
+            return kernels[path](q, k, v)
+
+        return kernel
+
+    try:
+        for path, layer in layers.items():
+            layer.kernel = recording(path)
+        yield maps
+    finally:
+        for path, layer in layers.items():
+            layer.kernel = kernels[path]

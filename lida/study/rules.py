@@ -1,0 +1,74 @@
+"""Merging rules that the study compares beside the library's own, and how the command line names all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from ..adapters.merging import Parts, Rule, orthogonalised, weighted_sum
+
+
+def ties(density: float = 0.2) -> Rule:
+    """Trim, elect sign, merge (Yadav et al. 2023, algorithm 1), with weights on the trimmed changes, as peft does it."""
+    check_density(density)
+
+    def rule(path: str, parts: Parts) -> Tensor:
+        changes = torch.stack([layer.delta.flatten(1) for layer, _ in parts])  # (adapters, out, in)
+        sizes = changes.abs().flatten(1)
+        largest = torch.zeros_like(sizes).scatter_(1, sizes.topk(int(density * sizes.shape[1])).indices, 1.0)
+        changes = changes * largest.reshape(changes.shape)
+        agrees = changes.sign() == torch.where(changes.sum(0) >= 0, 1.0, -1.0)
+        weights = changes.new_tensor([weight for _, weight in parts])[:, None, None]
+        return (weights * changes * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+
+    return rule
+
+
+def dare(density: float = 0.5, seed: int = 0) -> Rule:
+    """Drop values at random, rescale the rest by 1 / density, and sum (Yu et al. 2024, section 3.2)."""
+    check_density(density)
+
+    def rule(path: str, parts: Parts) -> Tensor:
+        generator, total = torch.Generator().manual_seed(crc32(path.encode()) + seed), torch.zeros(())
+        for layer, weight in parts:
+            change = layer.delta.flatten(1)
+            stays = torch.bernoulli(torch.full(change.shape, density), generator=generator).to(change.device)
+            total = total + weight * change * stays / density
+        return total
+
+    return rule
+
+
+def check_density(density: float) -> None:
+    """Raise ValueError for a share of values that cannot stay."""
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be above 0 and up to 1, not {density}")
+
+
+@dataclass(frozen=True)
+class NamedRule:
+    """A merging rule and its spelling on the command line."""
+
+    spelling: str
+    function: Callable[..., Tensor]
+
+    def __call__(self, path: str, parts: Parts) -> Tensor:
+        return self.function(path, parts)
+
+
+RULES = {"sum": lambda: weighted_sum, "orthogonalised": orthogonalised, "ties": ties, "dare": dare}
+
+
+@cache
+def parse_rule(text: str) -> NamedRule:
+    """Read `sum`, `orthogonalised`, `orthogonalised:0.5`, `ties:0.2` or `dare:0.5`; raises ValueError for anything else.
+
+    The number is the strength of orthogonalised, and the share of values that stays of the others.
+    """
+    name, colon, number = text.partition(":")
+    if name not in RULES or (colon and name == "sum"):
+        raise ValueError(f"rule {text!r} is not one of {', '.join(RULES)}")
+    return NamedRule(text, RULES[name](*([float(number)] if colon else [])))

@@ -1,0 +1,57 @@
+"""How the years decide strength and detail, which captions ask for an age, and which values an Edit refuses."""
+
+import pytest
+from conftest import random_adapter
+
+from lida.aging import Edit, age_targets, aging_edit
+from lida.aging.edit import FULL_GAP, LEAST_STRENGTH, MOST_STRENGTH, NO_DETAIL
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "redraw"}, "method 'redraw' is not one of ddim_inversion, inversion, inpaint"),
+        ({"strength": 0}, "strength must be above 0 and up to 1, not 0"),
+        ({"strength": 1.2}, "strength must be above 0 and up to 1, not 1.2"),
+        ({"strength": float("nan")}, "strength must be above 0 and up to 1, not nan"),
+        ({"detail": -0.1}, "detail must lie between 0 and 1, not -0.1"),
+        ({"detail": 2}, "detail must lie between 0 and 1, not 2"),
+        ({"context": 0.5}, "context must lie between 1 and 100, not 0.5"),
+        ({"context": float("inf")}, "context must lie between 1 and 100, not inf"),
+    ],
+)
+def test_edit_values_out_of_range_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Edit(**values)
+
+
+def test_the_strength_rises_with_the_years_between_and_detail_falls_for_younger_ages():
+    edits = {age: Edit().towards(age, 60) for age in (60, 90, 120, 50, 20, 0)}
+    middle = (LEAST_STRENGTH + MOST_STRENGTH) / 2
+    strengths = {60: LEAST_STRENGTH, 90: middle, 120: MOST_STRENGTH, 0: MOST_STRENGTH}
+    assert all(edits[age].strength == pytest.approx(strength) for age, strength in strengths.items()) and FULL_GAP == 60
+    assert [edits[age].detail for age in (60, 90, 120, 50, 20, 0)] == [1, 1, 1, 1 - 10 / NO_DETAIL, 0, 0]
+    assert Edit("inpaint").towards(60, 60).detail == 0  # drawn noise leads to another face
+
+
+def test_what_is_given_is_not_chosen_by_the_years():
+    given = Edit(strength=0.9, detail=0.25)
+    assert given.towards(90, 20) == given.without_age() == given
+    assert Edit().without_age() == Edit(strength=0.5, detail=0.0)
+
+
+def test_targets_are_captions_of_the_merged_age_adapter(sd):
+    (target,) = age_targets(sd, [34], 34)
+    shares = {"a portrait photo of a person, age 30s": 0.6, "a portrait photo of a person, age 40s": 0.4}
+    assert target.prompt == pytest.approx(shares) and (target.strength, target.detail) == (LEAST_STRENGTH, 1)
+    sd.load_adapter("age", random_adapter(sd, 0))
+    sd.set_adapters(["age"], [1.0])
+    assert [target.prompt for target in age_targets(sd, [34, 70], 30, "sks")] == ["sks 34", "sks 70"]
+    sd.set_adapters([], [])
+    assert age_targets(sd, [40], 30)[0].prompt == "a portrait photo of a person, age 40s"
+
+
+def test_an_aging_edit_leads_from_the_subject_at_no_age():
+    edit = aging_edit("a man", strength=0.4)
+    assert edit == Edit(strength=0.4, source_prompt="a portrait photo of a man", negative_prompt="a portrait photo of a man")
+    assert aging_edit("a man", method="inpaint").negative_prompt == ""

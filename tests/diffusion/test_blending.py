@@ -1,0 +1,37 @@
+"""The photograph comes back where the mask is black, and as long as it is grey."""
+
+import torch
+from conftest import relative
+
+from lida.diffusion import Blend, sample
+
+
+def test_a_grey_mask_is_released_at_its_step(sd):
+    """Of ten steps, a grey of 0.35 is the photograph's for six and free for the last three; what is black never changes."""
+    steps = sd.schedule.timesteps(10)
+    init, noise, seen = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), []
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:4], mask[..., 4:6], mask[..., 6:] = 0.35, 1.0, 0.05
+    start = sd.schedule.add_noise(init, noise, torch.tensor(steps[0][0]))
+    sample(
+        lambda x, t: 0 * x + 1, sd.schedule, start, steps, blend=Blend(mask, init, noise),
+        callback=lambda step, t, x: seen.append(x),
+    )  # fmt: skip
+    for step, (x, (_, t_prev)) in enumerate(zip(seen, steps, strict=True)):
+        known = init if t_prev < 0 else sd.schedule.add_noise(init, noise, torch.tensor(t_prev))
+        same = [torch.equal(x[..., a:b], known[..., a:b]) for a, b in ((0, 2), (2, 4), (4, 6), (6, 8))]
+        assert same == [True, step < 6, False, step < 9], step
+
+
+def test_a_row_of_paintings_is_each_painting_by_itself(sd):
+    """Each is free for its own fraction of the steps; noise and trajectory are repeated alike."""
+    init, noise, mask = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.rand(1, 1, 4, 4)
+    painted, fractions = torch.randn(6, 4, 4, 4), torch.tensor([0.2, 0.6, 1.0])
+    trajectory = {500: torch.randn(2, 4, 4, 4), -1: init}
+    for blend in (Blend(mask, init, noise), Blend(mask, init, trajectory=trajectory)):
+        row = blend.for_row(fractions)(sd.schedule, painted, 500, 0.3)
+        for k, fraction in enumerate(fractions):
+            alone = Blend(fraction * mask, init, blend.noise, blend.trajectory)
+            own = slice(2 * k, 2 * k + 2)
+            assert relative(row[own], alone(sd.schedule, painted[own], 500, 0.3)) <= 1e-6
+    assert torch.equal(blend(sd.schedule, painted[:2], -1, 1.0), init)  # nothing is free before the first step

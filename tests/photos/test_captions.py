@@ -1,0 +1,64 @@
+"""Captions: templates, the noun of an age, the prompt between two decades, and what adapters record of captions."""
+
+import pytest
+
+from lida.doors.errors import InputError
+from lida.photos.captions import Captioning, caption, captioning_of, check_template, noun_of
+
+
+def test_a_template_is_filled_in():
+    assert caption("{subject} {age} {decade}", "Anna", 7) == "Anna 7 0s"
+    assert caption("a {gender} in his {decade}", "a man", 64) == "a man in his 60s"
+    assert caption("{subject}, {gender}", "an old man", 70) == "an old man, old man"
+    assert check_template("a {age} year old {{x}}") == "a {age} year old {{x}}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["a face", "{name} {age}", "{age", "{} {age}", "{age.real}", "{age[0]}", "{decade:02d}", "{age:>9999999999}", "{age!r}",
+     "{age:{decade}}", "{age}" + "x" * 1000],
+)  # fmt: skip
+def test_other_templates_are_refused_before_they_are_filled_in(template):
+    with pytest.raises(InputError, match="--template"):
+        check_template(template)
+    with pytest.raises(InputError, match="^x: template"):
+        captioning_of({"x": {"template": template}})
+
+
+def test_the_noun_follows_the_age():
+    ages = (0, 12, 13, 64, 65, 99)
+    assert [noun_of("a man", age) for age in ages] == ["a boy", "a boy", "a man", "a man", "an old man", "an old man"]
+    assert [noun_of("a woman", age)[-5:] for age in ages] == [" girl", " girl", "woman", "woman", "woman", "woman"]
+    assert [noun_of("a person", age) for age in (3, 30, 70)] == ["a child", "a person", "an old person"]
+    assert {noun_of("sks", age) for age in ages} == {"sks"}
+    assert {noun_of("a man", age, child=0, old=0) for age in ages} == {"a man"}
+
+
+def test_prompts_between_decades_are_mixed_of_captions_seen_in_training():
+    assert Captioning().prompt("a man", 34) == pytest.approx(
+        {"a portrait photo of a man, age 30s": 0.6, "a portrait photo of a man, age 40s": 0.4}
+    )
+    followed = Captioning(child=13, old=65)
+    assert Captioning().prompt("a man", 10) == "a portrait photo of a man, age 10s"
+    assert followed.prompt("a man", 10) == "a portrait photo of a boy, age 10s"
+    assert followed.prompt("a man", 12) == pytest.approx(
+        {"a portrait photo of a boy, age 10s": 0.8, "a portrait photo of a man, age 20s": 0.2}
+    )
+    assert followed.prompt("a woman", 64) == pytest.approx(
+        {"a portrait photo of a woman, age 60s": 0.6, "a portrait photo of an old woman, age 70s": 0.4}
+    )
+
+
+def test_the_first_adapter_with_a_template_says_how_ages_are_written():
+    known = {"b": {"role": "identity"}, "a": {"template": "{age}", "ages": [2, 80], "role": "age"}, "c": {"template": "no"}}
+    del known["c"]
+    assert captioning_of(known) == Captioning("{age}", (2, 80))
+    assert captioning_of({}) == captioning_of({"b": known["b"]}) == Captioning()
+
+
+@pytest.mark.parametrize(
+    "recorded", [{"template": 3}, {"ages": [2]}, {"ages": "2"}, {"ages": [0, 1e9]}, {"ages": [0, 10**9]}, {"ages": [9, 2]}, {"old": -1}]
+)
+def test_what_an_adapter_records_is_checked(recorded):
+    with pytest.raises(InputError, match="^x: "):
+        captioning_of({"x": {"template": "{age}", **recorded}})

@@ -1,0 +1,135 @@
+"""What a step sees: the order of the pictures, what is drawn for each, and sizes of the pictures' own shapes."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise_image
+
+from lida.data.folder import read_examples
+from lida.training.batches import (
+    Augmentation,
+    BatchSampler,
+    MicroBatches,
+    Samples,
+    bucket_of,
+    hold_out,
+    random_generator,
+    sizes_of,
+)
+from lida.training.processes import Processes
+
+SQUARE = (64, 64)
+ALL = Augmentation(1000, random_flip=True, random_crop=True, caption_dropout=0.3, noise_offset=0.1)
+
+
+def samples_of(dataset, sd, augmentation=ALL, sizes=None, **more) -> Samples:
+    examples = read_examples(dataset)
+    return Samples(examples, sizes or [SQUARE] * len(examples), augmentation, (4, sd.vae.factor), seed=3, **more)
+
+
+def test_an_epoch_sees_every_picture_in_another_order_each():
+    order = BatchSampler([SQUARE] * 20, 5, seed=0)
+    epochs = [np.concatenate([order.step(4 * e + k) for k in range(4)]) for e in range(3)]
+    assert order.steps_per_epoch == 4 and all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
+    again = BatchSampler([SQUARE] * 20, 5, seed=0)
+    assert all(np.array_equal(again.step(s), order.step(s)) for s in (11, 3, 7, 0))  # whatever was asked before
+    assert not np.array_equal(BatchSampler([SQUARE] * 20, 5, seed=1).step(0), order.step(0))
+
+
+def test_a_last_batch_is_filled_up_and_a_batch_has_one_size():
+    sizes = [(64, 96)] * 7 + [(96, 64)] * 2 + [(64, 64)] * 4
+    order = BatchSampler(sizes, 3, seed=0)
+    steps = [order.step(s).tolist() for s in range(order.steps_per_epoch)]
+    assert order.steps_per_epoch == 3 + 1 + 2 and all(len({sizes[i] for i in step}) == 1 for step in steps)
+    seen = Counter(i for step in steps for i in step)
+    assert set(seen) == set(range(13)) and max(seen.values()) <= 2
+
+
+def test_rare_values_are_seen_as_often_as_common_ones():
+    balance = ["80s"] * 2 + ["20s"] * 48
+    order = BatchSampler([SQUARE] * 50, 10, seed=0, balance=balance)
+    seen = np.concatenate([order.step(s) for s in range(200)])
+    assert (seen < 2).mean() == pytest.approx(0.5, abs=0.045)  # 2000 draws: four deviations
+
+
+def test_what_is_drawn_depends_on_seed_step_and_number_alone(sd, dataset):
+    samples = samples_of(dataset, sd)
+    one = samples[2, 5, 1]
+    samples[0, 0, 0]
+    torch.manual_seed(9)
+    two = samples[2, 5, 1]
+    assert one.keys() == two.keys() and one["caption"] == two["caption"]
+    assert all(torch.equal(one[name], two[name]) for name in one if name != "caption")
+    for other in (samples[2, 6, 1], samples[2, 5, 2], samples_of(dataset, sd, stream=1)[2, 5, 1]):
+        assert not torch.equal(one["noise"], other["noise"]) and not torch.equal(one["posterior_noise"], other["noise"])
+    many = [samples[0, step, n] for step in range(20) for n in range(20)]
+    assert np.mean([s["caption"] == "" for s in many]) == pytest.approx(0.3, abs=0.1)  # 400 draws: four deviations
+    assert np.mean([float(s["timesteps"]) for s in many]) == pytest.approx(499.5, abs=58)
+    noise = torch.stack([s["noise"] for s in many])
+    assert noise.std().item() == pytest.approx((1 + 0.1**2) ** 0.5, abs=0.01)
+    assert noise.mean((2, 3)).std().item() == pytest.approx((1 / 64 + 0.1**2) ** 0.5, rel=0.1)  # the offset of each channel
+    assert len({s["pixel_values"].numpy().tobytes() for s in many}) > 10  # cut and mirrored in many ways
+
+
+def test_processes_share_a_step_without_changing_it(sd, dataset):
+    """One process with passes of 4, one with two passes of 2, two with a pass of 2 each: the same eight... four samples."""
+    samples = samples_of(dataset, sd)
+    order = BatchSampler(samples.sizes, 4, seed=0)
+    whole = list(MicroBatches(samples, order, 4).keys(0, 6))
+    halves = list(MicroBatches(samples, order, 2).keys(0, 6))
+    ranks = [list(MicroBatches(samples, order, 2, Processes(rank, 2)).keys(0, 6)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(halves[::2], halves[1::2])] == whole == [a + b for a, b in zip(*ranks)]
+    later = list(MicroBatches(samples, order, 4).keys(3, 6))
+    assert later == whole[3:]
+    (batch,) = MicroBatches(samples, order, 4).load(5, 6)
+    assert batch["noise"].shape == (4, 4, 8, 8) and len(batch["caption"]) == 4
+    one = [samples[key]["noise"] for key in whole[5]]
+    assert torch.equal(batch["noise"], torch.stack(one))
+    (threaded,) = MicroBatches(samples, order, 4, workers=1).load(5, 6)
+    assert all(torch.equal(threaded[k], batch[k]) for k in batch if k != "caption") and threaded["caption"] == batch["caption"]
+    captions = {caption for batch in MicroBatches(samples, order, 4).load(2, 4) for caption in batch["caption"]}
+    assert captions - {""} <= MicroBatches(samples, order, 2, Processes(1, 2)).captions(2, 4) <= {e.text for e in samples.examples}
+
+
+def test_masks_are_cut_and_mirrored_with_the_picture(sd, dataset):
+    """A mask that is the picture's own red channel stays that through crop and flip, but for the resampling."""
+    (dataset / "masks").mkdir()
+    for i in range(6):
+        noise_image(70, 80, i).getchannel("R").point(lambda v: max(v, 8)).save(dataset / "masks" / f"{i}.png")
+    samples = samples_of(dataset, sd, masked=True)
+    for key in [(i, step, 0) for i in range(6) for step in range(3)]:
+        sample = samples[key]
+        red = (sample["pixel_values"][0] / 2 + 0.5).clamp(8 / 255, 1)
+        assert sample["mask"].shape == (1, 8, 8)
+        assert (torch.nn.functional.avg_pool2d(red[None], 8) - sample["mask"]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(("size", "expected"), [
+    ((1000, 1000), (512, 512)), ((1000, 1500), (384, 640)), ((1500, 1000), (640, 384)), ((100, 1000), (256, 1024)),
+    ((300, 340), (512, 512)), ((4000, 3000), (576, 448)),
+])  # fmt: skip
+def test_buckets_have_the_pictures_shapes_and_the_squares_area(size, expected):
+    width, height = bucket_of(size, 512, 64)
+    assert (width, height) == expected and width * height <= 512**2 and width % 64 == height % 64 == 0
+
+
+def test_pictures_have_the_squares_size_or_their_buckets(dataset):
+    examples = read_examples(dataset)  # 70 x 80
+    assert sizes_of(examples, 64) == [(64, 64)] * 6 and sizes_of(examples, 64, 8) == [bucket_of((70, 80), 64, 8)] * 6
+
+
+def test_pictures_are_held_out_by_the_seed_alone(dataset):
+    examples = read_examples(dataset)
+    kept, held = hold_out(examples, 0.3, 0)
+    assert len(held) == 2 and sorted(e.path for e in kept + held) == sorted(e.path for e in examples)
+    assert hold_out(examples, 0.3, 0) == (kept, held) != hold_out(examples, 0.3, 1) and hold_out(examples, 0, 0) == (examples, [])
+    with pytest.raises(ValueError, match="--validation_split 0.9: leaves none of the 6 pictures"):
+        hold_out(examples, 0.9, 0)
+
+
+def test_neighbouring_seeds_draw_unlike_numbers():
+    rows = torch.stack([torch.randn(1000, generator=random_generator(0, 0, step, n)) for step in range(3) for n in range(3)])
+    assert (torch.corrcoef(rows) - torch.eye(9)).abs().max() < 0.15

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
 from ..doors.errors import InputError
 from ..doors.files import output_folder, sync, why_not_written, write_json
+from ..doors.tensors import is_finite, write_tensors
 from ..nn.text import TextEncoder
 from ..nn.unet import UNet
 from ..nn.vae import VAE
@@ -67,7 +67,7 @@ def save_model(model: UNet | VAE, folder: str | Path, dtype: torch.dtype = torch
     tensors = converted(model, dtype, Path(folder).name)
     with written_together(folder) as part:
         write_json(part / "config.json", config)
-        save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(part / WEIGHTS, tensors, {"format": "pt"})
 
 
 def save_text_encoder(text_encoder: TextEncoder, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -100,9 +100,9 @@ def converted(model: nn.Module, dtype: torch.dtype, name: str) -> dict[str, Tens
     """Return the model's tensors in `dtype`. Raises InputError that names the first one that is not finite then."""
     tensors = {}
     for key, tensor in model.state_dict().items():
-        tensors[key] = tensor.detach().to("cpu", dtype).contiguous()
-        if not tensors[key].isfinite().all():
-            if tensor.isfinite().all():
+        tensors[key] = tensor.detach().to("cpu", dtype)
+        if not is_finite(tensors[key]):
+            if is_finite(tensor):
                 raise InputError(f"{name}: {key} does not fit into {dtype}; save the model in float32 or bfloat16")
             raise InputError(f"{name}: {key} holds NaN or infinity; such a model is not saved")
     return tensors

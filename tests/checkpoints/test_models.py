@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import lida
 from lida.checkpoints import load_text_encoder, load_unet, load_vae
-from lida.checkpoints import check_finite
+from lida.checkpoints.models import check_finite
 
 VOCABULARY = json.loads((ROOT / "weights" / "lida-tiny" / "tokenizer" / "vocab.json").read_text())
 LOADERS = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}

@@ -119,7 +119,7 @@ def check_target(folder: Path, name: str, field: str, kinds: tuple[str, ...] = (
 
 @contextmanager
 def written_together(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`. Its files replace those of `folder` at the end, or are removed on any failure.
+    """Yield a temporary folder inside `folder`. Its files move to `folder` at the end, or are removed on any failure.
 
     Raises InputError where they cannot be written, such as on a full disk.
     """

@@ -26,7 +26,8 @@ def files(folder) -> dict:
 
 @torch.no_grad()
 def test_cached_latents_are_those_of_encoding_at_each_step(sd, dataset, tmp_path):
-    live, cached, stored = samples_of(dataset, sd), samples_of(dataset, sd, True), samples_of(dataset, sd, True, tmp_path / "cache")
+    live, cached = samples_of(dataset, sd), samples_of(dataset, sd, True)
+    stored = samples_of(dataset, sd, True, tmp_path / "cache")
     for key in [(i, 3, i) for i in range(6)]:
         x, y, z = live[key], cached[key], stored[key]
         posterior = torch.cat(sd.vae.posterior(x["pixel_values"][None]))

@@ -520,9 +520,9 @@ def test_a_run_goes_on_past_a_damaged_checkpoint(train, tmp_path):
     (tmp_path / "a" / "metrics.jsonl").write_bytes(b"\xff\xfe\n" + (tmp_path / "a" / "metrics.jsonl").read_bytes())
     with pytest.warns() as caught:
         assert_equal(train("a", "--checkpointing_steps", 1, "--resume_from_checkpoint", "latest"), whole)
-    told = [str(warning.message) for warning in caught]
-    assert any("checkpoint-3/state.pt: is damaged" in text and "the last whole one, checkpoint-2" in text for text in told)
-    assert any("metrics.jsonl: 1 of its lines cannot be read" in text for text in told)
+    texts = [str(warning.message) for warning in caught]
+    assert any("checkpoint-3/state.pt: is damaged" in text and "the last whole one, checkpoint-2" in text for text in texts)
+    assert any("metrics.jsonl: 1 of its lines cannot be read" in text for text in texts)
     assert [row["step"] for row in metrics(tmp_path / "a")] == [1, 2, 3, 4]
 
 
@@ -719,7 +719,7 @@ IDLE = [
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("options", "message"), IDLE, ids=[message for _, message in IDLE])
-def test_flags_that_do_nothing_are_told(command, options, message):
+def test_flags_that_do_nothing_are_reported(command, options, message):
     code, _, err = command("a", "--dry_run", *options)
     assert code == 0 and message in err
 
@@ -733,7 +733,7 @@ def test_small_pictures_are_enlarged_with_a_warning_or_refused(command):
 
 
 @pytest.mark.filterwarnings("default")
-def test_poor_data_is_told(command, dataset):
+def test_poor_data_is_reported(command, dataset):
     lines = [json.dumps({"file_name": f"{i}.png", "text": f"a man {'very ' * 80}old {i}"}) for i in range(4)]
     (dataset / "metadata.jsonl").write_text("\n".join(lines))
     for i in (4, 5):

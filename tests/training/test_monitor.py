@@ -64,7 +64,7 @@ def test_the_monitor_of_an_older_checkpoint_is_read(tmp_path):
     assert monitor.average == 0.3 and monitor.skipped == 1
 
 
-def test_damaged_lines_of_the_metrics_are_told_and_a_line_that_was_cut_off_is_not(tmp_path):
+def test_damaged_lines_of_the_metrics_are_reported_and_a_line_that_was_cut_off_is_not(tmp_path):
     rows = "".join(json.dumps({"step": step, "loss": 0.1}) + "\n" for step in range(1, 6))
     path = tmp_path / "metrics.jsonl"
     path.write_text(rows + '{"step": 6, "lo')
@@ -88,13 +88,13 @@ def test_steps_that_are_not_finite_are_counted_and_end_the_run(tmp_path):
         monitor.end()
 
 
-def test_a_loss_that_rises_is_told_once(tmp_path, recwarn):
+def test_a_loss_that_rises_is_reported_once(tmp_path, recwarn):
     monitor = started(tmp_path, 400)
     for step in range(1, 100):
         monitor.step(step, 0.1 if step <= 10 else 1.0, 1e-2, 1.0)
     (warning,) = recwarn
-    told = str(warning.message)
-    assert "the loss has risen to 0.3" in told and "--learning_rate 1.0e-02 may be too high" in told
+    text = str(warning.message)
+    assert "the loss has risen to 0.3" in text and "--learning_rate 1.0e-02 may be too high" in text
 
 
 def test_metrics_are_reported_to_tensorboard_and_wandb(tmp_path, monkeypatch):

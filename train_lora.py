@@ -23,7 +23,7 @@ import lida
 from lida.adapters import FILE_NAME, load_adapter
 from lida.adapters.dialects import TEXT
 from lida.aging import StableDiffusion, generate
-from lida.checkpoints.models import load_text_encoder, load_vae
+from lida.checkpoints import load_text_encoder, load_vae
 from lida.data.folder import read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
 from lida.doors.arguments import Parser, checked, non_negative, non_negative_int, positive, positive_int, seed

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-NUMERICAL = $(addprefix tests/test_,models.py sampling.py lora.py adapters.py checkpoints.py)
+NUMERICAL = tests/nn tests/diffusion tests/adapters tests/checkpoints tests/kernels tests/aging
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .PHONY: demo test test-avx2 test-full check-weights clean

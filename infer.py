@@ -105,9 +105,11 @@ def new_parser() -> argparse.ArgumentParser:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags, and fill in what the demo and --reproduce stand for."""
     parser = new_parser()
-    args = parser.parse_args(argv)
+    args, plain = parser.parse_args(argv), parser.parse_args([])
     args.expected = None
     if args.reproduce is not None:
+        for name in (name for name, value in vars(plain).items() if name not in PLACES and getattr(args, name) != value):
+            raise InputError(f"--reproduce: a picture is made again with its own settings; leave {flag(name)} out")
         given, settings = args, read_settings(args.reproduce)
         args = parser.parse_args(arguments.as_argv(parser, recorded_arguments(settings, given.reproduce)))
         args.expected, args.reproduce = settings, given.reproduce
@@ -118,19 +120,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         vars(args).update({name: value for name, value in DEMO.items() if not getattr(args, name)})
     if args.adapter is None:
         args.adapter = ([AGE_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
+    for name in needless(args):
+        if getattr(args, name) != getattr(plain, name):
+            raise InputError(f"{flag(name)}: has no effect together with the other arguments; leave it out")
     args.zones = dict(args.zones)
-    needless = {
-        "--mask": args.mask is not None and not args.photo,
-        "--face": args.face is not None and (not args.photo or args.mask not in (None, "auto")),
-        "--ages": args.ages is not None and (args.years or args.prompt is not None),
-        "--years": args.years and (args.prompt is not None or args.method == "inpaint"),
-        "--height": args.height and args.photo,
-        "--width": args.width and args.photo,
-    }
-    for flag in (flag for flag, without_effect in needless.items() if without_effect):
-        raise InputError(f"{flag}: has no effect together with the other arguments; leave it out")
-    args.ages = args.ages or [10, 30, 50, 70]
+    if args.prompt is None and not args.years:
+        args.ages = args.ages or [10, 30, 50, 70]
     return args
+
+
+def flag(name: str) -> str:
+    """Return an argument as it is written on the command line."""
+    return "the photographs" if name == "photo" else f"--{name}"
+
+
+def needless(args: argparse.Namespace) -> set[str]:
+    """Return the arguments that the others leave without effect."""
+    names = set()
+    if not args.photo:
+        names |= {"mask", "subject", "current_age", "age_estimator", "batch_size", "format", "gif"}
+        names |= {"method", "strength", "detail", "source_prompt", "no_colour_match"}
+    if not args.photo or args.mask not in (None, "auto"):
+        names |= {"face", "mask_growth", "mask_feather", "zones", "face_models"}
+    if args.photo:
+        names |= {"height", "width"}
+    if args.prompt is not None:
+        names |= {"ages", "years", "current_age", "age_estimator", "gif"}
+    if args.years:
+        names |= {"ages"}
+    else:
+        names |= {"slider"}
+    if args.current_age is not None:
+        names |= {"age_estimator"}
+    if args.method == "inpaint":
+        names |= {"years", "source_prompt"}
+    if args.guidance_scale <= 1:
+        names |= {"negative_prompt", "guidance_rescale", "guidance_interval"}
+    return names
 
 
 @dataclass
@@ -196,12 +222,12 @@ def targets_of(
         plain = edit.without_age()
         return {"prompt": Target(args.prompt, plain.strength, plain.detail)}
     low, high = captioning_of({name: sd.adapters[name].metadata for name in sd.weights}).ages
-    wanted = {f"age {age}": age for age in args.ages}
     if slider:
         wanted = {f"{y:+d} years": min(max(round(current + slider.ask(y)), low), high) for y in args.years}
         beyond = [y for y in args.years if not slider.reach[0] <= y <= slider.reach[1]]
         reach = "the slider reaches {:+.0f} to {:+.0f}".format(*slider.reach)
     else:
+        wanted = {f"age {age}": age for age in args.ages}
         beyond, reach = [age for age in args.ages if not low <= age <= high], f"the adapter saw {low} to {high} in training"
     for value in beyond:
         print(f"warning: {value} years: {reach}", file=sys.stderr)
@@ -214,8 +240,8 @@ def age_photograph(
     """Repaint every face of one photograph towards every age, or the prompt, and save the pictures."""
     edit = edit_of(args, with_article(photo.subject))
     made: list[Image.Image] = []
-    for mask, current in zip(photo.masks, photo.ages):
-        targets = targets_of(args, sd, current, photo.subject, edit, slider)
+    faces = [targets_of(args, sd, current, photo.subject, edit, slider) for current in photo.ages]
+    for mask, targets in zip(photo.masks, faces):
         pictures = age_one_face(args, sd, photo, mask, edit, sampling, targets)
         inside = mask.point(lambda value: 255 * (value > 0))
         made = [Image.composite(new, old, inside) for new, old in zip(pictures, made)] if made else pictures
@@ -225,16 +251,20 @@ def age_photograph(
     per_target = args.num_images_per_prompt
     names = output_names(args, photo)
     for k, picture in enumerate(made):
-        label, target = list(targets.items())[k // per_target]
-        told = {"label": label, "whole_prompt": target.prompt, "strength": target.strength, "detail": target.detail}
-        told |= {"current_age": photo.ages, "report": seam_report(photo.image, picture, union), **settings}
+        label = list(faces[0])[k // per_target]
+        target = [face[label] for face in faces]
+        told = {"label": label, "whole_prompt": [t.prompt for t in target], "strength": [t.strength for t in target]}
+        told |= {"detail": [t.detail for t in target], "current_age": photo.ages}
+        if len(faces) == 1:  # else a list, face by face
+            told |= {name: value[0] for name, value in told.items() if name != "label"}
+        told |= {"report": seam_report(photo.image, picture, union), **settings}
         if photo.encoding != Encoding():
             told["report"]["outside_is_exact"] = "before encoding"
         print(save_marked(picture, args.output_dir / names[k], told, REPAINTED, photo.encoding))
     box = square_about(union, 1.6)
     shown = [cut(picture, box, 320) for picture in [photo.image, *made[::per_target]]]
     read = ", ".join(f"{age:.0f}" for age in photo.ages if age is not None)
-    print(save_marked(sheet(shown, [f"input, {read}" if read else "input", *targets]), args.output_dir / names[-1], settings))
+    print(save_marked(sheet(shown, [f"input, {read}" if read else "input", *faces[0]]), args.output_dir / names[-1], settings))
     if args.gif:
         film(made[::per_target], args.output_dir / f"{photo.path.stem}.gif")
         print(args.output_dir / f"{photo.path.stem}.gif")
@@ -303,8 +333,9 @@ def main() -> None:
         if (slider.method, slider.guidance_scale) != (args.method, args.guidance_scale) or args.strength or args.detail is not None:
             print(f"warning: {args.slider} was fitted at other settings than these; it will give other years", file=sys.stderr)
         print(f"years by {args.slider}: {slider.error} off, on photographs that it was not fitted to", file=sys.stderr)
-    youngest = min([*args.ages] * (args.prompt is None and bool(photos)) + [a for p in photos for a in p.ages if a is not None], default=99)
-    if youngest < 18:
+    seen = [age for photo in photos for age in photo.ages if age is not None]
+    asked = [age + years for age in seen for years in args.years] if args.years else args.ages
+    if min([*seen, *(asked or [])], default=99) < 18:
         print("notice: a face under 18: age pictures of children only with their guardians' consent", file=sys.stderr)
     names = [name for photo in photos for name in output_names(args, photo)] if photos else output_names(args)
     args.output_dir = free_folder(args.output_dir, names, args.overwrite)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from .blending import Blend
-from .schedule import NoiseSchedule, randn_like
+from .schedule import NoiseSchedule, randn_like, walked
 
 History = tuple[int, Tensor]  # the last step's t and estimate of x_0
 
@@ -120,10 +120,7 @@ class Sampling:
         chosen = list(self.timesteps)
         if chosen != sorted(set(chosen), reverse=True) or not chosen or not 0 <= chosen[-1] <= chosen[0] < len(schedule):
             raise ValueError(f"timesteps must fall from at most {len(schedule) - 1} to at least 0, not {chosen}")
-        walked = int(len(chosen) * strength)
-        if not 1 <= walked <= len(chosen):
-            raise ValueError(f"strength must be above 0 and up to 1, not {strength}: {walked} of {len(chosen)} steps")
-        return list(zip(chosen, [*chosen[1:], -1]))[len(chosen) - walked :]
+        return walked(chosen, strength)
 
 
 def sample(

@@ -1,10 +1,13 @@
 """The forward process q(x_t | x_0) of DDPM (Ho et al. 2020), and the timesteps that a sampler visits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Generator, Tensor
+
+from ..doors.json import Range
 
 
 def randn_like(x: Tensor, generator: Generator | None = None) -> Tensor:
@@ -17,11 +20,11 @@ def randn_like(x: Tensor, generator: Generator | None = None) -> Tensor:
 class NoiseScheduleConfig:
     """The fields of diffusers' scheduler_config.json that Stable Diffusion 1.5 uses, with DDIMScheduler's defaults."""
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
+    num_train_timesteps: Annotated[int, Range(1, 10_000)] = 1000
+    beta_start: Annotated[float, Range(0, 1)] = 0.0001
+    beta_end: Annotated[float, Range(0, 1)] = 0.02
     beta_schedule: str = "linear"
-    steps_offset: int = 0
+    steps_offset: Annotated[int, Range(0, 100)] = 0
     set_alpha_to_one: bool = True
 
     fixed: ClassVar[dict] = {
@@ -89,15 +92,25 @@ class NoiseSchedule:
     def timesteps(self, num_inference_steps: int, strength: float = 1.0) -> list[tuple[int, int]]:
         """Return the pairs (t, t_prev) to walk, from noisy to clean, spaced as diffusers' "leading"; the last t_prev is -1.
 
-        A strength below 1 leaves out the first steps (SDEdit, Meng et al. 2022): int(N * strength) of N are walked.
-        Raises ValueError if N steps do not fit into the schedule, or if the strength leaves none of them.
+        Raises ValueError if N steps do not fit into the schedule, and what walked() raises.
         """
         T, N = len(self), num_inference_steps
         ratio = T // N if 0 < N <= T else 0
         if not ratio or (N - 1) * ratio + self.steps_offset >= T:
             raise ValueError(f"num_inference_steps must be between 1 and {T - 1}, not {N}")
-        walked = int(N * strength)
-        if not 1 <= walked <= N:
-            raise ValueError(f"strength must be above 0 and up to 1, not {strength}: {walked} of {N} steps would be walked")
-        steps = [k * ratio + self.steps_offset for k in reversed(range(N))]
-        return list(zip(steps, [*steps[1:], -1]))[N - walked :]
+        return walked([k * ratio + self.steps_offset for k in reversed(range(N))], strength)
+
+
+def walked(timesteps: Sequence[int], strength: float) -> list[tuple[int, int]]:
+    """Return the pairs (t, t_prev) of falling timesteps; the last t_prev is -1.
+
+    A strength below 1 leaves out the first steps (SDEdit, Meng et al. 2022): int(N * strength) of N are walked. Raises
+    ValueError if none is left.
+    """
+    N = len(timesteps)
+    count = int(N * strength) if 0 < strength <= 1 else 0
+    if not count:
+        raise ValueError(
+            f"strength must be above 0 and up to 1, and leave a step of the {N} to walk, not {strength}; give more steps"
+        )
+    return list(zip(timesteps, [*timesteps[1:], -1]))[N - count :]

@@ -110,9 +110,11 @@ def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, 
         if not Path(file).is_file() or file_hash(file) != digest:
             raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
     photos = recorded.get("photo") or []
-    if not isinstance(photos, list) or set(map(str, photos)) - set(files):
+    mask = Path(str(recorded.get("mask")))
+    if not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):
         raise InputError(f"--reproduce {path}: its settings have no hash of its photograph; it may be of an older version")
-    model = str(recorded.get("pretrained_model_name_or_path", ""))
-    if model and not Path(model).exists():
-        raise InputError(f"--reproduce {path}: its model {model!r} is not on this disk, and a picture cannot ask to fetch one")
+    for name in ("pretrained_model_name_or_path", "age_estimator"):
+        if (model := str(recorded.get(name, ""))) and not Path(model).exists():
+            cure = "a picture cannot ask to fetch one"
+            raise InputError(f"--reproduce {path}: its model {model!r} is not on this disk, and {cure}")
     return recorded

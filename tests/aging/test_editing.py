@@ -207,7 +207,7 @@ def test_a_black_and_white_photograph_stays_one(sd):
 def test_strengths_without_a_step_and_unfit_photographs_are_refused(sd):
     image, white = noise_image(64, 64), Image.new("L", (64, 64), 255)
     for photo, mask, edit, message in (
-        (image, white, Edit(strength=0.01), "strength must be above 0 and up to 1, not 0.01: 0 of 20 steps"),
+        (image, white, Edit(strength=0.01), "strength must be above 0 and up to 1, and leave a step of the 20 to walk, not 0.01; give more steps"),
         (image.convert("L"), white, Edit(), "the image is L, not RGB"),
         (image, Image.new("L", (32, 64), 255), Edit(), r"the mask is L \(32, 64\), not L \(64, 64\) as the image"),
         (image, white.convert("RGB"), Edit(), "the mask is RGB"),

@@ -10,7 +10,7 @@ from conftest import relative
 from safetensors.torch import load_file, save_file
 
 import lida
-from lida.checkpoints.models import load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
+from lida.checkpoints import load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
 
 
 def test_what_is_saved_loads_in_diffusers(sd, pipe, tmp_path):

@@ -19,10 +19,10 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
-from lida.checkpoints.models import load_text_encoder, load_unet, load_vae
+from lida.checkpoints import load_text_encoder, load_unet, load_vae
 from lida.doors.pictures import to_images
-from lida.checkpoints.sources import open_clip_vocabulary
-from lida.nn.text import TextEncoder, read_clip_vocabulary
+from lida.checkpoints.tokenizers import open_clip_vocabulary, read_clip_vocabulary
+from lida.nn.text import TextEncoder
 
 pytestmark = pytest.mark.full
 VAE = {

@@ -5,7 +5,7 @@ import pytest
 from conftest import box_mask, noise_image
 from PIL import Image
 
-from lida.photos.squares import cut, cut_turned, paste, sheet, square_about
+from lida.photos.squares import cut, cut_turned, paste, sheet, square_about, with_detail
 
 
 @pytest.mark.parametrize("context", [1.0, 1.5, 9.0])
@@ -61,3 +61,13 @@ def test_what_is_cut_out_turned_lies_where_it_lay():
 def test_a_sheet():
     row = sheet([noise_image(64, 64), noise_image(50, 100)], ["input", "age 10"], height=100)
     assert row.height == 142 and row.width == 100 + 50 + 3 * 8
+
+
+def test_detail_is_what_the_autoencoder_lost():
+    """Of the unchanged picture all comes back; a change is laid over the photograph at its own size."""
+    square, known = noise_image(90, 90), noise_image(32, 32, 1)
+    assert np.array_equal(np.asarray(with_detail(known, known, square, 1.0)), np.asarray(square))
+    patch = Image.fromarray(np.asarray(known) // 2)
+    large = [np.asarray(x.resize((90, 90), Image.Resampling.LANCZOS), dtype=np.float32) for x in (patch, known)]
+    expected = (large[0] + 0.5 * (np.asarray(square, dtype=np.float32) - large[1])).clip(0, 255).round()
+    assert np.array_equal(np.asarray(with_detail(patch, known, square, 0.5)), expected.astype(np.uint8))

@@ -9,13 +9,13 @@ from conftest import box_mask, noise_image, relative
 from PIL import Image
 
 import lida
-from lida.adapters.adapter import random_adapter
-from lida.adapters.merging import applied_within
+from lida.adapters import random_adapter
 from lida.aging import Edit
 from lida.diffusion import Sampling
 from lida.nn.layers import CachedContext
 from lida.study.painting import Painter, Unit, shrunk
 from lida.study.people import Person, Subject
+from lida.study.regional import applied_within
 from lida.study.settings import NEUTRAL, Setting
 
 FEW = Sampling(3, 3.0)

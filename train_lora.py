@@ -8,7 +8,6 @@ The algorithm stands in train(), top to bottom. Several processes train together
 import argparse
 import copy
 import itertools
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import lida
-from lida.adapters.files import FILE_NAME, load_adapter
+from lida.adapters import FILE_NAME, load_adapter
 from lida.adapters.dialects import TEXT
 from lida.aging import StableDiffusion, generate
-from lida.checkpoints.models import load_text_encoder, load_vae
+from lida.checkpoints import load_text_encoder, load_vae
 from lida.data.folder import read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
 from lida.doors.arguments import Parser, checked, non_negative, non_negative_int, positive, positive_int, seed
@@ -35,7 +34,7 @@ from lida.kernels.amx import compiler
 from lida.nn import LoRALinear, inject_lora, lora_parameters
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION
 from lida.nn.text import encode_prompts
-from lida.photos.captions import DEFAULT_TEMPLATE, caption
+from lida.photos.captions import caption, captioning_of
 from lida.training import CLASS, LR_SCHEDULERS, REPORTERS, VALIDATION, DropoutLoRALinear, MicroBatches, Monitor, Processes
 from lida.training import Run, SampleDropout, TextCache, add_to_contact_sheet, finished, lr_schedule, metadata_of
 from lida.training import micro_batches, new_optimizer, output_of, plan, read_data, settings_of
@@ -190,7 +189,7 @@ def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module
     for path, layer in adapter.layers.items():
         module = teacher.get_submodule(path)
         module.weight = nn.Parameter(module.weight + layer.delta.to(module.weight), requires_grad=False)
-    template, (low, high) = adapter.metadata.get("template", DEFAULT_TEMPLATE), adapter.metadata.get("ages", (0, 99))
+    template, (low, high) = captioning_of({args.prior_adapter: adapter.metadata})
     return teacher, sorted({caption(template, args.prior_subject, age) for age in range(low, high + 1)})
 
 
@@ -225,7 +224,7 @@ class Objective:
 
     def __post_init__(self):
         kind, precision = torch.device(self.args.device).type, self.args.mixed_precision
-        self.autocast = torch.autocast(kind, DTYPES[precision], enabled=precision != "no")
+        self.autocast = torch.autocast(kind, None if precision == "no" else DTYPES[precision], enabled=precision != "no")
         self.unet = compiled(self.sd.unet) if self.args.compile else self.sd.unet
 
     def __call__(self, batch: dict, class_batch: dict | None = None) -> Iterator[Tensor]:
@@ -295,7 +294,7 @@ def train(args: argparse.Namespace) -> Path | None:
     settings = settings_of(args, sd.base, data) | {"vae_dtype": str(sd.vae.dtype)}
 
     with output_of(args, processes) as folder:
-        if args.resume_from_checkpoint == "latest" and finished(args, settings):
+        if finished(args, settings):
             return folder / FILE_NAME
         objective = Objective(sd, args, SampleDropout(args.lora_dropout), *teacher_of(sd, args))
         layers = add_adapter(sd, args, objective.dropout)
@@ -308,7 +307,7 @@ def train(args: argparse.Namespace) -> Path | None:
         about, look = metadata_of(args, examples, captioning, sd.base), partial(validate, objective, layers, held_out, monitor)
         run = Run(args, settings, about, layers, parts, monitor, look, processes.first)
         first = run.resume()
-        last = min(first + 2 if args.dry_run else math.inf, args.max_train_steps)
+        last = min(first + 2, args.max_train_steps) if args.dry_run else args.max_train_steps
         if not args.train_text_encoder:
             drawn = [micro.captions(first, last) for micro in data] + [{example.text for example in others}]
             objective.texts = TextCache(sd.text_encoder, {"", *objective.ages}.union(*drawn), args.validation_prompt is None)
@@ -332,23 +331,19 @@ def train(args: argparse.Namespace) -> Path | None:
                 scaler.update()
                 optimizer.zero_grad()
                 run.after(step + 1, loss, lr, norm.item(), stop)
-        path = run.end()
-    processes.leave()
-    return path
+        return run.end()
 
 
 def main() -> None:
-    """Run the script; say what helps where memory runs out."""
+    """Run the script, and say what helps where memory runs out."""
     try:
-        path = train(parse_args())
+        train(parse_args())
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         cures = "--cache_latents, --mixed_precision bf16, --gradient_checkpointing, a smaller --train_batch_size with more "
         cures += "--gradient_accumulation_steps, a smaller --resolution, --rank or --targets, in this order"
         raise InputError(f"out of memory ({str(error).splitlines()[0][:120]}); what helps: {cures}") from None
-    if path:
-        print(f"adapter: {path}")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,7 @@ from ..adapters.dialects import TEXT
 from ..adapters.files import load_adapter
 from ..adapters.merger import Merger
 from ..adapters.merging import Rule, Weight, varies, weighted_sum
-from ..checkpoints.models import (
-    load_schedule,
-    load_text_encoder,
-    load_unet,
-    load_vae,
-    save_model,
-    save_schedule,
-    save_text_encoder,
-)
+from ..checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_pipeline
 from ..checkpoints.sources import MOVED
 from ..diffusion.guidance import guided
 from ..diffusion.samplers import Sampling
@@ -116,16 +108,14 @@ class StableDiffusion:
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the model, with what is merged into it, as a folder in diffusers' layout.
 
-        Raises ValueError while the model holds layers of inject_lora, and for a schedule made from betas.
+        Raises ValueError while the model holds layers of inject_lora, and for a schedule made from betas; InputError for a
+        folder that holds other things, and for weights that do not fit into `dtype`.
         """
         if self.schedule.config is None:
             raise ValueError("a schedule made from betas has no scheduler_config.json; save the other parts by themselves")
         if any(isinstance(module, LoRALinear) for part in (self.unet, self.text_encoder) for module in part.modules()):
             raise ValueError("the model holds layers that train (inject_lora); save their adapter, and call eject_lora first")
-        for part in ("unet", "vae"):
-            save_model(getattr(self, part), Path(folder, part), dtype)
-        save_text_encoder(self.text_encoder, folder, dtype)
-        save_schedule(self.schedule, folder)
+        save_pipeline(folder, self.unet, self.vae, self.text_encoder, self.schedule, dtype)
 
     def module(self, path: str) -> nn.Module | None:
         """Return the module of an adapter's path, in the UNet or behind `text_encoder.`; None if there is none."""

@@ -1,0 +1,13 @@
+"""Models of Stable Diffusion 1.5's kind: read from a folder, a single file or the Hugging Face hub, written to a folder.
+
+`models` loads, `saving` writes, `configs` checks the JSON, `sources` finds and opens files, `single_file` has latent
+diffusion's names, `tokenizers` CLIP's vocabulary. Weights are read from safetensors only, so that nothing is unpickled.
+"""
+
+from .models import load_schedule, load_text_encoder, load_unet, load_vae
+from .saving import save_model, save_pipeline, save_schedule, save_text_encoder
+
+__all__ = [
+    "load_schedule", "load_text_encoder", "load_unet", "load_vae", "save_model", "save_pipeline", "save_schedule",
+    "save_text_encoder",
+]  # fmt: skip

@@ -1,7 +1,7 @@
 """Single-file checkpoints: the names that latent diffusion (Rombach et al. 2022) gave the modules, and configs read off shapes.
 
-Model sites trade Stable Diffusion 1.5 as one .safetensors file in that layout. It carries no config; what shapes cannot tell
-(heads, groups, the scaling factor) is SD1.5's.
+Model sites offer Stable Diffusion 1.5 as one .safetensors file in that layout. It has no config. Values that no shape shows
+(heads, groups, the scaling factor) are taken from SD1.5.
 """
 
 import re
@@ -20,8 +20,7 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.",
 }
-# The averaged copy of the weights, the schedule's tables, which the betas' two numbers say again, and what CLIP compares
-# pictures with
+# The averaged copy of the weights, the tables of the schedule, which is SD1.5's, and CLIP's weights for comparing images
 IGNORED = re.compile(
     r"model_ema\..+|cond_stage_model\.(logit_scale|text_projection)|scale_factor|logvar|lvlb_weights|betas|(sqrt_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
@@ -36,11 +35,12 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 SCHEDULE = NoiseScheduleConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
 )
+MOST = 200  # blocks that are looked for
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def unet_blocks(config: UNetConfig) -> dict[str, str]:
-    """Our path -> theirs for each block of the UNet. Theirs number the blocks through, samplers included."""
+    """Map our path to theirs for each block of the UNet. They number all blocks in one row, samplers included."""
     names = {
         "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
         "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
@@ -66,7 +66,7 @@ def unet_blocks(config: UNetConfig) -> dict[str, str]:
 
 
 def vae_blocks(config: VAEConfig) -> dict[str, str]:
-    """Our path -> theirs for each block of the VAE. Theirs count the decoder's resolutions from the picture's down."""
+    """Map our path to theirs for each block of the VAE. They number the decoder's resolutions from the highest to the lowest."""
     names = {name: name for name in ("quant_conv", "post_quant_conv")}
     count = len(config.block_out_channels)
     for half, way, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
@@ -83,7 +83,7 @@ def vae_blocks(config: VAEConfig) -> dict[str, str]:
 
 
 def key_map(model: UNet | VAE) -> dict[str, str]:
-    """Our key -> theirs (without the prefix) for each tensor of the model: a bijection onto its state dict."""
+    """Map our key to theirs (without the prefix) for each tensor of the model, one to one."""
     blocks = unet_blocks(model.config) if isinstance(model, UNet) else vae_blocks(model.config)
     names = {}
     for path, module in model.named_modules():
@@ -98,23 +98,25 @@ def key_map(model: UNet | VAE) -> dict[str, str]:
 
 
 def inner_names(model: UNet | VAE, module: nn.Module) -> dict[str, str]:
-    """Our name -> theirs within a block; transformers and lone layers have the same."""
+    """Map our names to theirs within a block. Transformers and single layers have the same names in both."""
     if isinstance(module, ResnetBlock):
         return UNET_RESNET if isinstance(model, UNet) else VAE_RESNET
     return VAE_ATTENTION if isinstance(module, PixelAttention) else {}
 
 
 def widths_at(shapes: Shapes, pattern: str) -> int:
-    """The commonest first dimension of the tensors whose name the pattern matches; 0 where there are none."""
+    """Return the most frequent first dimension of the tensors whose name matches the pattern; 0 if there are none."""
     found = Counter(shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name))
     return found.most_common(1)[0][0] if found else 0
 
 
 def unet_config(shapes: Shapes) -> UNetConfig:
-    """The UNet's config from its tensors' shapes, names without the prefix. A tensor that is missing or misshapen does not
-    mislead it: the strict comparison that follows shall name that one."""
+    """Return the UNet's config from its tensors' shapes, names without the prefix.
+
+    It tolerates a missing or misshapen tensor, so that the strict comparison that follows can name that tensor.
+    """
     widths, layers, attends, number = [], [1], [], 1
-    while width := widths_at(shapes, rf"input_blocks\.{number}\.0\.(in_layers\.2|out_layers\.[03])\.\w+"):
+    while number < MOST and (width := widths_at(shapes, rf"input_blocks\.{number}\.0\.(in_layers\.2|out_layers\.[03])\.\w+")):
         if len(widths) < len(layers):
             widths.append(width)
             attends.append(any(name.startswith(f"input_blocks.{number}.1.") for name in shapes))
@@ -126,7 +128,8 @@ def unet_config(shapes: Shapes) -> UNetConfig:
             number += 1
     if not widths:
         raise ValueError("has no input_blocks of a UNet")
-    text = Counter(s[1] for n, s in shapes.items() if n.endswith("attn2.to_k.weight") or n.endswith("attn2.to_v.weight"))
+    keys = ("attn2.to_k.weight", "attn2.to_v.weight")
+    text = Counter(shape[1] for name, shape in shapes.items() if len(shape) == 2 and name.endswith(keys))
     conv_in = shapes.get("input_blocks.0.0.weight", ())
     return UNetConfig(
         sample_size=64, in_channels=conv_in[1] if len(conv_in) == 4 else 4, out_channels=4,
@@ -138,11 +141,12 @@ def unet_config(shapes: Shapes) -> UNetConfig:
 
 
 def vae_config(shapes: Shapes) -> VAEConfig:
-    """The VAE's config from its tensors' shapes, names without the prefix."""
+    """Return the VAE's config from its tensors' shapes, names without the prefix."""
     widths, layers = [], 0
-    while width := widths_at(shapes, rf"encoder\.down\.{len(widths)}\.block\.\d+\.(conv1|conv2|norm2)\.\w+"):
+    pattern = r"encoder\.down\.{}\.block\.\d+\.(conv1|conv2|norm2)\.\w+"
+    while len(widths) < MOST and (width := widths_at(shapes, pattern.format(len(widths)))):
         widths.append(width)
-    while widths_at(shapes, rf"encoder\.down\.0\.block\.{layers}\..+"):
+    while layers < MOST and widths_at(shapes, rf"encoder\.down\.0\.block\.{layers}\..+"):
         layers += 1
     if not widths:
         raise ValueError("has no encoder of a VAE")
@@ -150,16 +154,16 @@ def vae_config(shapes: Shapes) -> VAEConfig:
 
 
 def text_config(shapes: Shapes) -> dict:
-    """What transformers' CLIPTextConfig needs, names without prefix and `text_model.`; heads are 64 wide, as CLIP's."""
+    """Return the fields of a TextConfig, names without the prefix and `text_model.`. Heads are 64 wide, as CLIP's are."""
     layers = 0
-    while widths_at(shapes, rf"encoder\.layers\.{layers}\..+"):
+    while layers < MOST and widths_at(shapes, rf"encoder\.layers\.{layers}\..+"):
         layers += 1
     width = widths_at(shapes, r"(final_layer_norm|encoder\.layers\.\d+\.layer_norm[12])\.\w+")
     if not layers or not width:
         raise ValueError("has no layers of a CLIP text encoder")
     return {
-        "vocab_size": shapes.get("embeddings.token_embedding.weight", (49408,))[0], "hidden_size": width,
+        "vocab_size": (shapes.get("embeddings.token_embedding.weight") or (49408,))[0], "hidden_size": width,
         "intermediate_size": widths_at(shapes, r"encoder\.layers\.\d+\.mlp\.fc1\.\w+"), "num_hidden_layers": layers,
         "num_attention_heads": max(1, width // 64), "hidden_act": "quick_gelu", "projection_dim": width,
-        "max_position_embeddings": shapes.get("embeddings.position_embedding.weight", (77,))[0],
+        "max_position_embeddings": (shapes.get("embeddings.position_embedding.weight") or (77,))[0],
     }  # fmt: skip

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Generator, Tensor
+
+from ..doors.json import Range
 
 
 def randn_like(x: Tensor, generator: Generator | None = None) -> Tensor:
@@ -18,11 +20,11 @@ def randn_like(x: Tensor, generator: Generator | None = None) -> Tensor:
 class NoiseScheduleConfig:
     """The fields of diffusers' scheduler_config.json that Stable Diffusion 1.5 uses, with DDIMScheduler's defaults."""
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
+    num_train_timesteps: Annotated[int, Range(1, 10_000)] = 1000
+    beta_start: Annotated[float, Range(0, 1)] = 0.0001
+    beta_end: Annotated[float, Range(0, 1)] = 0.02
     beta_schedule: str = "linear"
-    steps_offset: int = 0
+    steps_offset: Annotated[int, Range(0, 100)] = 0
     set_alpha_to_one: bool = True
 
     fixed: ClassVar[dict] = {

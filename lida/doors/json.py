@@ -158,4 +158,9 @@ def wanted(kind: Any) -> str:
     if get_origin(kind) is Annotated:
         inner, bounds = get_args(kind)[:2]
         return f"{wanted(inner)} from {bounds.least:g} to {bounds.most:g}"
+    if get_origin(kind) in (list, tuple):
+        inner = ("..." if part is ... else wanted(part) for part in get_args(kind))
+        return f"{get_origin(kind).__name__}[{', '.join(inner)}]"
+    if get_origin(kind) in (Union, types.UnionType):
+        return " | ".join("None" if part is type(None) else wanted(part) for part in get_args(kind))
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -1,9 +1,7 @@
 """Prompts -> encoder_hidden_states, by CLIP's text encoder and tokenizer (Radford et al. 2021) through transformers."""
 
-import gzip
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -53,18 +51,3 @@ def encode_prompts(text_encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
     different = sorted(set(prompts))
     rows = torch.tensor([different.index(prompt) for prompt in prompts], device=next(text_encoder.parameters()).device)
     return text_encoder(different)[rows]
-
-
-def read_clip_vocabulary(path: str | Path) -> CLIPTokenizer:
-    """Build CLIP's tokenizer (49,408 pieces) from the gzipped list of merges that OpenAI published and open_clip carries.
-
-    The vocabulary follows from the list: 256 bytes, the same at a word's end, one piece a merge, and the two marks.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these bytes stand for themselves
-    others = [byte for byte in range(256) if byte not in printable]
-    symbols = [chr(byte) for byte in printable] + [chr(256 + k) for k in range(len(others))]
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
-    pieces = symbols + [f"{symbol}</w>" for symbol in symbols] + ["".join(merge) for merge in merges]
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges, model_max_length=77)

@@ -1,14 +1,17 @@
 """The noise predictor of Stable Diffusion 1.5 (Rombach et al. 2022, appendix E), at any width and depth."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..doors.json import Range
 from .layers import CachedContext, Downsample, ResnetBlock, Transformer2D, Upsample, timestep_embedding
+
+Width = Annotated[int, Range(1, 8192)]
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,17 @@ class UNetConfig:
     `attention_head_dim` is the number of heads; diffusers' name for it is a historical mistake that files keep.
     """
 
-    sample_size: int | None = None
-    in_channels: int = 4
-    out_channels: int = 4
+    sample_size: Annotated[int, Range(1, 512)] | None = None
+    in_channels: Annotated[int, Range(1, 64)] = 4
+    out_channels: Annotated[int, Range(1, 64)] = 4
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int = 1280
-    attention_head_dim: int = 8
+    block_out_channels: tuple[Width, ...] = (320, 640, 1280, 1280)
+    layers_per_block: Annotated[int, Range(1, 16)] = 2
+    norm_num_groups: Width = 32
+    norm_eps: Annotated[float, Range(0, 1)] = 1e-5
+    cross_attention_dim: Width = 1280
+    attention_head_dim: Annotated[int, Range(1, 256)] = 8
 
     fixed: ClassVar[dict] = {
         "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0, "mid_block_type": "UNetMidBlock2DCrossAttn",

@@ -2,30 +2,32 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
+from ..doors.json import Range
 from .layers import Attention, Downsample, ResnetBlock, Upsample
 
 EPS = 1e-6  # of every GroupNorm here
+Width = Annotated[int, Range(1, 8192)]
 
 
 @dataclass(frozen=True)
 class VAEConfig:
     """The fields of diffusers' vae/config.json, with its defaults. `fixed` has those that must have one value."""
 
-    block_out_channels: tuple[int, ...]
-    in_channels: int = 3
-    out_channels: int = 3
-    layers_per_block: int = 1
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    sample_size: int = 32
-    scaling_factor: float = 0.18215
+    block_out_channels: tuple[Width, ...]
+    in_channels: Annotated[int, Range(1, 64)] = 3
+    out_channels: Annotated[int, Range(1, 64)] = 3
+    layers_per_block: Annotated[int, Range(1, 16)] = 1
+    latent_channels: Annotated[int, Range(1, 64)] = 4
+    norm_num_groups: Width = 32
+    sample_size: Annotated[int, Range(1, 4096)] = 32
+    scaling_factor: Annotated[float, Range(1e-4, 1e4)] = 0.18215
 
     fixed: ClassVar[dict] = {
         "act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None,

@@ -9,10 +9,13 @@ import torch
 from PIL import Image
 
 from ..doors.errors import InputError
+from ..doors.files import regular_file
+from ..doors.json import read_json
 from ..doors.pictures import in_srgb
 from .squares import cut, square_about
 
 CURE = "give a transformers image classifier whose labels are ages"
+DEEPEST = 1000  # layers of an image classifier
 
 
 def years_of(label: str, source: str | Path) -> float:
@@ -28,6 +31,20 @@ def years_of(label: str, source: str | Path) -> float:
     return numbers[0] + 5 * (label.strip("() ") != re.findall(r"[\d.]+", label)[0])
 
 
+def check_folder(folder: Path) -> None:
+    """Raise InputError for a folder with pickled weights, which could run code, or of a network that is never built."""
+    for path in folder.iterdir():
+        if not path.is_dir():
+            regular_file(path)
+    if (folder / "pytorch_model.bin").exists() and not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder}: its weights are pickled and could run code; save them as model.safetensors")
+    config = read_json(folder / "config.json")
+    for key, value in config.items() if isinstance(config, dict) else ():
+        numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int)]
+        if ("layers" in key or "depth" in key) and max(numbers, default=0) > DEEPEST:
+            raise InputError(f"{folder}: {key} is {value} in its config.json, more than {DEEPEST}; {CURE}")
+
+
 class AgeEstimator:
     """Reads ages: the mean of a classifier's ages by their probabilities, over a face and its mirror image.
 
@@ -36,6 +53,8 @@ class AgeEstimator:
     """
 
     def __init__(self, source: str | Path):
+        if Path(source).is_dir():
+            check_folder(Path(source))
         from transformers import AutoImageProcessor, AutoModelForImageClassification
         from transformers.utils import logging
 
@@ -48,7 +67,9 @@ class AgeEstimator:
             )
             self.processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # transformers raises anything for a broken folder
-            raise InputError(f"{source}: no age estimator ({str(error).strip().splitlines()[0]}); {CURE}") from None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = "config.json and the weights differ in size" if "mismatched" in reason else reason
+            raise InputError(f"{source}: no age estimator ({reason}); {CURE}") from None
         finally:
             logging.set_verbosity(level)
             if bars:

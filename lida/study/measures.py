@@ -2,206 +2,195 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import numpy as np
 from PIL import Image
 
 from ..adapters import Adapter, load_adapter
-from ..doors.pictures import open_photo
-from ..photos.squares import seam_report
 from ..adapters.comparison import MEASURES, compare
-from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
-from .people import Sitter
-from .settings import Setting
+from ..photos.squares import seam_report
+from .judges import IdentityJudge, Judges, Vectors
+from .painting import Unit
+from .people import Reference, Subject
+from .settings import AGE_ONLY, CEILING, Setting, spelled
 from .tradeoff import age_score, area, harmonic_score, interval, mean_of, spearman
 
-MEANS = ("age_error", "cosine", "face", "psnr")  # beginnings of the columns that a setting's line has the means of
-COMPARED = ("age_error", "cosine_input", "cosine_target")
+MEANS = ("age_error", "similarity", "face", "psnr")  # beginnings of the columns that a setting's line has the means of
+COMPARED = ("age_error", "similarity_input", "similarity_target")
+Row = dict[str, object]
 
 
-class Bench:
-    """The judges, side by side."""
-
-    def __init__(self, ages: Sequence[AgeJudge], identity: IdentityJudge, near: float):
-        self.ages, self.identity, self.near = ages, identity, near
-
-    def judged(self, sitter: Sitter, setting: Setting, seed: int, targets: Sequence[int], folder: Path | None) -> list[dict]:
-        """A row for each target age: what is said of the picture in the folder, or of the photograph itself without one."""
-        pictures, backs = [sitter.image] * len(targets), [sitter.image] * len(targets)
-        if folder is not None:
-            pictures = [open_photo(folder / f"age{target:02d}.png") for target in targets]
-            paths = [folder / f"back{target:02d}.png" for target in targets]
-            backs = [open_photo(path) if path.is_file() else None for path in paths]
-        squares = [square_of(picture, sitter.mask) for picture in pictures]
-        readings = np.stack([judge(squares) for judge in self.ages], axis=1)  # (targets, judges)
-        rows = []
-        for target, picture, back, read in zip(targets, pictures, backs, readings.tolist()):
-            square = square_of(picture, sitter.mask, IDENTITY_CONTEXT)
-            vector, near = self.identity(square), [other.vector for other in sitter.near(target, self.near)]
-            row = self.row(sitter, setting, seed, target, read) | {"face": float(self.identity.sees_face(square))}
-            row |= {"cosine_input": cosine(vector, [sitter.vector]), "cosine_target": cosine(vector, near)}
-            if back is not None:
-                returned = self.identity(square_of(back, sitter.mask, IDENTITY_CONTEXT))
-                row["cosine_back"] = cosine(returned, [sitter.vector])
-            row["psnr_inside"] = psnr_inside(sitter.image, picture, sitter.mask)
-            change = seam_report(sitter.image, picture, sitter.mask)["largest_change_outside"]
-            rows.append(row | {"largest_change_outside": change})
-        return rows
-
-    def ceiling(self, sitter: Sitter, setting: Setting, targets: Sequence[int]) -> list[dict]:
-        """Rows for the real photographs near each target, as if they were pictures of that age."""
-        rows = []
-        for target in targets:
-            near = sitter.near(target, self.near)
-            for number, reference in enumerate(near):
-                others = [other.vector for other in near if other is not reference]
-                row = self.row(sitter, setting, number, target, reference.readings) | {"face": 1.0}
-                row |= {"cosine_input": cosine(reference.vector, [sitter.vector])}
-                rows.append(row | {"cosine_target": cosine(reference.vector, others)})
-        return rows
-
-    def row(self, sitter: Sitter, setting: Setting, seed: int, target: int, readings: Sequence[float]) -> dict:
-        """Which picture it is, and what each judge reads and how far that is off."""
-        row = {"setting": setting.name, "person": sitter.person.name, "seed": seed, "target": target}
-        row["current"] = sitter.current
-        for number, (judge, read) in enumerate(zip(self.ages, readings)):
-            suffix, expected = "" if number == 0 else f":{judge.name}", judge.expected(target)
-            row |= {f"read{suffix}": read, f"age_error{suffix}": abs(read - target)}
-            row[f"age_error_real{suffix}"] = None if expected is None else abs(read - expected)
-        return row
-
-    def told(self, sitters: Sequence[Sitter]) -> list[dict]:
-        """Of each judge of age: its errors on the real faces that it was measured on, and on the people's photographs."""
-        lines = []
-        for number, judge in enumerate(self.ages):
-            pairs = [(other.readings[number], other.age) for sitter in sitters for other in sitter.references]
-            decades = {f"{d}s": {"mean_error": e, "bias": b, "faces": n} for d, (e, b, n) in judge.known.items()}
-            lines.append({
-                "name": judge.name, "mean_error": judge.mean_error, "faces": sum(n for *_, n in judge.known.values()),
-                "references": len(pairs), "by_decade": decades,
-                "references_error": float(np.mean([abs(read - age) for read, age in pairs])) if pairs else None,
-            })  # fmt: skip
-        return lines
+def judged(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
+    """Return a row for each target age."""
+    subject, rows = unit.subject, []
+    pictures = [unit.picture(target) for target in targets]
+    for target, picture, read in zip(targets, pictures, judges.readings(pictures, subject.mask).tolist()):
+        row = identified(unit, target) | ages_read(judges, target, read)
+        row |= similarities(judges, subject, judges.vectors(picture, subject.mask), subject.near(target, judges.near))
+        row["face"] = float(judges.sees_face(picture, subject.mask))
+        back = unit.picture(target, "back")
+        if back is not None:
+            for judge, vector, own in zip(judges.identities, judges.vectors(back, subject.mask), subject.vectors):
+                row[judges.column("similarity_back", judge)] = mean_similarity(judge, vector, [own])
+        row["psnr_inside"] = psnr_inside(subject.image, picture, subject.mask)
+        row["largest_change_outside"] = seam_report(subject.image, picture, subject.mask)["largest_change_outside"]
+        rows.append(row)
+    return rows
 
 
-def cosine(vector: np.ndarray | None, others: Sequence[np.ndarray]) -> float | None:
-    """The mean with the others; 0 for a picture without a face, so that no rule gains by losing it; None without others."""
+def ceiling(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
+    """Return rows for the real photographs near each target age, as if they were pictures of that age."""
+    rows = []
+    for target in targets:
+        near = unit.subject.near(target, judges.near)
+        for number, reference in enumerate(near):
+            row = identified(replace(unit, seed=number), target) | ages_read(judges, target, reference.readings)
+            row |= similarities(judges, unit.subject, reference.vectors, near[:number] + near[number + 1 :])
+            rows.append(row | {"face": 1.0})
+    return rows
+
+
+def identified(unit: Unit, target: int) -> Row:
+    """Return which picture a row is about."""
+    names = {"setting": unit.setting.name, "person": unit.subject.person.name, "seed": unit.seed}
+    return names | {"target": target, "current": unit.subject.current}
+
+
+def ages_read(judges: Judges, target: int, readings: Sequence[float]) -> Row:
+    """Return what each age judge reads, and how far that is from the target and from its reading of real faces of that age."""
+    row: Row = {}
+    for judge, read in zip(judges.ages, readings):
+        expected = judge.expected(target)
+        row[judges.column("read", judge)] = read
+        row[judges.column("age_error", judge)] = abs(read - target)
+        row[judges.column("age_error_real", judge)] = None if expected is None else abs(read - expected)
+    return row
+
+
+def similarities(judges: Judges, subject: Subject, vectors: Vectors, near: Sequence[Reference]) -> Row:
+    """Return each identity judge's similarity to the photograph, and to real photographs near the target age."""
+    row: Row = {}
+    for k, (judge, vector) in enumerate(zip(judges.identities, vectors)):
+        row[judges.column("similarity_input", judge)] = mean_similarity(judge, vector, [subject.vectors[k]])
+        row[judges.column("similarity_target", judge)] = mean_similarity(judge, vector, [other.vectors[k] for other in near])
+    return row
+
+
+def judge_lines(judges: Judges, subjects: Sequence[Subject]) -> list[Row]:
+    """Return each age judge's errors, on the real faces that it was measured on and on the people's photographs."""
+    lines = []
+    for number, judge in enumerate(judges.ages):
+        errors = [abs(other.readings[number] - other.age) for subject in subjects for other in subject.references]
+        own = {"references": len(errors), "references_error": float(np.mean(errors)) if errors else None}
+        decades = {f"{decade}s": asdict(known) for decade, known in judge.errors.items()}
+        lines.append({"name": judge.name, "mean_error": judge.mean_error, "faces": sum(e.faces for e in judge.errors.values()), **own, "by_decade": decades})
+    return lines
+
+
+def mean_similarity(judge: IdentityJudge, vector: np.ndarray | None, others: Sequence[np.ndarray]) -> float | None:
+    """Return the mean over the others; None without others, and 0 for a picture without a face, which must not gain by that."""
     if not others:
         return None
-    return 0.0 if vector is None else float(np.mean([vector @ other for other in others]))
+    return 0.0 if vector is None else float(np.mean([judge.similarity(vector, other) for other in others]))
 
 
 def psnr_inside(before: Image.Image, after: Image.Image, mask: Image.Image) -> float | None:
-    """Of the pixels where the mask is not black, in dB; None where nothing has changed."""
+    """Return the PSNR in dB of the pixels where the mask is not black; None if nothing has changed."""
     a, b, inside = (np.asarray(x, dtype=np.float64) for x in (before, after, mask))
     error = ((a - b) ** 2)[inside > 0].mean()
     return float(10 * math.log10(255**2 / error)) if error else None
 
 
-def summary(rows: Sequence[dict], settings: Sequence[Setting]) -> list[dict]:
-    """A line of the table for each setting that has pictures: means over them, and the largest change outside of the mask."""
+def picked(rows: Sequence[Row], **values: object) -> list[Row]:
+    """Return the rows that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in values.items())]
+
+
+def summary(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
+    """Return a line for each setting that has pictures: means over them, and the largest change outside of the mask."""
     table = []
     for setting in settings:
-        own = [row for row in rows if row["setting"] == setting.name]
-        if not own:
-            continue
-        line = {"setting": setting.name, "family": setting.family, "control": setting.control, "identity": setting.identity}
-        line |= {"age": setting.age, "pictures": len(own)}
-        line |= {column: mean_of(own, column) for column in own[0] if column.startswith(MEANS)}
-        line["largest_change_outside"] = max(row.get("largest_change_outside", 0) for row in own)
-        near = [row for row in own if row["cosine_target"] is not None]
-        line["hcs"] = harmonic_score(line["age_error"], line["cosine_input"])
-        line["hcs_target"] = harmonic_score(*(mean_of(near, c) for c in ("age_error", "cosine_target"))) if near else None
-        table.append(line | response(own))
+        own = picked(rows, setting=setting.name)
+        if own:
+            line: Row = {"setting": setting.name, "family": setting.family, "control": setting.control}
+            line |= {"identity": spelled(setting.identity), "age": spelled(setting.age), "pictures": len(own)}
+            line |= {column: mean_of(own, column) for column in own[0] if column.startswith(MEANS)}
+            line["largest_change_outside"] = max(row.get("largest_change_outside", 0) for row in own)
+            near = [row for row in own if row["similarity_target"] is not None]
+            line["hcs"] = harmonic_score(line["age_error"], line["similarity_input"])
+            line["hcs_target"] = harmonic_score(*(mean_of(near, c) for c in ("age_error", "similarity_target"))) if near else None
+            table.append(line | response(own))
     return table
 
 
-def response(rows: Sequence[dict]) -> dict[str, float]:
-    """Of the first judge's readings on the ages asked for: rank correlation and slope, means over the rows of pictures."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row["person"], row["seed"]), []).append(row)
+def response(rows: Sequence[Row]) -> dict[str, float]:
+    """Return rank correlation and slope of the first judge's readings over the ages asked for, means over people and seeds."""
     found = []
-    for group in groups.values():
+    for person, seed in dict.fromkeys((row["person"], row["seed"]) for row in rows):
+        group = picked(rows, person=person, seed=seed)
         targets, read = [row["target"] for row in group], [row["read"] for row in group]
         if len(set(targets)) > 2:
             found.append({"spearman": spearman(targets, read), "years_per_year": float(np.polyfit(targets, read, 1)[0])})
     return {column: mean_of(found, column) for column in ("spearman", "years_per_year")}
 
 
-def areas(rows: Sequence[dict], settings: Sequence[Setting]) -> list[dict]:
-    """What each family's settings dominate together, by either cosine and the age score, with intervals over people."""
-    found = []
-    for family in dict.fromkeys(setting.family for setting in settings if not setting.control):
-        names = [setting.name for setting in settings if setting.family == family and not setting.control]
-        for column in ("cosine_input", "cosine_target"):
+def areas(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
+    """Return the area that each family's settings dominate, by similarity and age score, with intervals over people."""
+
+    def dominated(points: Sequence[np.ndarray]) -> float:
+        return area([(x, age_score(error)) for x, error in np.mean(points, axis=0)])
+
+    found, families = [], {setting.family: [] for setting in settings if not setting.control}
+    for setting in settings:
+        families.get(setting.family, []).append(setting.name)
+    for family, names in families.items():
+        for column in COMPARED[1:]:
             own = [row for row in rows if row["setting"] in names and row[column] is not None]
-            people = sorted({row["person"] for row in own})
-            points = {}  # of each person, (settings, 2)
-            for person in people:
-                parts = [[r for r in own if r["person"] == person and r["setting"] == name] for name in names]
-                points[person] = np.array([[mean_of(part, column), mean_of(part, "age_error")] for part in parts])
-
-            def dominated(chosen: Sequence[str]) -> float:
-                return area([(x, age_score(error)) for x, error in np.mean([points[p] for p in chosen], axis=0)])
-
-            if people:
-                low, high = interval(people, dominated)
-                line = {"family": family, "identity": column, "area": dominated(people), "low": low, "high": high}
-                found.append(line | {"people": len(people)})
+            points = []  # of each person, (settings, 2)
+            for person in sorted({row["person"] for row in own}):
+                parts = [picked(own, person=person, setting=name) for name in names]
+                points.append(np.array([[mean_of(part, column), mean_of(part, "age_error")] for part in parts]))
+            if points:
+                low, high = interval(points, dominated)
+                line = {"family": family, "identity": column, "area": dominated(points), "low": low, "high": high}
+                found.append(line | {"people": len(points)})
     return found
 
 
-def differences(rows: Sequence[dict], settings: Sequence[Setting]) -> list[dict]:
-    """Each setting less the first, person by person: means, with bootstrap intervals over people."""
-    first, found = settings[0].name, []
-    for name in (setting.name for setting in settings[1:] if setting.name != "ceiling"):
+def differences(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
+    """Return each setting less the first, person by person: means, with bootstrap intervals over people."""
+    found, people, first = [], list(dict.fromkeys(row["person"] for row in rows)), settings[0].name
+    for name in (setting.name for setting in settings[1:] if setting.name != CEILING):
         for column in COMPARED:
-            pairs = by_person(rows, name, first, column)
-            if pairs:
-                low, high = interval(pairs, lambda chosen: float(np.mean([a - b for a, b in chosen])))
-                line = {"setting": name, "less": first, "column": column}
-                line["difference"] = float(np.mean([a - b for a, b in pairs]))
-                found.append(line | {"low": low, "high": high, "people": len(pairs)})
+            means = [[mean_of(picked(rows, person=person, setting=x), column) for x in (name, first)] for person in people]
+            gaps = [a - b for a, b in means if math.isfinite(a - b)]
+            if gaps:
+                low, high = interval(gaps, lambda chosen: float(np.mean(chosen)))
+                line = {"setting": name, "less": first, "column": column, "difference": float(np.mean(gaps))}
+                found.append(line | {"low": low, "high": high, "people": len(gaps)})
     return found
 
 
-def by_person(rows: Sequence[dict], one: str, other: str, column: str) -> list[tuple[float, float]]:
-    """Each person's means of a column at two settings, of those who have both."""
-    pairs = []
-    for person in dict.fromkeys(row["person"] for row in rows):
-        own = [row for row in rows if row["person"] == person and row[column] is not None]
-        pair = tuple(mean_of([row for row in own if row["setting"] == name], column) for name in (one, other))
-        if all(map(math.isfinite, pair)):
-            pairs.append(pair)
-    return pairs
+def interference(rows: Sequence[Row], settings: Sequence[Setting], subjects: Sequence[Subject], age: Adapter) -> list[Row]:
+    """Return how well the overlap of a person's and the age adapter predicts the years lost by adding the former.
 
-
-def interference(rows: Sequence[dict], settings: Sequence[Setting], sitters: Sequence[Sitter], age: Adapter) -> list[dict]:
-    """Does what lida.adapters.comparison measures of a person's adapter and the age's foretell the years lost by adding the former?
-
-    The loss is a setting's age error less that of the age adapter alone; for each pair of weights in a plain sum, its rank
-    correlation with each measure over all people and their adapters, where these are five at least.
+    The loss is a setting's age error less that of the age adapter alone. For each pair of weights in a plain sum, its rank
+    correlation with each measure of lida.adapters.comparison over all people and their adapters, if they are five at least.
     """
-    measured = {
-        (sitter.person.name, name): compare(load_adapter(path), age)["all"]
-        for sitter in sitters
-        for name, path in sitter.person.identity.items()
-    }
-    plain = [s for s in settings if s.rule == "sum" and s.has_identity and not (s.control or s.within or s.against)]
-    found = []
-    for weights in dict.fromkeys((s.identity, s.age) for s in plain):
-        pairs = []
-        for setting in (s for s in plain if (s.identity, s.age) == weights):
-            for sitter in sitters:
-                own = [row for row in rows if row["person"] == sitter.person.name]
-                error, alone = (
-                    mean_of([row for row in own if row["setting"] == name], "age_error") for name in (setting.name, "age only")
-                )
-                pairs.append((measured[sitter.person.name, setting.adapter], error - alone))
-        if len(pairs) >= 5:
-            losses = [loss for _, loss in pairs]
-            correlations = {name: spearman([known[name] for known, _ in pairs], losses) for name in MEASURES}
-            found.append({"weights": " and ".join(weights), "pairs": len(pairs), **correlations})
-    return found
+    losses: dict[str, list[tuple[Row, float]]] = {}
+    for subject in subjects:
+        measured = {name: compare(load_adapter(path), age)["all"] for name, path in subject.person.identity.items()}
+        alone = mean_of(picked(rows, person=subject.person.name, setting=AGE_ONLY), "age_error")
+        for setting in settings:
+            special = setting.control or setting.within or setting.edit.negative_prompt
+            if setting.rule.spelling == "sum" and setting.has_identity and not special:
+                error = mean_of(picked(rows, person=subject.person.name, setting=setting.name), "age_error")
+                weights = f"{spelled(setting.identity)} and {spelled(setting.age)}"
+                losses.setdefault(weights, []).append((measured[setting.adapter], error - alone))
+    return [
+        {"weights": weights, "pairs": len(pairs)}
+        | {name: spearman([measures[name] for measures, _ in pairs], [loss for _, loss in pairs]) for name in MEASURES}
+        for weights, pairs in losses.items()
+        if len(pairs) >= 5
+    ]

@@ -1,146 +1,103 @@
 """The people that an evaluation ages: photograph, age, adapters, and real photographs of them at other ages."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from ..data.folder import as_row, photographs
 from ..doors.errors import InputError
-from ..doors.pictures import open_image, open_photo
-from .judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, square_of
-from ..photos.masks import read_mask
+from ..doors.files import regular_file
+from ..doors.json import Range, parse_json, typed
 
-FIELDS = {"name", "photo", "age", "mask", "kind", "subject", "identity", "references"}
-KINDS = ("man", "woman", "person")
+Kind = Literal["man", "woman", "person"]
+KINDS = get_args(Kind)
+Age = Annotated[float, Range(0, 120)]
+
+
+@dataclass(frozen=True)
+class Dated:
+    """A real photograph of a person and the age that it shows."""
+
+    photo: str
+    age: Age
 
 
 @dataclass(frozen=True)
 class Person:
-    """One photograph to age, and what is known of who it shows.
+    """One photograph to age, and whom it shows.
 
-    `subject` is what the person's own adapters learnt to call them, `kind` what others are called. `identity` has the
-    adapters by name, `references` the real photographs (path, age) that no adapter was trained on.
+    `age` is the age in the photograph; the first judge reads it where it is None. `subject` is what the person's own adapters
+    learnt to call them, `kind` what captions without an adapter call them. `identity` has the adapters by name, `references`
+    real photographs that no adapter was trained on. `name` defaults to the photograph's. Raises ValueError for a name that
+    cannot be a folder's.
     """
 
-    name: str
-    photo: Path
-    age: float | None = None  # in the photograph; read by the first judge where it is not told
+    photo: str
+    name: str = ""
+    age: Age | None = None
     mask: str = "auto"
-    kind: str = "person"
+    kind: Kind = "person"
     subject: str = "sks"
-    identity: dict[str, Path] = field(default_factory=dict)
-    references: tuple[tuple[Path, float], ...] = ()
+    identity: dict[str, str] = field(default_factory=dict)
+    references: list[Dated] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.photo).stem)
+        if "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"name: {self.name!r} cannot be a folder's; take another")
 
 
 def read_people(path: str | Path) -> list[Person]:
-    """The lines of a .jsonl, one a person, of Person's fields; paths are from the file's folder.
-
-    `identity` is {"name": "adapter", ...}, `references` [{"photo": ..., "age": ...}, ...]. Raises InputError with every fault.
-    """
-    path, people, faults = Path(path), [], []
-    if not path.is_file():
-        raise InputError(f"--people {path}: no such file; write one line of JSON a person")
+    """Read a .jsonl file with a Person's fields a line; paths start from its folder. Raises InputError with every fault."""
+    people, faults, path = [], [], regular_file(path, "file with a person a line, as JSON")
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
+            where = f"{path}:{number}"
             try:
-                row = as_row(line, f"{path}:{number}")
+                people.append(located(typed(Person, parse_json(line, where), where), path.parent, where))
             except InputError as error:
                 faults += error.args
-                continue
-            try:
-                people.append(person_of(row, path.parent))
-            except InputError as error:
-                faults.append(f"{path}:{number}: {error}")
     names = [person.name for person in people]
-    faults += [f"{path}: {name} is the name of two people; rename one" for name in {n for n in names if names.count(n) > 1}]
+    faults += [f"{path}: {name!r} is the name of two people; rename one" for name in sorted({n for n in names if names.count(n) > 1})]
     if faults or not people:
         raise InputError(*(faults or [f"{path}: names nobody; write one line of JSON a person"]))
     return people
 
 
-def person_of(row: dict, base: Path) -> Person:
-    """The person whom a line tells of; raises InputError for the first fault."""
-    unknown = row.keys() - FIELDS
-    if unknown or "photo" not in row:
-        what = f"{sorted(unknown)[0]!r} is no field" if unknown else "has no photo"
-        raise InputError(f"{what}; fields are {', '.join(sorted(FIELDS))}")
-    try:
-        references = tuple((existing(base / r["photo"]), float(r["age"])) for r in row.get("references", []))
-        identity = {name: existing(base / adapter) for name, adapter in row.get("identity", {}).items()}
-        age = None if row.get("age") is None else float(row["age"])
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"identity must be {{name: path}}, references [{{photo, age}}], ages numbers ({type(error).__name__}: {error})"
-        ) from None
-    mask = row.get("mask", "auto")
-    person = Person(
-        str(row.get("name", Path(row["photo"]).stem)), existing(base / row["photo"]), age,
-        str(base / mask) if (base / mask).is_file() else mask, row.get("kind", "person"), row.get("subject", "sks"), identity,
-        references,
-    )  # fmt: skip
-    if person.kind not in KINDS:
-        raise InputError(f"kind {person.kind!r} is not one of {', '.join(KINDS)}")
-    if "/" in person.name or person.name.startswith("."):
-        raise InputError(f"name {person.name!r} cannot be a folder's; take another")
-    return person
-
-
-def existing(path: Path) -> Path:
-    """The path; raises InputError where nothing is there."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a path from the file's own folder")
-    return path
-
-
-def people_of(photos: Sequence[str], **known) -> list[Person]:
-    """A person for each photograph, or for each in a folder, of whom the same is known."""
-    return [Person(path.stem, path, **known) for path in photographs(photos)]
+def located(person: Person, folder: Path, where: str) -> Person:
+    """Return the person with paths that start from `folder`. Raises InputError for every file that does not exist."""
+    photo, identity = str(folder / person.photo), {name: str(folder / path) for name, path in person.identity.items()}
+    references = [replace(reference, photo=str(folder / reference.photo)) for reference in person.references]
+    mask = str(folder / person.mask) if (folder / person.mask).is_file() else person.mask
+    given = [photo, *identity.values(), *(reference.photo for reference in references)]
+    if missing := [path for path in given if not Path(path).exists()]:
+        raise InputError(*(f"{where}: {name} does not exist; give a path from {folder}" for name in missing))
+    return replace(person, photo=photo, mask=mask, identity=identity, references=references)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A real photograph: the age in it, its identity vector, and what each judge reads."""
+    """A real photograph, measured: the age in it, each identity judge's vector, and the age that each age judge reads."""
 
     age: float
-    vector: np.ndarray
+    vectors: list[np.ndarray | None]
     readings: list[float]
 
 
 @dataclass(frozen=True)
-class Sitter:
-    """A person with the photograph and mask opened, the age known or read, and the real photographs measured."""
+class Subject:
+    """A person with the photograph and mask opened, the age given or read, and all photographs measured."""
 
     person: Person
     image: Image.Image
     mask: Image.Image
     current: float
-    vector: np.ndarray
+    vectors: list[np.ndarray]  # of each identity judge
     references: list[Reference]
 
     def near(self, age: float, years: float) -> list[Reference]:
-        """The real photographs within so many years of an age."""
+        """Return the real photographs within so many years of an age."""
         return [reference for reference in self.references if abs(reference.age - age) <= years]
-
-
-def seated(person: Person, ages: Sequence[AgeJudge], identity: IdentityJudge, face_models: str | None = None) -> Sitter:
-    """Open a person's photographs; raises InputError where one has no face."""
-    image = open_photo(person.photo)
-    mask = read_mask(person.mask, image, face_models)
-    vector = identity(square_of(image, mask, IDENTITY_CONTEXT))
-    if vector is None:
-        raise InputError(f"{person.photo}: {identity.name} finds no face in it; give another photograph")
-    references = []
-    for path, age in person.references:
-        other = open_image(path)
-        outline = read_mask("auto", other, face_models, face=1)
-        known = identity(square_of(other, outline, IDENTITY_CONTEXT))
-        if known is None:
-            raise InputError(f"{path}: {identity.name} finds no face in it; take it out of the references")
-        references.append(Reference(age, known, [float(judge([square_of(other, outline)])[0]) for judge in ages]))
-    current = person.age if person.age is not None else float(ages[0]([square_of(image, mask)])[0])
-    return Sitter(person, image, mask, current, vector, references)

@@ -1,140 +1,178 @@
-"""The settings that an evaluation compares: how two adapters are put together, spelt as on the command line."""
+"""The settings that an evaluation compares: how two adapters are combined and how faces are painted with them."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 
 from ..adapters.merging import Weight, parse_weight, varies
+from ..aging.edit import Edit
+from ..aging.editing import aging_edit
+from ..aging.flags import GUIDANCE, STRENGTH
+from ..diffusion.samplers import Sampling
+from ..doors import arguments
 from ..doors.errors import InputError
-from .rules import parse_rule
+from .rules import NamedRule, parse_rule
 
-# What stands in every table: the weights of identity and age, or None for those whose pictures are not painted. The random
-# adapters of equal norm stand in the place of one of the two, at the first setting's weights.
-CONTROLS = {
-    "do nothing": None, "prompt only": ("0", "0"), "age only": ("0", "1.0"), "identity only": ("1.0", "0"),
-    "random identity": (), "random age": (), "ceiling": None,
-}  # fmt: skip
-
-
-NUMBERS = ("guidance_scale", "guidance_rescale", "within")  # fields of a setting
+NEUTRAL = aging_edit("{subject}")  # infer.py's default: the subject at no age is the source and the negative prompt
+NOTHING, AGE_ONLY, CEILING = "do nothing", "age only", "ceiling"
+MEANINGS = {
+    NOTHING: "the photograph itself, counted as the aged picture",
+    "prompt only": "the base model without adapters, and the caption of the age",
+    CEILING: "real photographs of the person near each age, counted as aged pictures",
+}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the two adapters are put together; `name` is the pictures' folder, `family` the curve that it is a point of."""
+    """How the two adapters are combined and how faces are painted with them.
+
+    `name` is the folder of the pictures, `family` the curve that the setting is a point of. `identity` and `age` are the merge
+    weights of the person's adapter, chosen by `adapter` among several, and of the age adapter. `within` above 0 restricts the
+    person's adapter to this share of the mask's width and height. `edit` has {subject} in its prompts. A control may have a
+    `random` adapter of equal norm in place of one, "identity" or "age"; `paints` is False if it needs no pictures. Raises
+    ValueError for a value that cannot be applied.
+    """
 
     name: str
     family: str
-    identity: str = "1.0"  # weights, as parse_weight reads them
-    age: str = "0.2"
-    rule: str = "sum"
-    adapter: str = ""  # which of the person's adapters
-    guidance_scale: float = 3.0
-    against: str = ""  # what guidance leads away from: nothing said, or `neutral`, the same person at no age
-    guidance_rescale: float = 0.0
-    guidance_interval: str = ""  # noise levels that guidance acts between, such as 0.3-2; everywhere by default
-    detail: str = "0"  # share given back of what the autoencoder loses of the photograph; `years`: by these, as infer.py
-    within: float = 0.0  # above 0: the identity adapter acts in this share of the mask's width and height alone
+    identity: Weight = 1.0
+    age: Weight = 0.2
+    rule: NamedRule = parse_rule("sum")
+    adapter: str = ""
+    within: float = 0.0
+    sampling: Sampling = Sampling()
+    edit: Edit = NEUTRAL
     control: bool = False
+    random: str = ""
+    paints: bool = True
 
-    @property
-    def weights(self) -> tuple[Weight, Weight]:
-        """Of the identity's and of the age's adapter."""
-        return parse_weight(self.identity), parse_weight(self.age)
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The noise levels of guidance_interval."""
-        if not self.guidance_interval:
-            return None
-        low, high = (float(number) for number in self.guidance_interval.split("-"))
-        return low, high
-
-    @property
-    def share(self) -> float | None:
-        """Return the detail for an Edit: None leaves it to the years between."""
-        return None if self.detail == "years" else float(self.detail)
-
-    @property
-    def paints(self) -> bool:
-        """Whether pictures are made for it."""
-        return CONTROLS.get(self.name, ()) is not None
+    def __post_init__(self):
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"the name {self.name!r} cannot be a folder's; put another before the colon")
+        if not 0 <= self.within <= 1 or (self.within and varies(self.identity)):
+            raise ValueError("within is a share of the mask, for an identity weight that does not change by timestep")
 
     @property
     def has_identity(self) -> bool:
-        """Whether the person's adapter, or a random one in its place, is in it at all."""
-        return self.weights[0] != 0
+        """Return whether the person's adapter, or a random one in its place, takes part."""
+        return self.identity != 0
+
+    def edit_for(self, subject: str) -> Edit:
+        """Return the edit with the subject in its prompts."""
+        prompts = {name: getattr(self.edit, name).replace("{subject}", subject) for name in ("source_prompt", "negative_prompt")}
+        return replace(self.edit, **prompts)
+
+    def record(self) -> dict:
+        """Return everything that decides the pictures, as values of JSON."""
+        values = {name: getattr(self, name) for name in ("name", "adapter", "within", "random")}
+        weights = {"identity": spelled(self.identity), "age": spelled(self.age), "rule": self.rule.spelling}
+        return values | weights | {"sampling": asdict(self.sampling), "edit": asdict(self.edit)}
+
+    @property
+    def meaning(self) -> str:
+        """Return what the setting does, in words."""
+        names = [f"a random {x} adapter of equal norm" if self.random == x else f"the {x} adapter" for x in ("identity", "age")]
+        names[0] += f" {self.adapter}" if self.adapter and not self.random else ""
+        inside = f" in the middle {self.within:.0%} of the mask" if self.within else ""
+        merged = f"{names[0]} at {spelled(self.identity)}{inside} and {names[1]} at {spelled(self.age)}, by {self.rule.spelling}"
+        negative = "the prompt without an age" if self.edit.negative_prompt else "the empty prompt"
+        detail = "by the years between" if self.edit.detail is None else f"{self.edit.detail:g}"
+        text = f"{merged}; guidance {self.sampling.guidance_scale:g} away from {negative}; detail {detail}"
+        return MEANINGS.get(self.name, text)
 
 
-# What infer.py does when nothing is said, docs/tradeoff.md says why
-DEFAULT = Setting("default", "default", age="1.0", guidance_scale=4.0, against="neutral", detail="years")
+def settings_of(plain: Setting, grid: Sequence[Setting], more: Sequence[str], adapters: Sequence[str]) -> list[Setting]:
+    """Return the grid, the settings that `more` spells, infer.py's default, and the controls.
 
-
-def settings_of(
-    identity_weights: Sequence[str],
-    age_weights: Sequence[str],
-    rules: Sequence[str],
-    more: Iterable[str],
-    adapters: Sequence[str],
-    guidance_scale: float,
-) -> list[Setting]:
-    """The grid of weights, rules and adapters, what `more` adds as read_setting reads it, infer.py's default, and the controls.
-
-    Raises InputError for what cannot be read or applied, and where two are called the same.
+    A spelled setting and the controls start from `plain`; `adapters` are the names of the people's adapters. Raises InputError
+    for what cannot be read or applied, and if two settings have one name.
     """
-    settings = []
-    for rule in rules:
-        for adapter in adapters or [""]:
-            family = f"{rule}, {adapter}" if len(adapters) > 1 else rule
-            for identity in identity_weights:
-                for age in age_weights:
-                    name = f"{family} {identity} {age}"
-                    settings.append(Setting(name, family, identity, age, rule, adapter, guidance_scale))
-    first = adapters[0] if adapters else ""
-    settings += [read_setting(text, Setting("", "", adapter=first, guidance_scale=guidance_scale)) for text in more]
+    settings = [*grid, *(read_setting(text, plain) for text in more)]
     if not settings:
         raise InputError("no setting is given; add --identity_weights and --age_weights, or --setting")
-    default = replace(DEFAULT, adapter=first, identity=DEFAULT.identity if adapters else "0")
-    if not any(replace(setting, name=default.name, family=default.family) == default for setting in settings):
+    sampling = replace(plain.sampling, guidance_scale=Sampling().guidance_scale)
+    edit = replace(aging_edit("{subject}", method=plain.edit.method), strength=plain.edit.strength)
+    default = replace(plain, name="default", family="default", age=1.0, sampling=sampling, edit=edit)
+    if not any(replace(setting, name="default", family="default") == default for setting in settings):
         settings.append(default)
     for setting in settings:
-        check(setting, adapters)
-    for name, weights in CONTROLS.items():
-        identity, age = weights or (settings[0].identity, settings[0].age) if weights is not None else ("0", "0")
-        settings.append(Setting(name, name, identity, age, "sum", first, guidance_scale, control=True))
+        if adapters and setting.adapter not in adapters:
+            raise InputError(f"{setting.name}: no adapter {setting.adapter!r}; the people have {', '.join(adapters)}")
+        if not adapters and setting.has_identity:
+            raise InputError(f"{setting.name}: no identity adapter is given; add --identity_adapter, or make its weight 0")
+    settings += controls(plain, settings[0])
     names = [setting.name for setting in settings]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise InputError(f"--setting: two settings are called {twice!r}; rename one")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--setting: two settings are called {name!r}; rename one")
     return settings
 
 
-def read_setting(text: str, default: Setting) -> Setting:
-    """ "NAME: identity=1.0 age=0.5 rule=sum": the default with a name and these fields; raises InputError."""
+def grid_of(
+    plain: Setting, identities: Sequence[Weight], ages: Sequence[Weight], rules: Sequence[NamedRule], adapters: Sequence[str]
+) -> list[Setting]:
+    """Return every combination of weights, rules and adapters; each rule with an adapter is a family."""
+    settings = []
+    for rule, adapter in ((rule, adapter) for rule in rules for adapter in adapters or [""]):
+        family = f"{rule.spelling}, {adapter}" if len(adapters) > 1 else rule.spelling
+        for identity, age in ((identity, age) for identity in identities for age in ages):
+            name = f"{family} {spelled(identity)} {spelled(age)}"
+            settings.append(replace(plain, name=name, family=family, identity=identity, age=age, rule=rule, adapter=adapter))
+    return settings
+
+
+def controls(plain: Setting, first: Setting) -> list[Setting]:
+    """Return what stands in every table; random adapters have the weights of the first setting."""
+    weights = {"identity": first.identity, "age": first.age}
+    given = {
+        NOTHING: {"paints": False}, "prompt only": {}, AGE_ONLY: {"age": 1.0}, "identity only": {"identity": 1.0},
+        "random identity": {"random": "identity", **weights}, "random age": {"random": "age", **weights},
+        CEILING: {"paints": False},
+    }  # fmt: skip
+    nothing = replace(plain, identity=0.0, age=0.0, control=True)
+    return [replace(nothing, name=name, family=name, **values) for name, values in given.items()]
+
+
+def interval(text: str) -> tuple[float, float]:
+    """Read two noise levels such as 0.3-2."""
+    low, _, high = text.partition("-")
+    return arguments.non_negative(low), arguments.non_negative(high)
+
+
+def against(text: str) -> str:
+    """Return the prompt that guidance leads away from."""
+    if text not in ("nothing", "neutral"):
+        raise ValueError(f"against {text!r} is not nothing or neutral")
+    return str(NEUTRAL.negative_prompt) if text == "neutral" else ""
+
+
+# What reads the values of --setting, by the field of Setting, Sampling or Edit; `against` is Edit's negative_prompt
+READERS: dict[str, Callable[[str], object]] = {
+    "family": str, "identity": parse_weight, "age": parse_weight, "rule": parse_rule, "adapter": str, "within": arguments.share,
+    "guidance_scale": GUIDANCE, "guidance_rescale": arguments.share, "guidance_interval": interval, "scheduler": str,
+    "eta": arguments.share, "strength": STRENGTH, "against": against,
+    "detail": lambda text: None if text == "years" else arguments.share(text),
+}  # fmt: skip
+
+
+def read_setting(text: str, plain: Setting) -> Setting:
+    """Read "NAME: identity=1.0 age=0.5 rule=sum": `plain` with a name and these fields. Raises InputError."""
     name, _, rest = text.partition(":")
-    values: dict = dict(part.partition("=")[::2] for part in rest.split())
+    given = dict(part.partition("=")[::2] for part in rest.split())
     try:
-        values |= {key: float(values[key]) for key in NUMBERS if key in values}
-        if not name.strip() or values.keys() & {"name", "control"}:
-            raise ValueError("it has no name" if not name.strip() else "its name stands before the colon")
-        return replace(default, **{"name": name.strip(), "family": name.strip(), **values})
-    except (TypeError, ValueError) as error:
+        if unknown := given.keys() - READERS.keys():
+            raise ValueError(f"{min(unknown)!r} is not one of {', '.join(READERS)}")
+        values = {key.replace("against", "negative_prompt"): READERS[key](value) for key, value in given.items()}
+        parts = {part: {f.name for f in fields(getattr(plain, part))} & values.keys() for part in ("sampling", "edit")}
+        for part, names in parts.items():
+            values[part] = replace(getattr(plain, part), **{name: values.pop(name) for name in names})
+        return replace(plain, **{"name": name.strip(), "family": name.strip(), **values})
+    except (ValueError, ArgumentTypeError) as error:
         raise InputError(f'--setting {text!r}: {error}; write "NAME: identity=1.0 age=0.5 ..."') from None
 
 
-def check(setting: Setting, adapters: Sequence[str]) -> None:
-    """Raise InputError for a setting that cannot be painted."""
-    try:
-        (identity, _), _, _ = setting.weights, setting.interval, setting.share
-        parse_rule(setting.rule)
-    except ValueError as error:
-        raise InputError(f"{setting.name}: {error}") from None
-    if adapters and setting.adapter not in adapters:
-        raise InputError(f"{setting.name}: no adapter {setting.adapter!r}; the people have {', '.join(adapters)}")
-    if not adapters and setting.has_identity:
-        raise InputError(f"{setting.name}: no identity adapter is given; add --identity_adapter, or make its weight 0")
-    if setting.against not in ("", "neutral"):
-        raise InputError(f"{setting.name}: against {setting.against!r} is not neutral; leave it out for nothing")
-    if not 0 <= setting.within <= 1 or (setting.within and varies(identity)):
-        raise InputError(f"{setting.name}: within is a share of the mask, for a weight that does not change by timestep")
-    if "/" in setting.name or setting.name.startswith("."):
-        raise InputError(f"{setting.name}: cannot be a folder's name; take another")
+def spelled(weight: Weight) -> str:
+    """Return a weight as the command line spells it."""
+    if not isinstance(weight, Mapping):
+        return str(weight)
+    return ",".join([str(weight["default"]), *(f"{block}={value}" for block, value in weight.items() if block != "default")])

@@ -1,69 +1,54 @@
-"""The numbers of the trade-off between an age reached and a person kept: errors, scores, areas and their intervals."""
+"""The numbers of the trade-off between an age reached and an identity preserved: scores, areas and their intervals."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from scipy.stats import bootstrap, spearmanr
 
-SCALE = 40.0  # years of error that count as no aging at all (Cradle2Cane, as its tables' numbers give it)
+SCALE = 40.0  # years of error that count as no aging at all (Cradle2Cane, inferred from its tables)
 
 
 def age_score(error: float) -> float:
-    """A = 1 - d / 40 of a mean error of d years, 0 from 40 on."""
+    """Return A = 1 - d / 40 for a mean error of d years; 0 from 40 years on."""
     return max(0.0, 1 - error / SCALE)
 
 
-def harmonic_score(error: float, cosine: float) -> float:
-    """HCS = 2 A I / (A + I), from 0 to 100, of an error in years and an identity cosine (Cradle2Cane's harmonic score)."""
-    age, identity = 100 * age_score(error), 100 * max(0.0, cosine)
+def harmonic_score(error: float, similarity: float) -> float:
+    """Return HCS = 2 A I / (A + I), from 0 to 100, for an error in years and a similarity (Cradle2Cane's harmonic score)."""
+    age, identity = 100 * age_score(error), 100 * max(0.0, similarity)
     return 2 * age * identity / (age + identity) if age + identity else 0.0
 
 
-def ranks(values: Sequence[float]) -> np.ndarray:
-    """From 0, equal values sharing the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum()
-    return (ends - (counts + 1) / 2)[place]
-
-
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Correlation of the ranks, nan where one of the two is all alike."""
-    x, y = (ranks(values) - np.mean(ranks(values)) for values in (a, b))
-    norm = np.sqrt((x**2).sum() * (y**2).sum())
-    return float((x * y).sum() / norm) if norm else float("nan")
+    """Return the rank correlation; nan if all values of one are equal."""
+    return float(spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else float("nan")
 
 
 def area(points: Sequence[tuple[float, float]]) -> float:
-    """What points (identity cosine, age score) dominate of the unit square: the hypervolume about (0, 0)."""
+    """Return the share of the unit square that points (similarity, age score) dominate: the hypervolume about (0, 0)."""
     total, highest = 0.0, 0.0
-    for x, y in sorted(points, reverse=True):  # from the most identity on, each adds what rises above those before
+    for x, y in sorted(points, reverse=True):  # from the most similar on, each adds what rises above those before
         if y > highest:
             total += max(0.0, x) * (y - highest)
             highest = y
     return total
 
 
-def interval(
-    people: Sequence[Hashable], number: Callable[[Sequence], float], draws: int = 2000, share: float = 0.95
-) -> tuple[float, float]:
-    """The bootstrap interval of a number over people, drawn with replacement (Efron 1979, percentiles)."""
-    rng = np.random.default_rng(0)
-    values = [number([people[i] for i in rng.integers(len(people), size=len(people))]) for _ in range(draws)]
-    low, high = np.nanquantile(values, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
+def interval(values: Sequence, statistic: Callable[[Sequence], float], draws: int = 2000, share: float = 0.95) -> tuple[float, float]:
+    """Return the bootstrap interval of a statistic over people, drawn with replacement (Efron 1979, percentiles).
+
+    `values` has something for each person. One person alone has no interval: both ends are the value itself.
+    """
+    if len(values) == 1:
+        return statistic(values), statistic(values)
+    drawn = bootstrap(
+        (np.arange(len(values)),), lambda people: statistic([values[i] for i in people]), vectorized=False, n_resamples=draws,
+        confidence_level=share, method="percentile", rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
-def rising(values: Sequence[float]) -> np.ndarray:
-    """The nearest sequence that never falls, in squares: pool adjacent violators (Ayer et al. 1955)."""
-    blocks: list[list[float]] = []  # mean, count
-    for value in values:
-        blocks.append([float(value), 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, m), (b, n) = blocks[-2:]
-            blocks[-2:] = [[(a * m + b * n) / (m + n), m + n]]
-    return np.concatenate([np.full(int(count), mean) for mean, count in blocks])
-
-
-def mean_of(rows: Sequence[Mapping[str, float]], column: str) -> float:
-    """Of the rows that have the column; nan where none does."""
+def mean_of(rows: Sequence[Mapping], column: str) -> float:
+    """Return the mean over the rows that have a number in the column; nan if none has."""
     values = [row[column] for row in rows if row.get(column) is not None and np.isfinite(row[column])]
     return float(np.mean(values)) if values else float("nan")

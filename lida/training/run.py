@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import shutil
 import sys
 from argparse import Namespace
@@ -18,13 +19,13 @@ from .. import __version__
 from ..adapters import FILE_NAME, Adapter, load_adapter, save_adapter
 from ..data.folder import Example, data_fingerprint
 from ..doors.errors import InputError
-from ..doors.files import locked, output_folder, write_json
+from ..doors.files import locked, output_folder, sync, write_json
 from ..doors.json import read_json
 from ..nn.lora import LoRALinear
 from .batches import MicroBatches
 from .monitor import Monitor, memory_used
 from .processes import Processes, noted_signals
-from .state import SETTINGS, checkpoints, resume, write_checkpoint
+from .state import checkpoints, differences, resume, write_checkpoint
 
 # Flags that are not in the adapter's file, since they say where things lie or how a run was started
 PLACES = ("pretrained_model_name_or_path", "train_data_dir", "class_data_dir", "output_dir", "cache_dir", "device")
@@ -52,13 +53,14 @@ def settings_of(args: Namespace, base: dict, data: Sequence[MicroBatches]) -> di
 
 @contextmanager
 def output_of(args: Namespace, processes: Processes) -> Iterator[Path]:
-    """Yield the output folder, made if needed, and keep other runs out of it."""
+    """Yield the output folder, made if needed, and keep other runs out of it; at the end the processes part."""
     folder = Path(args.output_dir)
     if processes.first:
         output_folder(folder)
     processes.wait()
     with locked(folder) if processes.first else nullcontext():
         yield folder
+    processes.leave()
 
 
 def metadata_of(args: Namespace, examples: Sequence[Example], captioning: dict, base: dict) -> dict:
@@ -71,16 +73,18 @@ def metadata_of(args: Namespace, examples: Sequence[Example], captioning: dict, 
 
 
 def finished(args: Namespace, settings: dict) -> bool:
-    """Return whether the output folder has the adapter of this very run, whole and with all of its steps."""
+    """Return whether a run that resumes from the latest has nothing to do: its adapter is there, whole, with all steps."""
     path = Path(args.output_dir, FILE_NAME)
     try:
         about = read_json(path.with_suffix(".json"))
-        if (about["settings"], about["steps"]) != (settings, args.max_train_steps):
-            return False
-        fingerprint = load_adapter(path).fingerprint
-        return about.get("fingerprint", fingerprint) == fingerprint
+        same = not differences(about["settings"], settings) and about["steps"] == args.max_train_steps
+        fingerprint = load_adapter(path).fingerprint if same else None
+        same = same and about.get("fingerprint", fingerprint) == fingerprint
     except (InputError, KeyError, TypeError):
         return False
+    if same and args.resume_from_checkpoint == "latest":
+        print(f"adapter: {path}")
+    return same and args.resume_from_checkpoint == "latest"
 
 
 def plan(args: Namespace, objective: Callable, data: MicroBatches, parameters: Sequence[nn.Parameter], steps: range) -> str:
@@ -181,10 +185,17 @@ class Run:
             moved = f"the adapter did not move: after {args.max_train_steps} steps some of it is still 0"
             raise InputError(f"{moved}, and nothing is saved; look at --learning_rate and --lr_warmup_steps")
         if self.first:
-            save_adapter(path, adapter)
-            training = {name: getattr(args, name) for name in PLACES} | {"examples": adapter.metadata["data"]["count"]}
-            about = {**adapter.metadata, "training": {**adapter.metadata["training"], **training}}
-            about |= {"settings": self.settings, "steps": args.max_train_steps, "fingerprint": load_adapter(path).fingerprint}
-            write_json(path.with_suffix(".json"), about)
+            unfinished = path.with_name("writing-adapter")
+            try:
+                saved = save_adapter(unfinished, adapter)
+                places = {name: getattr(args, name) for name in PLACES} | {"examples": adapter.metadata["data"]["count"]}
+                about = {**adapter.metadata, "training": {**adapter.metadata["training"], **places}, "settings": self.settings}
+                about |= {"steps": args.max_train_steps, "fingerprint": load_adapter(saved).fingerprint}
+                write_json(path.with_suffix(".json"), about)
+                os.replace(saved, path)  # last: a run without its adapter is not finished
+                sync(path.parent)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            print(f"adapter: {path}")
         self.monitor.end()
         return path

@@ -90,7 +90,8 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
             raise InputError(f"--resume_from_checkpoint {wanted}: no such checkpoint; give a folder or latest")
     for path in found:
         try:
-            require_same(settings, path)
+            if differing := differences(read_json(path / SETTINGS), settings):
+                raise InputError(f"{path}: was trained with other settings ({'; '.join(differing[:5])})")
             step = load_state(path / STATE, parts)
         except InputError as error:
             faults.append(str(error))
@@ -106,12 +107,9 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
     return 0
 
 
-def require_same(settings: dict, checkpoint: Path) -> None:
-    """Raise InputError where a checkpoint was trained with other settings."""
-    before = read_json(checkpoint / SETTINGS)
+def differences(before: Any, now: dict) -> list[str]:
+    """Return what differs between a run's settings as they were read from a file and as they are."""
     if not isinstance(before, dict):
-        raise InputError(f"{checkpoint / SETTINGS}: is damaged (no JSON object)")
-    pairs = {name: (before.get(name), settings.get(name)) for name in sorted(before.keys() | settings.keys())}
-    differing = [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]
-    if differing:
-        raise InputError(f"{checkpoint}: was trained with other settings ({'; '.join(differing[:5])})")
+        return [f"they were {before!r:.40}"]
+    pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
+    return [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lida
-from lida.adapters.adapter import load_adapter
+from lida.adapters.files import load_adapter
 from lida.nn.lora import LoRALinear
 
 RANK, ALPHA = 4, 8.0

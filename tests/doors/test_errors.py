@@ -54,6 +54,7 @@ def test_bugs_keep_their_traceback(error):
         run(raising(error))
 
 
+@pytest.mark.filterwarnings("default")
 def test_an_interrupt_and_a_warning(capsys):
     assert ended(raising(KeyboardInterrupt()), capsys) == (130, "")
     run(lambda: warnings.warn("a\nb"))

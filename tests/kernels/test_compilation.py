@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, relative
 
-from lida.checkpoints.models import load_unet
+from lida.checkpoints import load_unet
 from lida.kernels import compiled, use_attention
 from lida.kernels.amx import compiler, has_amx
 from lida.kernels.compilation import UpsampleByRepeating

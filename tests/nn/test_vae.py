@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import ROOT, draws, noise_image, relative
 
-from lida.checkpoints.models import load_vae
+from lida.checkpoints import load_vae
 from lida.doors.pictures import to_tensor
 from lida.nn.vae import VAE, VAEConfig
 

@@ -1,6 +1,7 @@
 """The age estimator: what its labels mean, and which folders are refused."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -41,7 +42,7 @@ def copy(tmp_path):
 
 
 def refused(folder, message):
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=message or None) as error:
         AgeEstimator(folder)
     assert str(error.value).startswith(f"{folder}: ") and len(str(error.value).splitlines()) == 1
 
@@ -59,7 +60,7 @@ class Opened:
 def test_pickled_weights_are_refused_unread(copy, tmp_path):
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(pickle.dumps(Opened(tmp_path / "opened")))
-    refused(copy, "safetensors")
+    refused(copy, "its weights are pickled and could run code; save them as model.safetensors")
     assert not (tmp_path / "opened").exists()
 
 
@@ -85,14 +86,19 @@ def test_broken_folders_are_refused(copy, tmp_path):
     refused(tmp_path / "none", "no age estimator")
     config = json.loads((copy / "config.json").read_text())
     for changes, message in (
-        ({"id2label": {"0": "cat", "1": "dog"}}, ""),
+        ({"id2label": {"0": "cat", "1": "dog"}}, "no age estimator"),
         ({"id2label": {str(i): "cat" for i in range(len(config["id2label"]))}}, "its label 'cat' names no age"),
-        ({"hidden_sizes": [1, 2], "embedding_size": 10**9}, ""),
+        ({"depths": [10**8, 2, 2, 2]}, "depths is .100000000, 2, 2, 2. in its config.json"),
+        ({"hidden_sizes": [10**9] * 4}, "no age estimator"),
     ):
         (copy / "config.json").write_text(json.dumps({**config, **changes}))
         refused(copy, message)
     (copy / "config.json").write_text(json.dumps(config))
     whole = (copy / "model.safetensors").read_bytes()
+    os.mkfifo(copy / "preprocessor_config.json.bak")
+    with pytest.raises(InputError, match="is not a regular file"):
+        AgeEstimator(copy)
+    (copy / "preprocessor_config.json.bak").unlink()
     for data in (whole[: len(whole) // 2], b"", b"no tensors"):
         (copy / "model.safetensors").write_bytes(data)
         refused(copy, "no age estimator")

@@ -1,8 +1,7 @@
 """The recipe's training stages run, from faces of noise to a model that loads, and stop and go on."""
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -23,16 +22,20 @@ def faces(tmp_path_factory):
     return path
 
 
-def stage(name: str, *arguments) -> str:
-    """What a stage prints."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, RECIPE / f"{name}.py", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def stage(monkeypatch, capsys):
+    """Run a stage in this process; returns what it prints."""
+    monkeypatch.syspath_prepend(RECIPE)  # as for a script of its own
+
+    def run(name: str, *arguments) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        runpy.run_path(str(RECIPE / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_the_stages_follow_each_other(faces, tmp_path):
+def test_the_stages_follow_each_other_and_stop_and_go_on(faces, stage, tmp_path):
     data, few = ("--data", faces), ("--max_train_steps", 2, "--train_batch_size", 4)
     report = json.loads(
         stage("estimator", *data, "--held_out", faces, "--output_dir", tmp_path / "estimator", *few).splitlines()[-1]
@@ -49,4 +52,4 @@ def test_the_stages_follow_each_other(faces, tmp_path):
     (tmp_path / "model" / "vae").symlink_to(tmp_path / "vae" / "vae")
     (tmp_path / "model" / "scheduler").symlink_to(ROOT / "weights" / "lida-tiny" / "scheduler")
     sd = lida.StableDiffusion.load(tmp_path / "model")
-    assert lida.generate(sd, "a man", num_inference_steps=1)[0].size == (96, 96)
+    assert lida.generate(sd, "a man", lida.Sampling(1))[0].size == (96, 96)

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 from words import WIDTH
 
-from lida.checkpoints.models import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
+from lida.checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
 from lida.diffusion.loss import noise_prediction_loss
 from lida.nn.layers import ResnetBlock, Transformer2D, TransformerBlock
 from lida.nn.text import TextEncoder, encode_prompts

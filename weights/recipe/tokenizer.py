@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from lida.checkpoints.models import save_schedule
+from lida.checkpoints import save_schedule
 from lida.diffusion.schedule import NoiseSchedule
 from lida.checkpoints.single_file import SCHEDULE
 

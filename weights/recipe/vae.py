@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import ResNetForImageClassification
 
-from lida.checkpoints.models import load_vae, save_model
+from lida.checkpoints import load_vae, save_model
 from lida.training.state import load_state, save_state
 from lida.nn.vae import VAE, VAEConfig
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lida.checkpoints.models import save_text_encoder
+from lida.checkpoints import save_text_encoder
 from lida.nn.text import TextEncoder
 
 WIDTH = 128

@@ -1,0 +1,99 @@
+"""The configs of a model's parts: JSON from outside, checked field by field before anything is built."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from ..diffusion.schedule import NoiseScheduleConfig
+from ..doors.errors import InputError
+from ..doors.json import SHORT, Range, typed
+from ..nn.unet import UNetConfig, Width
+from ..nn.vae import VAEConfig
+from .sources import read_object
+
+MOST_BLOCKS = 8
+Token = Annotated[int, Range(0, 1_000_000)] | None
+Config = TypeVar("Config", UNetConfig, VAEConfig, NoiseScheduleConfig)
+SCHEDULE_FIELDS = {field.name for field in fields(NoiseScheduleConfig)} | {
+    "_class_name", "trained_betas", "prediction_type", "rescale_betas_zero_snr",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The fields of text_encoder/config.json that change what CLIP's text encoder computes, with transformers' defaults."""
+
+    vocab_size: Annotated[int, Range(1, 1_000_000)] = 49408
+    hidden_size: Width = 512
+    intermediate_size: Annotated[int, Range(1, 65536)] = 2048
+    projection_dim: Width = 512
+    num_hidden_layers: Annotated[int, Range(1, 100)] = 12
+    num_attention_heads: Annotated[int, Range(1, 256)] = 8
+    max_position_embeddings: Annotated[int, Range(4, 4096)] = 77
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: Annotated[float, Range(0, 1)] = 1e-5
+    pad_token_id: Token = 1
+    bos_token_id: Token = 49406
+    eos_token_id: Token = 49407
+
+
+def read_config(kind: type[Config], path: Path) -> Config:
+    """Return a config from diffusers' JSON.
+
+    Raises InputError for a field that the config does not have, and for a value out of its range or of another kind of model.
+    """
+    raw = read_object(path)
+    if kind is NoiseScheduleConfig:
+        raw = noise_process(raw, path)
+    values = {name: value for name, value in raw.items() if not name.startswith("_")}
+    fixed, widths = dict(kind.fixed), values.get("block_out_channels")
+    for name, value in values.items():
+        if isinstance(value, list) and len(value) > MOST_BLOCKS:
+            raise InputError(f"{path}: {name} has {len(value)} entries, at most {MOST_BLOCKS} are taken; fetch the file again")
+    if kind is VAEConfig and isinstance(widths, list):
+        fixed |= kind.block_types(len(widths))
+    for name in fixed.keys() & values.keys():
+        value = values.pop(name)
+        if value != fixed[name] and not (value is None and fixed[name] is False):  # old files say null for false
+            wanted = f"lida runs models of SD1.5's kind, where it is {fixed[name]!r}"
+            raise InputError(f"{path}: {name} is {SHORT.repr(value)}; {wanted}")
+    if widths == []:
+        raise InputError(f"{path}: block_out_channels is empty; fetch the file again")
+    return typed(kind, values, path, ignore=getattr(kind, "advisory", ()))
+
+
+def noise_process(raw: dict, path: Path) -> dict:
+    """Return the fields of a scheduler's config that describe the noise process.
+
+    Folders name the sampler that their maker liked (DEIS, Euler, DPM++), with its own fields. lida has samplers of its own,
+    so that the fields of other samplers than DDIM and PNDM are left out.
+    """
+    sampler = raw.get("_class_name", "DDIMScheduler")
+    if sampler == "DDIMScheduler":
+        if "_class_name" in raw and "clip_sample" not in raw:
+            raise InputError(f"{path}: clip_sample is not given, which means true; SD1.5's is false: write that into the file")
+        return raw
+    if sampler != "PNDMScheduler" and not raw.get("use_flow_sigmas"):
+        raw = {name: value for name, value in raw.items() if name in SCHEDULE_FIELDS}
+    return {"set_alpha_to_one": False, **raw}  # the default of the other samplers
+
+
+def read_text_config(path: Path) -> TextConfig:
+    """Return the config of CLIP's text encoder from transformers' JSON. Fields that change nothing are left out."""
+    raw = read_object(path)
+    if raw.get("model_type", "clip_text_model") != "clip_text_model":
+        raise InputError(f"{path}: model_type is {SHORT.repr(raw['model_type'])}; SD1.5's text encoder is a clip_text_model")
+    return typed(TextConfig, {field.name: raw[field.name] for field in fields(TextConfig) if field.name in raw}, path)
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Turn a constructor's error about its values into an InputError that names the file of the values."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"{path}: {error}") from None

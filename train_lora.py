@@ -34,7 +34,7 @@ from lida.kernels.amx import compiler
 from lida.nn import LoRALinear, inject_lora, lora_parameters
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION
 from lida.nn.text import encode_prompts
-from lida.photos.captions import caption, captioning_of
+from lida.photos.captions import captioning_of
 from lida.training import CLASS, LR_SCHEDULERS, REPORTERS, VALIDATION, DropoutLoRALinear, MicroBatches, Monitor, Processes
 from lida.training import Run, SampleDropout, TextCache, add_to_contact_sheet, finished, lr_schedule, metadata_of
 from lida.training import micro_batches, new_optimizer, output_of, plan, read_data, settings_of
@@ -189,8 +189,9 @@ def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module
     for path, layer in adapter.layers.items():
         module = teacher.get_submodule(path)
         module.weight = nn.Parameter(module.weight + layer.delta.to(module.weight), requires_grad=False)
-    template, (low, high) = captioning_of({args.prior_adapter: adapter.metadata})
-    return teacher, sorted({caption(template, args.prior_subject, age) for age in range(low, high + 1)})
+    captioning = captioning_of({args.prior_adapter: adapter.metadata})
+    low, high = captioning.ages
+    return teacher, sorted({captioning.caption(args.prior_subject, age) for age in range(low, high + 1)})
 
 
 def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDropout) -> dict[str, LoRALinear]:
@@ -202,7 +203,6 @@ def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDr
         layers = inject(sd.unet, targets=args.targets)
     except ValueError as error:
         raise InputError(f"--targets: {error}") from None
-    sd.text_encoder.requires_grad_(False)
     if args.train_text_encoder:
         inner = getattr(sd.text_encoder.model, "text_model", sd.text_encoder.model)  # transformers 5.6 flattened the model
         layers |= {TEXT + path: layer for path, layer in inject(inner, targets=TEXT_ATTENTION).items()}

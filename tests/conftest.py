@@ -67,15 +67,6 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def one_thread():
-    """As many threads as test_runs.environment() gives to a process of its own, so that both sum in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return CLIPTokenizer.from_pretrained(ROOT / "weights" / "lida-tiny" / "tokenizer")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from ..diffusion.schedule import NoiseScheduleConfig
-from ..doors.errors import InputError
+from ..doors.errors import InputError, one_line
 from ..doors.json import SHORT, Range, typed
 from ..nn.unet import UNetConfig, Width
 from ..nn.vae import VAEConfig
@@ -93,7 +93,5 @@ def refusing(path: Path) -> Iterator[None]:
     """Turn a constructor's error about its values into an InputError that names the file of the values."""
     try:
         yield
-    except InputError:
-        raise
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # transformers raises errors of its own
+        raise error if isinstance(error, InputError) else InputError(f"{path}: {one_line(error)}") from error

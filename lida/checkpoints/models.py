@@ -19,11 +19,12 @@ from . import single_file as ldm
 from ..diffusion.schedule import NoiseSchedule, NoiseScheduleConfig
 from ..doors.errors import InputError
 from ..doors.json import typed
+from ..doors.tensors import is_finite, read_tensors
 from ..nn.text import TextEncoder
 from ..nn.unet import UNet, UNetConfig
 from ..nn.vae import VAE, VAEConfig
 from .configs import TextConfig, read_config, read_text_config, refusing
-from .sources import TEXT_WEIGHTS, is_single_file, local, part_of_single_file, read_tensors, some, weights_file
+from .sources import TEXT_WEIGHTS, is_single_file, local, part_of_single_file, shapes_of, some, weights_file
 from .tokenizers import check_tokenizer, load_tokenizer
 
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -94,12 +95,10 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 
 
 def check_finite(loaded: Mapping[str, Tensor], source: Mapping[str, Tensor], path: Path) -> None:
-    """Raise InputError if a loaded tensor has NaN or infinity, from the file or from the conversion of its dtype."""
-    if torch.stack([tensor.sum().float() for tensor in loaded.values()]).isfinite().all():  # one fast pass
-        return
-    for key, tensor in loaded.items():  # a sum of finite numbers may overflow
-        if not tensor.isfinite().all():
-            if source[key].isfinite().all():
+    """Raise InputError if a loaded tensor has NaN or infinity, from the file or from the conversion to its dtype."""
+    for key, tensor in loaded.items():
+        if not is_finite(tensor):
+            if is_finite(source[key]):
                 raise InputError(f"{path}: {key} does not fit into {tensor.dtype}; load the model in float32 or bfloat16")
             raise InputError(f"{path}: {key} holds NaN or infinity; fetch the file again")
 
@@ -122,9 +121,8 @@ def load_model(part: str, source: str | Path, dtype: torch.dtype, device: str | 
         path, prefix = Path(source), ldm.PREFIXES[part]
         tensors = part_of_single_file(path, part)
         with refusing(path):
-            config = config_of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+            config = config_of(shapes_of(tensors, prefix))
         model = build(kind, typed(kind_of_config, asdict(config), path), path)
-        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
         names = {ours: prefix + theirs for ours, theirs in ldm.key_map(model).items()}
     else:
         path = weights_file(source, part)
@@ -161,19 +159,18 @@ def load_text_encoder(
     else:
         path, prefix = weights_file(source, "text_encoder", TEXT_WEIGHTS), ""
         tensors, config_path = read_tensors(path), path.with_name("config.json")
-    inner = "text_model." if any(name.startswith("text_model.") for name in tensors) else ""
-    for name in (f"{inner}embeddings.position_ids", "text_projection.weight"):  # 0, 1, 2, ...; what images are compared by
+    theirs = prefix + "text_model." * any(name.startswith(f"{prefix}text_model.") for name in tensors)
+    for name in (f"{theirs}embeddings.position_ids", f"{prefix}text_projection.weight"):  # 0, 1, 2, ...; not for prompts
         tensors.pop(name, None)
     if prefix:
         with refusing(path):
-            found = ldm.text_config({name.removeprefix(inner): tuple(tensor.shape) for name, tensor in tensors.items()})
-        config = typed(TextConfig, found, path)
+            config = typed(TextConfig, ldm.text_config(shapes_of(tensors, theirs)), path)
     else:
         config = read_text_config(config_path)
     model = build(lambda config: CLIPTextModel(CLIPTextConfig(**asdict(config))), config, config_path)
     ours = "text_model." if hasattr(model, "text_model") else ""  # transformers 5.6 flattened the model
-    names = {name: prefix + inner + name.removeprefix(ours) for name in model.state_dict()}
-    fill(model, {prefix + name: tensor for name, tensor in tensors.items()}, names, path, dtype, device)
+    names = {name: theirs + name.removeprefix(ours) for name in model.state_dict()}
+    fill(model, tensors, names, path, dtype, device)
     length = config.max_position_embeddings
     getattr(model, "text_model", model).embeddings.position_ids = torch.arange(length, device=device)[None]  # not in the file
     tokenizer, tokenizer_path = load_tokenizer(source)

@@ -10,18 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
 from ..doors.errors import InputError
 from ..doors.files import output_folder, sync, why_not_written, write_json
+from ..doors.tensors import is_finite, write_tensors
 from ..nn.text import TextEncoder
 from ..nn.unet import UNet
 from ..nn.vae import VAE
 from .sources import WEIGHTS, read_object
 
-CLASSES = {UNet: "UNet2DConditionModel", VAE: "AutoencoderKL"}
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.38.0",  # which its inpainting pipeline asks for
@@ -52,69 +51,58 @@ def save_pipeline(
     """
     check_target(Path(folder), "model_index.json", "_class_name", PIPELINES)
     with written_together(folder) as part:
-        for name, model in (("unet", unet), ("vae", vae)):
-            write_model(model, part / name, name, dtype)
-        write_text_encoder(text_encoder, part, dtype)
-        write_schedule(schedule, part)
+        save_model(unet, part / "unet", dtype)
+        save_model(vae, part / "vae", dtype)
+        save_text_encoder(text_encoder, part, dtype)
+        save_schedule(schedule, part)
 
 
 def save_model(model: UNet | VAE, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a UNet or a VAE as diffusers would: folder/config.json and the weights in `dtype`."""
-    check_target(Path(folder), "config.json", "_class_name", (CLASSES[type(model)],))
+    kind = {UNet: "UNet2DConditionModel", VAE: "AutoencoderKL"}[type(model)]
+    check_target(Path(folder), "config.json", "_class_name", (kind,))
+    config = {"_class_name": kind, **model.config.fixed, **asdict(model.config)}
+    if isinstance(model, VAE):
+        config |= model.config.block_types(len(model.config.block_out_channels))
+    tensors = converted(model, dtype, Path(folder).name)
     with written_together(folder) as part:
-        write_model(model, part, Path(folder).name, dtype)
+        write_json(part / "config.json", config)
+        write_tensors(part / WEIGHTS, tensors, {"format": "pt"})
 
 
 def save_text_encoder(text_encoder: TextEncoder, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write folder/text_encoder and folder/tokenizer as transformers would."""
     check_target(Path(folder, "text_encoder"), "config.json", "model_type", ("clip_text_model",))
+    converted(text_encoder.model, dtype, "text_encoder")
     with written_together(folder) as part:
-        write_text_encoder(text_encoder, part, dtype)
+        copy.deepcopy(text_encoder.model).to(dtype).save_pretrained(part / "text_encoder")
+        text_encoder.tokenizer.save_pretrained(part / "tokenizer")
 
 
 def save_schedule(schedule: NoiseSchedule, folder: str | Path) -> None:
-    """Write folder/scheduler as diffusers' DDIMScheduler would, and folder/model_index.json, which makes it a pipeline's."""
+    """Write folder/scheduler as diffusers' DDIMScheduler would, and folder/model_index.json, which makes it a pipeline's.
+
+    Raises ValueError for a schedule that was made of betas, which that format cannot describe.
+    """
+    if schedule.config is None:
+        raise ValueError("a schedule made of betas has no config that could be saved; make it with NoiseSchedule.from_config")
     check_target(Path(folder, "scheduler"), "scheduler_config.json", "_class_name")
     if Path(folder, "model_index.json").exists():
         check_target(Path(folder), "model_index.json", "_class_name", PIPELINES)
     with written_together(folder) as part:
-        write_schedule(schedule, part)
-
-
-def write_model(model: UNet | VAE, folder: Path, name: str, dtype: torch.dtype) -> None:
-    """Write config.json and the weights of a UNet or a VAE; `name` is for errors."""
-    folder.mkdir(exist_ok=True)
-    config = {"_class_name": CLASSES[type(model)], **model.config.fixed, **asdict(model.config)}
-    if isinstance(model, VAE):
-        config |= model.config.block_types(len(model.config.block_out_channels))
-    write_json(folder / "config.json", config)
-    save_file(converted(model, dtype, name), folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def write_text_encoder(text_encoder: TextEncoder, folder: Path, dtype: torch.dtype) -> None:
-    """Write text_encoder/ and tokenizer/."""
-    converted(text_encoder.model, dtype, "text_encoder")
-    copy.deepcopy(text_encoder.model).to(dtype).save_pretrained(folder / "text_encoder")
-    text_encoder.tokenizer.save_pretrained(folder / "tokenizer")
-
-
-def write_schedule(schedule: NoiseSchedule, folder: Path) -> None:
-    """Write scheduler/ and model_index.json."""
-    if schedule.config is None:
-        raise ValueError("a schedule made of betas has no config to be saved; make it with NoiseSchedule.from_config")
-    (folder / "scheduler").mkdir()
-    config = {"_class_name": "DDIMScheduler", **schedule.config.fixed, **asdict(schedule.config)}
-    write_json(folder / "scheduler" / "scheduler_config.json", config)
-    write_json(folder / "model_index.json", INDEX)
+        (part / "scheduler").mkdir()
+        config = {"_class_name": "DDIMScheduler", **schedule.config.fixed, **asdict(schedule.config)}
+        write_json(part / "scheduler" / "scheduler_config.json", config)
+        write_json(part / "model_index.json", INDEX)
 
 
 def converted(model: nn.Module, dtype: torch.dtype, name: str) -> dict[str, Tensor]:
     """Return the model's tensors in `dtype`. Raises InputError that names the first one that is not finite then."""
     tensors = {}
     for key, tensor in model.state_dict().items():
-        tensors[key] = tensor.detach().to("cpu", dtype).contiguous()
-        if not tensors[key].isfinite().all():
-            if tensor.isfinite().all():
+        tensors[key] = tensor.detach().to("cpu", dtype)
+        if not is_finite(tensors[key]):
+            if is_finite(tensor):
                 raise InputError(f"{name}: {key} does not fit into {dtype}; save the model in float32 or bfloat16")
             raise InputError(f"{name}: {key} holds NaN or infinity; such a model is not saved")
     return tensors
@@ -131,7 +119,7 @@ def check_target(folder: Path, name: str, field: str, kinds: tuple[str, ...] = (
 
 @contextmanager
 def written_together(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`. Its files replace those of `folder` at the end, or are removed on any failure.
+    """Yield a temporary folder inside `folder`. Its files move to `folder` at the end, or are removed on any failure.
 
     Raises InputError where they cannot be written, such as on a full disk.
     """
@@ -141,10 +129,10 @@ def written_together(folder: str | Path) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(prefix=".lida-", suffix=".part", dir=target))
     try:
         yield part
-        files = sorted((path for path in part.rglob("*") if path.is_file()), key=lambda path: -len(path.parts))
+        files = [path for path in part.rglob("*") if path.is_file()]
         for path in files:
             sync(path)
-        for path in files:  # model_index.json, which makes it a whole model, comes last
+        for path in sorted(files, key=lambda path: -len(path.parts)):  # model_index.json, which makes it a model, comes last
             place = target / path.relative_to(part)
             place.parent.mkdir(exist_ok=True)
             os.replace(path, place)

@@ -3,16 +3,15 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
 from . import single_file as ldm
-from ..doors.errors import InputError, one_line
-from ..doors.files import regular_file
+from ..doors.errors import InputError
 from ..doors.json import read_json
+from ..doors.tensors import read_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS = "model.safetensors"
@@ -35,27 +34,6 @@ def read_object(path: Path) -> dict:
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds a {type(values).__name__}, not an object; fetch the file again")
     return values
-
-
-def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, all or those of some names, mapped and not yet read.
-
-    Raises InputError with the file's name.
-    """
-    regular_file(path, ".safetensors file")
-    try:
-        with safe_open(path, "pt") as file:
-            if names is None and len(names := file.keys()) > MOST_TENSORS:
-                raise InputError(f"{path}: has {len(names)} tensors, more than any model of SD1.5's kind; give another file")
-            return {name: file.get_tensor(name) for name in names}
-    except InputError:
-        raise
-    except Exception as error:  # SafetensorError, OSError, and errors of types that torch does not have
-        with open(path, "rb") as file:
-            pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04")  # what torch.save and pickle begin with
-        if pickled:
-            raise InputError(f"{path}: is a pickle under another name, which may run anything; {UNPICKLE}") from None
-        raise InputError(f"{path}: not a readable safetensors file ({one_line(error)}); fetch it again") from None
 
 
 def local(source: str | Path, *patterns: str) -> Path:
@@ -105,15 +83,22 @@ def is_single_file(source: str | Path) -> bool:
 
 
 def part_of_single_file(path: Path, part: str) -> dict[str, Tensor]:
-    """Return a part's tensors under latent diffusion's names without the prefix.
+    """Return a part's tensors under latent diffusion's names.
 
     Raises InputError for tensors that belong to no part.
     """
     tensors = read_tensors(path)
+    if len(tensors) > MOST_TENSORS:
+        raise InputError(f"{path}: has {len(tensors)} tensors, more than any model of SD1.5's kind; give another file")
     unknown = [n for n in tensors if not n.startswith(tuple(ldm.PREFIXES.values())) and not ldm.IGNORED.fullmatch(n)]
     if unknown:
         raise InputError(f"{path}: has {len(unknown)} tensors that are no part of SD1.5: {some(unknown)}")
-    return {name.removeprefix(ldm.PREFIXES[part]): t for name, t in tensors.items() if name.startswith(ldm.PREFIXES[part])}
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(ldm.PREFIXES[part])}
+
+
+def shapes_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Return the tensors' shapes, names without the prefix."""
+    return {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def some(names: Iterable[str]) -> str:

@@ -57,7 +57,7 @@ class AgedFace:
 
     @property
     def gender(self) -> str:
-        """man or woman."""
+        """The word for the gender."""
         return "man" if self.man else "woman"
 
 

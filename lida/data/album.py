@@ -80,37 +80,39 @@ def framed(
     Raises InputError for a face that is too small, too large, or too near the border.
     """
     if isinstance(shape, Image.Image):
-        left, top, length = square_about(shape, 1.0)
-        centre, axes, width = np.array([left, top]) + length / 2, np.eye(2), length
+        (left, top, side), (x, y, length) = square_about(shape, framing.context), square_about(shape, 1.0)
+        centre, middle, axes, width = np.array([left, top]) + side / 2, np.array([x, y]) + length / 2, np.eye(2), length
     else:
         centre, axes, half = face_frame(shape)
-        length, width = 2 * half.max(), 2 * half[0]
-    side, resolution = framing.context * length, framing.resolution
-    steps = (np.arange(64) + 0.5) / 64 - 0.5
+        middle, (width, length) = centre, (2 * half[0], 2 * half.max())
+        side = framing.context * length
+    steps, resolution = (np.arange(64) + 0.5) / 64 - 0.5, framing.resolution
     places = centre + side * np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2) @ axes
     padded = float(((places < 0) | (places >= image.size)).any(-1).mean())
-    if vector is None and width < framing.smallest:  # YuNet's own box was compared already
-        raise InputError(f"the face is too small, {width:.0f} pixels wide; --min_face is {framing.smallest:.0f}")
+    if width < framing.smallest:
+        raise InputError(f"the face is too small, {width:.0f} pixels wide; --min_face is {framing.smallest:g}")
     if length > 2 * max(image.size) or padded > framing.padding:
-        raise InputError(f"{padded:.0%} of the square lies beyond the photograph; --max_padding is {framing.padding:.0%}")
+        raise InputError(f"{padded:.0%} of the square lies beyond the photograph; --max_padding is {framing.padding:g}")
     if isinstance(shape, Image.Image):
         mask = cut_turned(shape, centre, axes, side, resolution)
     else:
         mask = mask_from_landmarks(((shape - centre) @ axes.T / side + 0.5) * resolution, (resolution, resolution))
-    square, face = cut_turned(image, centre, axes, side, resolution), cut_turned(image, centre, axes, length, FACE)
+    square, face = cut_turned(image, centre, axes, side, resolution), cut_turned(image, middle, axes, length, FACE)
     return Portrait(path, square, mask, face, resolution / side, padded, vector)
 
 
 def by_networks(networks: FaceNetworks, framing: Framing, path: Path) -> list[Portrait]:
-    """Return the portraits of all faces of a photograph that are large enough; raises InputError where there are none."""
-    image = open_image(path)
-    faces = networks.find(image)
-    if not faces:
-        raise InputError("no face is found")
-    if faces[0].box[2] < framing.smallest:
-        raise InputError(f"the face is too small, {faces[0].box[2]:.0f} pixels wide; --min_face is {framing.smallest:.0f}")
-    vectors = [(face, networks.embed(image, face)) for face in faces if face.box[2] >= framing.smallest]
-    return [framed(path, image, face.landmarks, framing, vector) for face, vector in vectors if vector is not None]
+    """Return the portraits of the faces of a photograph that will do; raises InputError where there are none."""
+    image, portraits, faults = open_image(path), [], [InputError("no face is found")]
+    for face in networks.find(image):
+        try:
+            if (vector := networks.embed(image, face)) is not None:
+                portraits.append(framed(path, image, face.landmarks, framing, vector))
+        except InputError as error:
+            faults.append(error)
+    if not portraits:
+        raise faults[:2][-1]  # what is wrong with the largest face
+    return portraits
 
 
 def by_folder(folder: Path, suffix: str, framing: Framing, path: Path) -> list[Portrait]:
@@ -154,7 +156,7 @@ def choose_portraits(photos: Sequence[Sequence[Portrait]], start: np.ndarray | N
     for portraits in photos:
         if good := [portrait for portrait in portraits if sharpness(portrait) >= SHARP]:
             sharp.append(good)
-        else:  # of a blurred face nobody can say whose it is
+        else:  # a blurred face has no identity to compare
             value = max(map(sharpness, portraits))
             left_out.append((portraits[0].path, f"the face is too blurred (sharpness {value:.3f}, not {SHARP})"))
     own = [portraits[0] for portraits in sharp]
@@ -183,10 +185,7 @@ def read_portraits(folder: Path, portraits_of: Callable[[Path], list[Portrait]])
             inside(folder, path)
             if path.suffix.lower() not in PICTURES:
                 raise InputError("no picture, by its name")
-            portraits = portraits_of(path)
-            if not portraits:
-                raise InputError("no face is found")
-            photos.append(portraits)
+            photos.append(portraits_of(path))
         except ValueError as error:  # InputError, and what masks say of landmarks
             left_out.append((path, str(error).removeprefix(f"{path}: ")))
     return photos, left_out

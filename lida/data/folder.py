@@ -47,7 +47,7 @@ class Example:
 
 
 Row = dict[str, Any]
-Line = tuple[str, Path, Callable[[], Row]]  # where it stands, the folder that its paths start from, what reads its columns
+Line = tuple[str, Path, Callable[[], Row]]  # its place, the folder that its paths start from, what reads its columns
 
 
 def read_examples(
@@ -214,7 +214,7 @@ def example_of(folder: Path, line: Line, columns: Sequence[str], caption_column:
         path = inside(folder, base / name)
         size = open_image(path).size
         if min(size) < smallest:
-            raise InputError(f"{path}: is {size[0]}x{size[1]} pixels, too small; below {smallest} there is too little to learn from")
+            raise InputError(f"{path}: is {size[0]}x{size[1]} pixels, too small; below {smallest} there is little to learn")
         mask = base / MASKS / Path(name).with_suffix(".png")
         if not os.path.lexists(mask):
             return Example(path, text, size, None, row)

@@ -65,11 +65,3 @@ def faults_of(error: Exception) -> Sequence[object]:
 def one_line(message: object) -> str:
     """Return the message without the line breaks that libraries put into theirs."""
     return " ".join(str(message).split())
-
-
-def __getattr__(name: str):  # TODO: remove when nobody imports output_folder from here
-    from . import files
-
-    if name == "output_folder":
-        return files.output_folder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,6 +38,8 @@ def check_folder(folder: Path) -> None:
             regular_file(path)
     if (folder / "pytorch_model.bin").exists() and not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: its weights are pickled and could run code; save them as model.safetensors")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no age estimator (it has no config.json); {CURE}")
     config = read_json(folder / "config.json")
     for key, value in config.items() if isinstance(config, dict) else ():
         numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int)]

@@ -1,8 +1,8 @@
 """What the loop of train_lora.py needs and its reader can skip.
 
-`batches` says which pictures a step sees and draws what is random; `caches` keeps latents and texts; `optimizers` has AdamW and
-the learning rates; `dropout` is dropout by a seed for each sample; `processes` averages over processes and notes signals; `state`
-is a checkpoint on disk; `monitor` shows a run; `run` starts, resumes, saves and ends it.
+`batches` says which pictures a step sees and draws what is random, `caches` keeps latents and texts, `optimizers` has AdamW
+and its learning rates, `dropout` drops by a seed for each sample, `processes` averages over processes and notes signals,
+`state` is a checkpoint on disk, `monitor` shows a run, and `run` starts, resumes, saves and ends it.
 """
 
 from .batches import CLASS, VALIDATION, Augmentation, BatchSampler, MicroBatches, Samples, hold_out, micro_batches, read_data

@@ -69,12 +69,6 @@ def bucket_of(size: Size, resolution: int, step: int) -> Size:
     return min((s for s in candidates if s[1] in sides), key=lambda s: (abs(math.log(s[0] / s[1]) - aspect), -s[0] * s[1]))
 
 
-def sizes_of(examples: Sequence[Example], resolution: int, bucket_step: int | None = None) -> list[Size]:
-    """Return each picture's training size: the square, or with a `bucket_step` that of bucket_of()."""
-    square = (resolution, resolution)
-    return [square if bucket_step is None else bucket_of(example.size, resolution, bucket_step) for example in examples]
-
-
 class BatchSampler:
     """Which pictures each step sees: `batch` at a time, all of one size.
 
@@ -214,7 +208,8 @@ def micro_batches(
     sides = factor * 2 ** (len(sd.unet.config.block_out_channels) - 1)  # the UNet halves latents so often
     if args.enable_bucket and args.resolution < sides:
         raise InputError(f"--enable_bucket: needs a --resolution of at least {sides}, not {args.resolution}")
-    sizes = sizes_of(examples, args.resolution, sides if args.enable_bucket else None)
+    square = (args.resolution, args.resolution)
+    sizes = [bucket_of(e.size, args.resolution, sides) if args.enable_bucket else square for e in examples]
     drawn = (args.random_flip, not args.center_crop, args.caption_dropout, args.noise_offset) if stream != VALIDATION else ()
     shape, masked = (sd.unet.config.in_channels, factor), args.mask_loss and stream != CLASS
     samples = Samples(examples, sizes, Augmentation(T, *drawn), shape, args.seed, stream, masked)

@@ -19,22 +19,22 @@ class LatentCache:
     """The VAE's posterior of each picture, upright and mirrored, computed when it is first drawn.
 
     Each is a tensor (2, 4, h, w), mean and log-variance, in memory (131 kB for a picture of 512 px) or in a folder, which
-    runs may share. A picture is encoded alone, so that its latents do not depend on what else is in its batch. The weights of
-    the decoder, which is not needed, can be let go of.
+    runs may share. A picture is encoded alone, so that its latents do not depend on what else is in its batch.
+    `release` frees the memory of the decoder.
     """
 
-    def __init__(self, samples, vae: VAE, folder: str | Path | None = None, let_go: bool = False):
+    def __init__(self, samples, vae: VAE, folder: str | Path | None = None, release: bool = False):
         self.samples, self.vae = samples, vae
         self.folder = output_folder(folder, "--cache_dir") if folder else None
-        self.kept: dict[tuple[int, bool], Tensor | Path] = {}
-        if let_go:
+        self.cache: dict[tuple[int, bool], Tensor | Path] = {}
+        if release:
             vae.decoder.to("meta")
 
     def __call__(self, index: int, flipped: bool) -> Tensor:
-        kept = self.kept.get((index, flipped))
-        if kept is None:
-            kept = self.kept[index, flipped] = self.file(index, flipped) if self.folder else self.encode(index, flipped)
-        return kept if isinstance(kept, Tensor) else load(kept.read_bytes())["posterior"]
+        posterior = self.cache.get((index, flipped))
+        if posterior is None:
+            posterior = self.cache[index, flipped] = self.file(index, flipped) if self.folder else self.encode(index, flipped)
+        return posterior if isinstance(posterior, Tensor) else load(posterior.read_bytes())["posterior"]
 
     @torch.no_grad()
     def encode(self, index: int, flipped: bool) -> Tensor:
@@ -60,15 +60,15 @@ class LatentCache:
 
 
 class TextCache:
-    """The encoder_hidden_states (77, C) of captions, each computed once and alone; the encoder's weights can be let go of."""
+    """The encoder_hidden_states (77, C) of captions, each computed once and alone. `release` frees the encoder."""
 
     @torch.no_grad()
-    def __init__(self, text_encoder: TextEncoder, captions: Iterable[str], let_go: bool = False):
+    def __init__(self, text_encoder: TextEncoder, captions: Iterable[str], release: bool = False):
         with warnings.catch_warnings(record=True) as caught:
             self.hidden = {caption: text_encoder([caption])[0].cpu() for caption in sorted(set(captions))}
         if caught:  # of captions that are too long
             warnings.warn(f"{caught[0].message}" + f"; and so with {len(caught) - 1} other captions" * (len(caught) > 1))
-        if let_go:
+        if release:
             text_encoder.to("meta")
 
     def __call__(self, captions: Sequence[str]) -> Tensor:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -35,7 +36,6 @@ class Monitor:
         self.folder, self.total, self.images_per_step, self.writes = folder, total, images_per_step, writes
         self.average, self.losses, self.lowest = math.nan, 0, math.inf  # the moving average, of so many losses, its least
         self.skipped = self.skipped_in_a_row = 0
-        self.warned = False
 
     def state_dict(self) -> dict:
         return {name: getattr(self, name) for name in self.state}
@@ -68,18 +68,17 @@ class Monitor:
             self.lowest = min(self.lowest, self.average) if self.losses >= 10 else self.lowest  # of fewer, chance decides
         else:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-        values = {"loss": loss, "smoothed": self.average, "lr": lr, "gradient_norm": norm, "images_per_second": round(rate, 3)}
-        self.record(step, **values)
+        self.record(step, loss=loss, smoothed=self.average, lr=lr, gradient_norm=norm, images_per_second=round(rate, 3))
         self.bar.set_postfix(loss=f"{self.average:.4f}", img_s=f"{rate:.1f}", GB=f"{memory_used():.1f}", refresh=False)
         self.bar.update()
         if self.skipped_in_a_row >= MAX_SKIPPED:
             what = "gradient" if math.isfinite(loss) else "loss"
             cure = "lower --learning_rate, or leave out --mixed_precision fp16"
             raise InputError(f"the {what} was not finite for {self.skipped_in_a_row} steps in a row, up to {step}; {cure}")
-        if not self.warned and self.average > 3 * self.lowest:
-            self.warned = True
-            rise = f"the loss has risen to {self.average:.3f} from {self.lowest:.3f}"
-            warnings.warn(f"{rise}: --learning_rate {lr:.1e} may be too high")
+        if self.average > 3 * self.lowest:
+            change = f"to {self.average:.3f} from {self.lowest:.3f}"
+            warnings.warn(f"the loss has risen {change}: --learning_rate {lr:.1e} may be too high")
+            self.lowest = self.average
 
     def record(self, step: int, **values: float) -> None:
         """Append a line to metrics.jsonl, a number that is not finite as null, and report the others."""
@@ -138,8 +137,7 @@ def draw_losses(metrics: Path, path: Path) -> None:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for name, style in (("loss", {"alpha": 0.2}), ("smoothed", {}), ("validation_loss", {"marker": "o"})):
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        if points:
+        if points := [(row["step"], row[name]) for row in rows if row.get(name) is not None]:
             axes.plot(*zip(*points), label=name.replace("_", " "), **style)
     axes.set(xlabel="step", ylabel="loss")
     axes.legend()
@@ -151,8 +149,6 @@ def add_to_contact_sheet(folder: Path, step: int, images: list[Image.Image]) -> 
     """Save a step's pictures as a row, samples/<step>.png, and all rows so far as samples.png."""
     (folder / "samples").mkdir(exist_ok=True)
     save_image(sheet(images, [f"step {step}"] + [""] * (len(images) - 1), height=192), folder / "samples" / f"{step:06d}.png")
-    rows = [Image.open(path) for path in sorted((folder / "samples").glob("*.png"))]
-    page = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    for i, row in enumerate(rows):
-        page.paste(row, (0, sum(r.height for r in rows[:i])))
-    save_image(page, folder / "samples.png")
+    rows = [np.asarray(Image.open(path)) for path in sorted((folder / "samples").glob("*.png"))]
+    rows = [row for row in rows if row.shape[1] == rows[-1].shape[1]]  # --num_validation_images may change
+    save_image(Image.fromarray(np.concatenate(rows)), folder / "samples.png")

@@ -46,9 +46,11 @@ def settings_of(args: Namespace, base: dict, data: Sequence[MicroBatches]) -> di
         del settings["max_train_steps"]  # such a run may go on for longer
     examples = [example for micro_batches in data for example in micro_batches.samples.examples]
     lines = "\n".join(f"{example.path.name} {example.text}" for example in examples)
-    settings |= {"data": [data_fingerprint(micro_batches.samples.examples)["sha256"] for micro_batches in data], "base": base}
-    settings |= {"samples_per_step": data[0].sampler.batch, "lines": hashlib.sha256(lines.encode()).hexdigest()}
-    return settings | {"prior": args.prior_adapter and load_adapter(args.prior_adapter).fingerprint}
+    return settings | {
+        "base": base, "data": [data_fingerprint(micro_batches.samples.examples)["sha256"] for micro_batches in data],
+        "lines": hashlib.sha256(lines.encode()).hexdigest(), "samples_per_step": data[0].sampler.batch,
+        "prior": args.prior_adapter and load_adapter(args.prior_adapter).fingerprint,
+    }  # fmt: skip
 
 
 @contextmanager
@@ -97,16 +99,13 @@ def plan(args: Namespace, objective: Callable, data: MicroBatches, parameters: S
     total, sizes = args.max_train_steps, Counter(data.samples.sizes)
     size = 3 * sum(p.numel() * p.element_size() for p in parameters) / 1e6  # with AdamW's two moments
     count = args.checkpoints_total_limit or -(-total // args.checkpointing_steps)
-    free = shutil.disk_usage(args.output_dir).free / 1e6
-    if count * size > free:
-        raise InputError(f"--output_dir: {count} checkpoints take {count * size:.0f} MB, and {free:.0f} MB are free")
     return "\n".join([
         f"pictures: {len(data.samples)}, in sizes {', '.join(f'{w}x{h} ({n})' for (w, h), n in sizes.items())}",
         f"steps: {total} of {data.sampler.batch} pictures, {total / data.sampler.steps_per_epoch:.1f} epochs",
         f"trained: {sum(p.numel() for p in parameters):,} parameters; attention by {args.attention}",
         f"time: {seconds * args.gradient_accumulation_steps * total / 60:.0f} minutes, as measured on one pass",
         f"memory: {memory_used():.1f} GB, as measured on one pass",
-        f"disk: {count} checkpoints of {size:.1f} MB",
+        f"disk: {count} checkpoints of {size:.1f} MB; {shutil.disk_usage(args.output_dir).free / 1e6:.0f} MB are free",
     ])  # fmt: skip
 
 
@@ -170,8 +169,7 @@ class Run:
 
     def finite_adapter(self) -> Adapter:
         """Return the adapter as it is; raises InputError for a change of the weights that is not finite."""
-        final_loss = self.monitor.average if self.monitor.losses else None
-        training = {**self.about["training"], "final_loss": final_loss}
+        training = {**self.about["training"], "final_loss": self.monitor.average if self.monitor.losses else None}
         adapter = Adapter.of(self.layers, {**self.about, "training": training})
         for path, layer in adapter.layers.items():
             if not layer.delta.isfinite().all():

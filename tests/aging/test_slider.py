@@ -44,9 +44,9 @@ def test_a_slider_is_read_as_it_was_written(sd, slider, tmp_path):
         ({"asked": [1.0]}, "its curve does not rise"),
         ({"asked": [], "years": []}, "its curve does not rise"),
         ({"years": [0.0, 1.0, 5.0, 2.0, 3.0]}, "its curve does not rise"),
-        ({"years": "far"}, "s.json: years: 'far' is not a list"),
+        ({"years": "far"}, "s.json: years: 'far' is not list"),
         ({"error": None}, "s.json: error: None is not"),
-        ({"faces": 2.5}, "s.json: faces: 2.5 is not an integer"),
+        ({"faces": 2.5}, "s.json: faces: 2.5 is not int"),
         ({"colour": "red"}, "'colour' is not a field"),
         ({"base": {}}, "fitted to another base"),
         ({"adapters": {"0" * 64: "1.0"}}, "fitted to another base, age adapter or weight"),
@@ -74,6 +74,6 @@ def test_a_slider_belongs_to_the_age_adapter_and_its_weight(sd, slider, tmp_path
 
 def test_a_file_that_is_no_slider_is_refused(sd, tmp_path):
     (tmp_path / "s.json").write_text("{", encoding="utf-8")
-    for path, message in ((tmp_path / "s.json", "not valid JSON"), (tmp_path / "none.json", "no such file")):
+    for path, message in ((tmp_path / "s.json", "not readable as JSON"), (tmp_path / "none.json", "no such file")):
         with pytest.raises(lida.InputError, match=message):
             read_slider(path, sd)

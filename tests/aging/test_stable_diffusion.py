@@ -117,9 +117,7 @@ def test_half_precision_runs_from_end_to_end(folder, dtype):
     ours, theirs = (
         age_face(model, image, mask, "a boy", edit, sampling, generator=draws(1), output_type="latent") for model in (sd, exact)
     )
-    if dtype == torch.float16:  # a generator draws other numbers in bfloat16
-        assert relative(ours.float(), theirs) <= 2e-2
-    assert ours.dtype == dtype and ours.isfinite().all()
+    assert ours.dtype == dtype and relative(ours.float(), theirs) <= 4 * torch.finfo(dtype).eps
     assert age_face(sd, image, mask, "a boy", sampling=Sampling(4))[0].size == (64, 64)
 
 

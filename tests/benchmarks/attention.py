@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch  # noqa: E402
 
-from lida.kernels.amx import require_amx  # noqa: E402
 from lida.doors.errors import run  # noqa: E402
-from lida.nn.layers import attention  # noqa: E402
+from lida.kernels import ATTENTION  # noqa: E402
+from lida.kernels.amx import require_amx  # noqa: E402
 
 SHAPES = [(4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (4096, 77, 40)]  # queries, keys, d; 8 heads
-BACKENDS = ("amx", "sdpa")
+KERNELS = ("amx", "sdpa")
 
 
 def heads(tokens: int, d: int) -> torch.Tensor:
@@ -28,13 +28,10 @@ def heads(tokens: int, d: int) -> torch.Tensor:
     return torch.randn(1, tokens, 8, d).bfloat16().transpose(1, 2).requires_grad_()
 
 
-def once(inputs: list[torch.Tensor], dout: torch.Tensor, backend: str) -> tuple[list[float], list[torch.Tensor]]:
+def once(inputs: list[torch.Tensor], dout: torch.Tensor, kernel: str) -> tuple[list[float], list[torch.Tensor]]:
     """Seconds forward and back; the value and the gradients."""
     start = time.perf_counter()
-    if backend == "sdpa":  # the kernel itself: lida's sdpa goes round it where its backward is slow
-        out = torch.nn.functional.scaled_dot_product_attention(*inputs)
-    else:
-        out = attention(*inputs, backend)
+    out = ATTENTION[kernel](*inputs)
     middle = time.perf_counter()
     gradients = torch.autograd.grad(out, inputs, dout.to(out.dtype))
     return [middle - start, time.perf_counter() - middle], [out, *gradients]
@@ -54,12 +51,12 @@ def main():
     for queries, keys, d in SHAPES:
         inputs, dout = [heads(n, d) for n in (queries, keys, keys)], torch.randn(1, 8, queries, d).bfloat16()
         exact = once([x.detach().double().requires_grad_() for x in inputs], dout, "sdpa")[1]
-        seconds, found = {backend: [] for backend in BACKENDS}, {}
+        seconds, found = {kernel: [] for kernel in KERNELS}, {}
         for _ in range(args.runs + 1):
-            for backend in BACKENDS:
-                took, found[backend] = once(inputs, dout, backend)
-                seconds[backend].append(took)
-        amx, sdpa = ([statistics.median(times) for times in zip(*seconds[backend][1:])] for backend in BACKENDS)
+            for kernel in KERNELS:
+                took, found[kernel] = once(inputs, dout, kernel)
+                seconds[kernel].append(took)
+        amx, sdpa = ([statistics.median(times) for times in zip(*seconds[kernel][1:])] for kernel in KERNELS)
         parts = [f"{queries} queries, {keys} keys, d {d}:"]
         for name, a, b in zip(("forward", "back"), amx, sdpa):
             parts.append(f"{name} {a * 1e3:.1f} ms, torch {b * 1e3:.1f}, {b / a:.1f} times the rate;")

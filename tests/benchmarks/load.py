@@ -30,7 +30,7 @@ def resident() -> int:
 def make_model(folder: Path) -> None:
     """Write the random model there, if there is none; with lida-tiny's tokenizer, for CLIP's is not at hand."""
     if not (folder / "model_index.json").exists():
-        sys.path.insert(0, str(ROOT / "tests"))
+        sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "scripts")]
         from test_full import write_model
         from transformers import CLIPTokenizer
 

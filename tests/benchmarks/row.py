@@ -42,15 +42,16 @@ def main():
     photo = Image.open(WEIGHTS / "demo" / "person-a.png").convert("RGB")
     mask = Image.open(WEIGHTS / "demo" / "person-a-mask.png").convert("L")
     prompts = [caption(DEFAULT_TEMPLATE, "a man", age) for age in AGES]
-    options = {"strength": args.strength, "guidance_scale": args.guidance_scale}
+    edit = lida.Edit("inpaint", args.strength, context=9.0, match_colour=False)
+    sampling = lida.Sampling(20, args.guidance_scale, scheduler="dpmpp_2m")
 
     def ours(seed: int) -> list[Image.Image]:
-        more = {"num_inference_steps": 20, "scheduler": "dpmpp_2m", "context": 9.0, "match_colour": False}
-        return lida.age_face(sd, photo, mask, prompts, generator=torch.Generator().manual_seed(seed), **options, **more)
+        return lida.age_face(sd, photo, mask, prompts, edit, sampling, generator=torch.Generator().manual_seed(seed))
 
     def theirs(seed: int) -> list[Image.Image]:
-        more = {"num_inference_steps": 50, "image": photo, "mask_image": mask, "height": 96, "width": 96}
-        runs = (pipe(prompt, generator=torch.Generator().manual_seed(seed), **options, **more).images[0] for prompt in prompts)
+        options = {"strength": args.strength, "guidance_scale": args.guidance_scale, "num_inference_steps": 50}
+        options |= {"image": photo, "mask_image": mask, "height": 96, "width": 96}
+        runs = (pipe(prompt, generator=torch.Generator().manual_seed(seed), **options).images[0] for prompt in prompts)
         return [Image.composite(picture, photo, mask) for picture in runs]
 
     seconds: dict = {ours: [], theirs: []}

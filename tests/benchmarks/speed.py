@@ -68,6 +68,7 @@ def main():
     with torch.no_grad():
         compare("one guided step, adapter merged", lambda: sd.unet(*x), lambda: unet(*x), args.rounds, args.device)
 
+    sd.set_adapters([], [])
     y, noise = inputs(args.batch), torch.randn(args.batch, 4, args.size, args.size, device=args.device)
     ours = lora_parameters(lida.inject_lora(sd.unet, 8).values())
     reference = [p for p in unet.parameters() if p.requires_grad]

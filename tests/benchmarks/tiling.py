@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "scripts"), str(ROOT / "tests" / "benchmarks")]
 
 
 def measure(library: str, tiled: bool, size: int) -> None:

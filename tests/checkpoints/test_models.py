@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 import lida
 from lida.checkpoints import load_text_encoder, load_unet, load_vae
-from lida.checkpoints import check_finite
+from lida.checkpoints.models import check_finite
 
+VOCABULARY = json.loads((ROOT / "weights" / "lida-tiny" / "tokenizer" / "vocab.json").read_text())
 LOADERS = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}
 
 
@@ -228,7 +229,7 @@ def test_sources_that_are_no_model_are_refused(source):
     ("name", "text", "message"),
     [
         ("vocab.json", "[]", "not readable as a CLIP tokenizer"),
-        ("vocab.json", '{"a": 0, "b": 5000000, "<|startoftext|>": 1, "<|endoftext|>": 2}', "has token 5000000"),
+        ("vocab.json", json.dumps(VOCABULARY | {"unheard": 5_000_000}), "has token 5000000"),
         ("vocab.json", "{", "not readable as a CLIP tokenizer"),
         ("merges.txt", "\0" * 100, "tokenizer"),
         ("tokenizer_config.json", '{"pad_token": "unheard", "tokenizer_class": "CLIPTokenizer"}', "has token 917"),
@@ -236,6 +237,8 @@ def test_sources_that_are_no_model_are_refused(source):
 )
 def test_a_tokenizer_that_does_not_fit_is_refused(folder, tmp_path, name, text, message):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "tokenizer")
+    shutil.copytree(ROOT / "weights" / "lida-tiny" / "tokenizer", tmp_path / "tokenizer")  # as vocab.json and merges.txt
     (tmp_path / "tokenizer" / name).write_text(text)
     with pytest.raises(lida.InputError, match=message) as error:
         load_text_encoder(tmp_path)

@@ -151,7 +151,7 @@ def test_squares_beyond_their_photographs_are_reported_or_left_out(tmp_path, com
     with pytest.warns(UserWarning, match="1 pictures are few") as warned:
         out = call("--output_dir", tmp_path / "some", "--max_padding", 0.1)
     assert not any("reach beyond" in str(warning.message) for warning in warned)
-    assert "left out: near.png: " in out and "of the square lies beyond the photograph; --max_padding is 10%" in out
+    assert "left out: near.png: " in out and "of the square lies beyond the photograph; --max_padding is 0.1" in out
     assert "far.png" not in out
 
 

@@ -5,7 +5,16 @@ import pytest
 from conftest import box_mask, noise_image
 from PIL import Image
 
-from lida.photos.squares import cut, cut_turned, paste, sheet, square_about
+from lida.photos.squares import (
+    colour_matched,
+    cut,
+    cut_turned,
+    paste,
+    seam_report,
+    sheet,
+    square_about,
+    with_detail,
+)
 
 
 @pytest.mark.parametrize("context", [1.0, 1.5, 9.0])
@@ -61,3 +70,25 @@ def test_what_is_cut_out_turned_lies_where_it_lay():
 def test_a_sheet():
     row = sheet([noise_image(64, 64), noise_image(50, 100)], ["input", "age 10"], height=100)
     assert row.height == 142 and row.width == 100 + 50 + 3 * 8
+
+
+def test_colours_at_the_seam_are_matched():
+    """A patch that is the picture itself in another brightness and contrast comes back, but for rounding."""
+    image, mask = noise_image(100, 100), box_mask(100, 100, (30, 30, 70, 70))
+    patch = Image.fromarray((np.asarray(image) * 0.85 + 12).round().astype(np.uint8))
+    off = lambda p: np.abs(np.asarray(p).astype(int) - np.asarray(image)).mean()  # noqa: E731
+    assert off(colour_matched(patch, image, mask)) < 0.15 * off(patch)
+    assert colour_matched(patch, image, Image.new("L", (100, 100), 255)) is patch  # no ring is left to compare
+    report = seam_report(image, paste(image, patch, (0, 0, 100), mask), mask)
+    assert report["largest_change_outside"] == 0 and report["seam_gradient"] > 0
+    assert seam_report(image, patch, mask)["largest_change_outside"] > 5
+
+
+def test_detail_is_what_the_autoencoder_lost():
+    """All of it gives the unchanged picture back; a change is laid over the photograph at its own size."""
+    square, reconstruction = noise_image(90, 90), noise_image(32, 32, 1)
+    assert np.array_equal(np.asarray(with_detail(reconstruction, reconstruction, square, 1.0)), np.asarray(square))
+    patch = Image.fromarray(np.asarray(reconstruction) // 2)
+    large = [np.asarray(x.resize((90, 90), Image.Resampling.LANCZOS), dtype=np.float32) for x in (patch, reconstruction)]
+    expected = (large[0] + 0.5 * (np.asarray(square, dtype=np.float32) - large[1])).clip(0, 255).round()
+    assert np.array_equal(np.asarray(with_detail(patch, reconstruction, square, 0.5)), expected.astype(np.uint8))

@@ -265,6 +265,19 @@ def test_weights_by_block_and_timestep(infer, script, photo, adapter):
     assert code == 2 and "not a stretch of timesteps" in err and len(err.strip().splitlines()) == 1
 
 
+def test_an_adapter_that_was_just_trained_ages_a_face(infer, script, folder, dataset, photo):
+    """With the captions that its data had; outside of the mask every pixel stays."""
+    (dataset / "captioning.json").write_text('{"template": "{subject} at {age}", "ages": [10, 50]}')
+    training = ("--pretrained_model_name_or_path", folder, "--train_data_dir", dataset, "--output_dir", "age")
+    code, _, err = script("train_lora.py", *training, "--max_train_steps", 1, "--rank", 2, "--role", "age")
+    assert code == 0, err
+    infer(photo, *FACE, "--ages", 40, "--adapter", "age=0.5", "--subject", "man")
+    assert read_settings("outputs/anna-age40.png")["whole_prompt"] == "a man at 40"
+    changed = (pixels(photo) != pixels("outputs/anna-age40.png")).any(-1)
+    outside = np.asarray(box_mask(90, 120, (20, 30, 70, 90))) == 0
+    assert changed.any() and not changed[outside].any()
+
+
 def test_an_adapter_of_another_base_warns(infer, photo, adapter, tmp_path):
     random = lida.load_adapter(adapter)
     other = lida.Adapter(random.layers, {**random.metadata, "base": {"name": "another", "unet": "0" * 64}})

@@ -35,7 +35,7 @@ def stage(monkeypatch, capsys):
     return run
 
 
-def test_the_stages_follow_each_other(faces, stage, tmp_path):
+def test_the_stages_follow_each_other_and_stop_and_go_on(faces, stage, tmp_path):
     data, few = ("--data", faces), ("--max_train_steps", 2, "--train_batch_size", 4)
     report = json.loads(
         stage("estimator", *data, "--held_out", faces, "--output_dir", tmp_path / "estimator", *few).splitlines()[-1]
@@ -52,4 +52,4 @@ def test_the_stages_follow_each_other(faces, stage, tmp_path):
     (tmp_path / "model" / "vae").symlink_to(tmp_path / "vae" / "vae")
     (tmp_path / "model" / "scheduler").symlink_to(ROOT / "weights" / "lida-tiny" / "scheduler")
     sd = lida.StableDiffusion.load(tmp_path / "model")
-    assert lida.generate(sd, "a man", num_inference_steps=1)[0].size == (96, 96)
+    assert lida.generate(sd, "a man", lida.Sampling(1))[0].size == (96, 96)

@@ -6,6 +6,7 @@ import os
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -34,7 +35,7 @@ SMOOTH = ("--adam_epsilon", 1e-3)  # Adam magnifies the rounding of gradients ne
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-    """A smaller model than the other tests have: latents of 4 x 4 for pictures of 32 px, one attention block down and two up."""
+    """A smaller model than the other tests have: latents of 4 x 4 for pictures of 32 px, two resolutions."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("smallest")
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -68,8 +69,8 @@ def arguments(folder, dataset, tmp_path):
 
     def make(name: str, *more) -> list[str]:
         given = ["--pretrained_model_name_or_path", folder, "--train_data_dir", dataset, "--output_dir", tmp_path / name]
-        given += ["--device", "cpu", "--rank", 4, "--train_batch_size", 2, "--learning_rate", 1e-3, "--max_train_steps", 4, *more]
-        return [str(argument) for argument in given]
+        given += ["--device", "cpu", "--rank", 4, "--train_batch_size", 2, "--learning_rate", 1e-3, "--max_train_steps", 4]
+        return [str(argument) for argument in (*given, *more)]
 
     return make
 
@@ -93,7 +94,7 @@ def train(module, arguments, monkeypatch, no_chart):
 
 
 @pytest.fixture
-def script(arguments, monkeypatch, capsys, no_chart):
+def command(arguments, monkeypatch, capsys, no_chart):
     """Run the script in this process; returns exit code, standard output and standard error."""
 
     def run(name: str, *more) -> tuple[int, str, str]:
@@ -271,7 +272,7 @@ def test_attention_runs_on_the_fastest_kernel_and_a_run_may_go_on_with_another(t
     used = lida.load_adapter(tmp_path / "a").metadata["training"]["attention"]
     assert used == fastest_attention(torch.bfloat16, "cpu", 16)
     for path, layer in chosen.items():
-        assert relative(layer.down, others[path].down) <= 0.05  # bf16, after four steps of Adam, which looks at signs above all
+        assert relative(layer.down, others[path].down) <= 0.05  # bf16, after four steps of Adam
     (tmp_path / "b" / ADAPTER).unlink()
     train("b", *options, "--resume_from_checkpoint", "latest")
     assert lida.load_adapter(tmp_path / "b").metadata["training"]["attention"] == used
@@ -337,7 +338,8 @@ def test_training_reads_other_columns_and_balances_by_one(train, dataset, tmp_pa
 
 def test_an_adapter_says_where_it_comes_from_and_names_no_place(train, folder, dataset, tmp_path):
     """Base, role, data and settings stand in its header; paths only in the JSON beside it."""
-    train("a", "--max_train_steps", 1, "--role", "identity", "--consent", "hers, 2026", "--cache_dir", tmp_path / "c", "--center_crop")
+    options = ("--role", "identity", "--consent", "hers, 2026", "--center_crop", "--cache_dir", tmp_path / "c")
+    train("a", "--max_train_steps", 1, *options)
     about, sd = lida.load_adapter(tmp_path / "a").metadata, lida.StableDiffusion.load(folder)
     assert about["base"] == sd.base and about["base"]["unet"] == sd.unet.fingerprint and len(sd.unet.fingerprint) == 64
     assert about["role"] == "identity" and about["consent"] == "hers, 2026" and about["rank"] == about["alpha"] == 4
@@ -364,8 +366,8 @@ def test_an_output_folder_may_have_any_name(train, tmp_path):
 
 
 def test_what_a_run_shows(train, tmp_path, monkeypatch):
-    options = ("--validation_split", 0.3, "--validation_prompt", "a man", "--validation_steps", 2, "--num_validation_images", 2)
-    options += ("--mixed_precision", "bf16", "--lora_dropout", 0.1, "--train_text_encoder")  # paints without autocast
+    options = ("--validation_split", 0.3, "--validation_prompt", "a man", "--validation_steps", 2)
+    options += ("--num_validation_images", 2, "--mixed_precision", "bf16", "--lora_dropout", 0.1, "--train_text_encoder")
     monkeypatch.setattr("lida.training.monitor.draw_losses", draw_losses)
     train("a", *options, "--report_to", "tensorboard", "--max_train_steps", 5)
     rows = metrics(tmp_path / "a")
@@ -391,8 +393,8 @@ def test_the_validation_loss_changes_with_the_adapter_alone(train, tmp_path):
 def test_a_dry_run_checks_and_plans_and_writes_nothing(train, tmp_path, capsys):
     assert train("a", "--dry_run", "--random_flip", "--validation_prompt", "a man") == {}
     out = capsys.readouterr().out
-    lines = ("pictures: 6, in sizes 32x32 (6)", "steps: 4 of 2 pictures, 1.3 epochs", "trained: ", "time: ", "memory: ", "disk: ")
-    assert all(line in out for line in lines) and not list((tmp_path / "a").iterdir())
+    lines = ("pictures: 6, in sizes 32x32 (6)", "steps: 4 of 2 pictures, 1.3 epochs", "trained: ", "time: ", "memory: ")
+    assert all(line in out for line in (*lines, "disk: ")) and not list((tmp_path / "a").iterdir())
 
 
 # Going on
@@ -518,9 +520,9 @@ def test_a_run_goes_on_past_a_damaged_checkpoint(train, tmp_path):
     (tmp_path / "a" / "metrics.jsonl").write_bytes(b"\xff\xfe\n" + (tmp_path / "a" / "metrics.jsonl").read_bytes())
     with pytest.warns() as caught:
         assert_equal(train("a", "--checkpointing_steps", 1, "--resume_from_checkpoint", "latest"), whole)
-    told = [str(warning.message) for warning in caught]
-    assert any("checkpoint-3/state.pt: is damaged" in text and "goes on from the last whole one, checkpoint-2" in text for text in told)
-    assert any("metrics.jsonl: 1 of its lines cannot be read" in text for text in told)
+    texts = [str(warning.message) for warning in caught]
+    assert any("checkpoint-3/state.pt: is damaged" in text and "the last whole one, checkpoint-2" in text for text in texts)
+    assert any("metrics.jsonl: 1 of its lines cannot be read" in text for text in texts)
     assert [row["step"] for row in metrics(tmp_path / "a")] == [1, 2, 3, 4]
 
 
@@ -561,7 +563,7 @@ def test_a_full_disk_costs_no_checkpoint(launch, tmp_path):
 @pytest.mark.parametrize("place", [
     "lida.training.run.save_adapter", "lida.training.run.write_json", "lida.training.monitor.save_image", "builtins.open",
 ])  # fmt: skip
-def test_a_full_disk_anywhere_ends_in_one_line(script, tmp_path, monkeypatch, place):
+def test_a_full_disk_anywhere_ends_in_one_line(command, tmp_path, monkeypatch, place):
     opened = open
 
     def full(*arguments, **options):
@@ -570,7 +572,7 @@ def test_a_full_disk_anywhere_ends_in_one_line(script, tmp_path, monkeypatch, pl
         raise OSError(28, "No space left on device", str(tmp_path / "file"))
 
     monkeypatch.setattr(place, full)
-    code, out, err = script("a", "--validation_prompt", "a man", "--num_validation_images", 1, "--max_train_steps", 1)
+    code, out, err = command("a", "--validation_prompt", "a man", "--num_validation_images", 1, "--max_train_steps", 1)
     monkeypatch.undo()
     assert code == 2 and not out and "No space left" in err.strip().splitlines()[-1] and "Traceback" not in err
     assert not {path.name for path in (tmp_path / "a").iterdir()} - {"metrics.jsonl", "samples", "samples.png"}
@@ -592,8 +594,21 @@ def test_two_processes_train_as_one(launch, tmp_path):
     assert all(a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["step"] == b["step"] for a, b in pairs)
 
 
+@pytest.mark.full
+def test_torchrun_starts_processes_that_train_as_one(arguments, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train_lora.py"))
+    two = [sys.executable, *launcher, *arguments("two", *SMOOTH)]
+    one = [sys.executable, str(ROOT / "train_lora.py"), *arguments("one", *SMOOTH, "--train_batch_size", 4)]
+    for command_line in (two, one):
+        done = subprocess.run(command_line, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert_equal(*(lida.load_adapter(tmp_path / name).layers for name in ("one", "two")), 1e-4)
+
+
 def test_where_one_process_dies_all_end_and_the_run_goes_on(launch, tmp_path):
-    options = ("--train_batch_size", 1, "--max_train_steps", 12, "--checkpointing_steps", 2, "--resume_from_checkpoint", "latest")
+    options = ("--train_batch_size", 1, "--max_train_steps", 12, "--checkpointing_steps", 2)
+    options += ("--resume_from_checkpoint", "latest")
     first, second = (launch("a", *options, *SMOOTH, env=env) for env in ranks(2))
     while not checkpoints(tmp_path / "a") and first.is_alive():
         time.sleep(0.01)
@@ -619,9 +634,9 @@ def test_a_run_whose_loss_is_not_finite_saves_nothing(train, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_an_adapter_that_is_not_finite_is_never_saved(script, tmp_path, steps):
+def test_an_adapter_that_is_not_finite_is_never_saved(command, tmp_path, steps):
     """Decayed beyond the largest number at the first step, whose loss and gradient are finite."""
-    code, out, err = script("a", "--adam_weight_decay", 1e300, "--max_train_steps", steps, "--checkpointing_steps", 1)
+    code, out, err = command("a", "--adam_weight_decay", 1e300, "--max_train_steps", steps, "--checkpointing_steps", 1)
     assert code == 2 and not out and "is not finite" in err.strip().splitlines()[-1] and "Traceback" not in err
     assert not list((tmp_path / "a").rglob(ADAPTER))
 
@@ -669,7 +684,7 @@ BAD = [
     (["--device", "abacus"], "device abacus: "),
     (["--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too"),
     (["--use_8bit_adam"], "--use_8bit_adam: needs a CUDA GPU, and the device is cpu; leave it out"),
-    (["--enable_xformers_memory_efficient_attention"], "--attention xformers: needs a CUDA GPU, and the device is cpu; leave it out"),
+    (["--enable_xformers_memory_efficient_attention"], "--attention xformers: needs a CUDA GPU, and the device is cpu"),
     (["--cache_latents"], "--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop"),
     (["--mask_loss"], "0.png: has no mask masks/0.png, which --mask_loss needs"),
     (["--validation_split", "0.99"], "--validation_split 0.99: leaves none of the 6 pictures to train on"),
@@ -678,10 +693,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "message"), BAD, ids=[" ".join(options) for options, _ in BAD])
-def test_bad_input_ends_in_one_line(script, dataset, tmp_path, options, message):
+def test_bad_input_ends_in_one_line(command, dataset, tmp_path, options, message):
     broken = shutil.copytree(dataset, tmp_path / "broken")
     (broken / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}\nnonsense\n')
-    code, out, err = script("out", *(option.format(dataset=dataset, broken=broken) for option in options))
+    code, out, err = command("out", *(option.format(dataset=dataset, broken=broken) for option in options))
     lines = err.strip().splitlines()
     assert code == 2 and not out and message in err and all(line.startswith("error: ") for line in lines)
     assert len(lines) == (6 if options == ["--mask_loss"] else 1)
@@ -704,25 +719,25 @@ IDLE = [
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("options", "message"), IDLE, ids=[message for _, message in IDLE])
-def test_flags_that_do_nothing_are_told(script, options, message):
-    code, _, err = script("a", "--dry_run", *options)
+def test_flags_that_do_nothing_are_reported(command, options, message):
+    code, _, err = command("a", "--dry_run", *options)
     assert code == 0 and message in err
 
 
 @pytest.mark.filterwarnings("default")
-def test_small_pictures_are_enlarged_with_a_warning_or_refused(script):
-    code, _, err = script("a", "--max_train_steps", 1, "--resolution", 128)
+def test_small_pictures_are_enlarged_with_a_warning_or_refused(command):
+    code, _, err = command("a", "--max_train_steps", 1, "--resolution", 128)
     assert code == 0 and "warning: 6 of 6 pictures are smaller than --resolution 128 and are enlarged" in err
-    code, _, err = script("b", "--resolution", 512)
+    code, _, err = command("b", "--resolution", 512)
     assert code == 2 and len(err.strip().splitlines()) == 6 and "0.png: is 70x80 pixels, too small; below 128" in err
 
 
 @pytest.mark.filterwarnings("default")
-def test_poor_data_is_told(script, dataset):
+def test_poor_data_is_reported(command, dataset):
     lines = [json.dumps({"file_name": f"{i}.png", "text": f"a man {'very ' * 80}old {i}"}) for i in range(4)]
     (dataset / "metadata.jsonl").write_text("\n".join(lines))
     for i in (4, 5):
         (dataset / f"{i}.png").unlink()
-    code, _, err = script("a", "--dry_run", "--max_train_steps", 2)
+    code, _, err = command("a", "--dry_run", "--max_train_steps", 2)
     assert code == 0 and "warning: there are only 4 pictures" in err
     assert err.count("longer than 75 tokens") == 1 and "and so with 3 other captions" in err

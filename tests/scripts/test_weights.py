@@ -8,7 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, relative
+from conftest import ROOT, draws, relative
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -27,20 +27,17 @@ def tiny() -> lida.StableDiffusion:
 
 
 def test_lida_tiny_and_its_age_adapter_paint_the_same_in_diffusers(tiny):
-    options = {"num_inference_steps": 10, "guidance_scale": 4.0}
+    prompt = "a portrait photo of a man, age 70s"
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(WEIGHTS / "lida-tiny", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(WEIGHTS, weight_name="age.safetensors")
-    theirs = pipe(
-        "a portrait photo of a man, age 70s", generator=torch.Generator().manual_seed(5), output_type="latent", **options
-    )
+    options = {"num_inference_steps": 10, "guidance_scale": 4.0, "output_type": "latent"}
+    theirs = pipe(prompt, generator=draws(5), **options).images
     tiny.load_adapter("age", WEIGHTS / "age.safetensors")
     tiny.set_adapters(["age"], [1.0])
-    ours = lida.generate(
-        tiny, "a portrait photo of a man, age 70s", generator=torch.Generator().manual_seed(5), output_type="latent", **options
-    )
+    ours = lida.generate(tiny, prompt, lida.Sampling(10), generator=draws(5), output_type="latent")
     tiny.set_adapters([], [])
-    assert relative(ours, theirs.images) <= 1e-4
+    assert relative(ours, theirs) <= 1e-4  # ten steps of rounding
 
 
 def test_the_adapters_record_how_they_were_made():
@@ -60,9 +57,11 @@ def test_inversion_gives_the_photograph_back_where_nothing_else_is_asked_for(tin
     """Towards its own description the invented person's latents come back; towards another age they do not."""
     photo, mask = (Image.open(WEIGHTS / "demo" / f"person-a{end}.png") for end in ("", "-mask"))
     photo, mask, described = photo.convert("RGB"), mask.convert("L"), "a portrait photo of a man"
-    options = {"method": "ddim_inversion", "source_prompt": described, "strength": 0.5, "context": 1.0, "output_type": "latent"}
-    same = lida.age_face(tiny, photo, mask, described, guidance_scale=1.0, **options)
-    other = lida.age_face(tiny, photo, mask, "a portrait photo of an old man", guidance_scale=3.0, **options)
+    edit = lida.Edit("ddim_inversion", 0.5, source_prompt=described, context=1.0)
+    same, other = (
+        lida.age_face(tiny, photo, mask, prompt, edit, lida.Sampling(guidance_scale=g), output_type="latent")
+        for prompt, g in ((described, 1.0), ("a portrait photo of an old man", 3.0))
+    )
     plain = tiny.vae.encode(to_tensor(cut(photo, square_about(mask, 1.0), 96)), sample=False)
     assert (same - plain).norm() < 0.05 * plain.norm() < 0.7 * (other - plain).norm()
 

@@ -56,7 +56,7 @@ def test_the_table_has_the_settings_and_the_controls(evaluated, demo):
     assert Image.open(evaluated / "grid.png").width > 2 * 128
 
 
-def test_two_processes_paint_every_picture_once_and_one_goes_on(evaluated, call, command):
+def test_two_processes_paint_every_picture_once_and_one_goes_on(evaluated, call, script):
     """What is on disk stays, what was lost comes again, and other judges read the same pictures."""
     pictures = {path: np.asarray(Image.open(path), dtype=int) for path in (evaluated / "pictures").rglob("*.png")}
     times = {path: path.stat().st_mtime_ns for path in pictures}
@@ -66,7 +66,7 @@ def test_two_processes_paint_every_picture_once_and_one_goes_on(evaluated, call,
         path.unlink()
         (path.parent / "unit.json").unlink(missing_ok=True)
     judges = ("--age_judge", ROOT / "weights" / "age-estimator", "grey_judges:ages", "--identity_judge", "grey_judges:thumbnail")
-    code, _, err = command("lida.study.evaluate", *call, *SETTINGS, *judges, "--output_dir", evaluated)
+    code, _, err = script("lida.study.evaluate", *call, *SETTINGS, *judges, "--output_dir", evaluated)
     assert code == 0, err
     for path, before in pictures.items():
         assert (path.stat().st_mtime_ns == times[path]) == (path not in lost)
@@ -77,14 +77,14 @@ def test_two_processes_paint_every_picture_once_and_one_goes_on(evaluated, call,
     assert float(line["age_error_real"]) >= 0 and line["age_error_real:grey_judges:ages"] == ""  # nobody has measured it
 
 
-def test_pictures_made_otherwise_are_not_mixed_in(evaluated, call, command):
-    code, _, err = command("lida.study.evaluate", *call, *SETTINGS, *JUDGE, "--output_dir", evaluated, "--strength", 1)
+def test_pictures_made_otherwise_are_not_mixed_in(evaluated, call, script):
+    code, _, err = script("lida.study.evaluate", *call, *SETTINGS, *JUDGE, "--output_dir", evaluated, "--strength", 1)
     assert code == 2 and "made otherwise" in err and "'strength': 0.5" in err and "another --output_dir" in err
-    code, _, err = command("lida.study.evaluate", *call, *SETTINGS, *JUDGE, "--output_dir", evaluated, "--current_age", 41)
+    code, _, err = script("lida.study.evaluate", *call, *SETTINGS, *JUDGE, "--output_dir", evaluated, "--current_age", 41)
     assert code == 2 and "current was 40.0 and is 41.0" in err
 
 
-def test_people_of_a_file_have_references_and_a_ceiling(folder, adapters, demo, grey, command, tmp_path):
+def test_people_of_a_file_have_references_and_a_ceiling(folder, adapters, demo, grey, script, tmp_path):
     """The photograph stands for its own reference near 45; one without a face is left out by name."""
     noise_image(40, 40).save(tmp_path / "nobody.png")
     references = [{"photo": str(demo[0]), "age": 44}, {"photo": str(tmp_path / "nobody.png"), "age": 20}]
@@ -93,11 +93,11 @@ def test_people_of_a_file_have_references_and_a_ceiling(folder, adapters, demo, 
     few = ("--num_inference_steps", 2, "--strength", 0.5, "--ages", 45, "--seeds", 0, "--no_back")
     options = ("--people", tmp_path / "people.jsonl", "--pretrained_model_name_or_path", folder, *few, *JUDGE)
     options += ("--age_adapter", adapters / "age.safetensors", "--output_dir", tmp_path / "out")
-    code, _, err = command("lida.study.evaluate", *options)
+    code, _, err = script("lida.study.evaluate", *options)
     assert code == 0 and "nobody.png: no face is found in it" in err
     line = table_of(tmp_path / "out")["ceiling"]
     assert line["pictures"] == "1" and float(line["similarity_input"]) > 0.9  # the same face under another mask
-    code, _, err = command("lida.study.evaluate", *options, "--subject", "x")
+    code, _, err = script("lida.study.evaluate", *options, "--subject", "x")
     assert code == 2 and "--subject: is for PHOTOS" in err
 
 
@@ -108,11 +108,11 @@ def test_people_of_a_file_have_references_and_a_ceiling(folder, adapters, demo, 
         (("--seeds", 1, 1), "one comes twice"), (("--age_judge", "os:nothing"), "cannot be imported"),
         (("--age_judge", "no/such/folder"), "no age estimator"), (("--identity_judge", "arcface"), "is not sface"),
         (("--people", "people.jsonl"), "one of the two"), (("--strength", 0), "--strength"), (("--strength", 0.1), "leaves none of 2"),
-        (("--identity_adapter", "nowhere.safetensors"), "no such adapter"), (("--identity_weights", "x"), "'x' is not a number"),
+        (("--identity_adapter", "nowhere.safetensors"), "no such adapter"), (("--identity_weights", "x"), "'x' is not a finite"),
         (("--identity_adapter", "a/p.safetensors", "b/p.safetensors"), "two have one name"), (("--eta", 2), "--eta"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_before_anything_is_painted(call, command, grey, tmp_path, options, said):
-    code, _, err = command("lida.study.evaluate", *call, *JUDGE, "--output_dir", tmp_path / "out", *options)
+def test_bad_input_is_one_line_before_anything_is_painted(call, script, grey, tmp_path, options, said):
+    code, _, err = script("lida.study.evaluate", *call, *JUDGE, "--output_dir", tmp_path / "out", *options)
     assert code == 2 and said in err and len([line for line in err.splitlines() if line.startswith("error")]) == 1
     assert not list(tmp_path.rglob("*.png"))

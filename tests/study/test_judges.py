@@ -7,15 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, noise_image
 from PIL import Image
-from safetensors.torch import load_file
 
 from lida.data.folder import read_examples
 from lida.doors.errors import InputError
 from lida.doors.pictures import open_image
-from lida.photos.ages import years_of
 from lida.photos.faces import FaceNetworks
 from lida.study.judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, Judges, square_of
 from lida.study.people import Dated, Person
@@ -26,11 +23,6 @@ ESTIMATOR = ROOT / "weights" / "age-estimator"
 @pytest.fixture(scope="module")
 def judges(grey):
     return Judges(["grey_judges:ages"], ["sface", "grey_judges:thumbnail"])
-
-
-@pytest.mark.parametrize("label, years", [("34", 34), ("20-29", 25), ("(25, 32)", 29), ("more than 70", 75), ("70+", 75)])
-def test_classes_of_ages_are_years(label, years):
-    assert years_of(label, "x") == years
 
 
 def test_a_judge_measured_on_faces_knows_its_bias(grey):
@@ -133,13 +125,3 @@ def test_a_judge_must_give_a_number_for_each_face(grey, answer):
     judge.read = lambda squares: answer
     with pytest.raises(InputError, match="a number for each"):
         judge([None, None])
-
-
-def test_a_pickled_estimator_is_refused_in_a_line(tmp_path):
-    folder = tmp_path / "pickled"
-    shutil.copytree(ESTIMATOR, folder)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="no age estimator") as error:
-        AgeJudge(str(folder))
-    assert len(str(error.value).splitlines()) == 1

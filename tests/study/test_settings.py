@@ -76,7 +76,7 @@ def test_a_setting_is_put_in_words(setting, said):
 
 
 @pytest.mark.parametrize("more, said", [
-    (["a: ages=1"], "'ages' is not one of"), (["a: age=much"], "'much' is not a number"), (["a: rule=max"], "rule 'max'"),
+    (["a: ages=1"], "'ages' is not one of"), (["a: age=much"], "'much' is not a finite"), (["a: rule=max"], "rule 'max'"),
     (["a: adapter=held"], "no adapter 'held'"), (["a: within=2"], "from 0 to 1"), ([": age=1"], "the name ''"),
     (["a: against=old"], "against 'old'"), (["a: age=1", "a: age=2"], "two settings"), (["a/b: age=1"], "be a folder's"),
     (["a: identity=1@500-0 within=0.5"], "within is a share"), (["a: guidance_scale=x"], "'x' is not a number"),

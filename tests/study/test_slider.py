@@ -42,7 +42,7 @@ def test_the_curve_is_the_isotonic_regression_of_the_mean():
     assert np.allclose(fit(np.linspace(-60, 60, 15), gained)[0], by_definition)
 
 
-def test_the_command_fits_a_slider(command, tmp_path):
+def test_the_command_fits_a_slider(script, tmp_path):
     """On the persons that ship, at few steps: what it writes is a slider, and reads as it prints."""
     photos = [WEIGHTS / "demo" / f"person-{letter}.png" for letter in "abc"]
     masks = tmp_path / "masks"
@@ -51,12 +51,12 @@ def test_the_command_fits_a_slider(command, tmp_path):
         shutil.copy(WEIGHTS / "demo" / f"person-{letter}-mask.png", masks / f"person-{letter}.png")
     options = ("--pretrained_model_name_or_path", WEIGHTS / "lida-tiny", "--adapter", f"{WEIGHTS / 'age.safetensors'}=1.0")
     options += ("--num_inference_steps", 4, "--age_estimator", WEIGHTS / "age-estimator", "-o", tmp_path / "s.json")
-    code, out, err = command("lida.study.slider", *photos, *options, "--masks", masks)
+    code, out, err = script("lida.study.slider", *photos, *options, "--masks", masks)
     assert code == 0, err
     found = Slider(**json.loads((tmp_path / "s.json").read_text(encoding="utf-8")))
     assert found.years == sorted(found.years) and found.faces == 3
     assert f"asked for  +20 years, got {found.years[found.asked.index(20.0)]:+5.1f}" in out
-    code, _, err = command("lida.study.slider", *photos[:2], *options)
+    code, _, err = script("lida.study.slider", *photos[:2], *options)
     assert code == 2 and "too few" in err
-    code, _, err = command("lida.study.slider", *photos, *options, "--masks", tmp_path / "none")
+    code, _, err = script("lida.study.slider", *photos, *options, "--masks", tmp_path / "none")
     assert code == 2 and "no such folder" in err

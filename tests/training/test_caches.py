@@ -26,7 +26,8 @@ def files(folder) -> dict:
 
 @torch.no_grad()
 def test_cached_latents_are_those_of_encoding_at_each_step(sd, dataset, tmp_path):
-    live, cached, stored = samples_of(dataset, sd), samples_of(dataset, sd, True), samples_of(dataset, sd, True, tmp_path / "cache")
+    live, cached = samples_of(dataset, sd), samples_of(dataset, sd, True)
+    stored = samples_of(dataset, sd, True, tmp_path / "cache")
     for key in [(i, 3, i) for i in range(6)]:
         x, y, z = live[key], cached[key], stored[key]
         posterior = torch.cat(sd.vae.posterior(x["pixel_values"][None]))
@@ -58,7 +59,7 @@ def test_latents_depend_on_no_other_picture(sd, dataset):
     assert torch.equal(batch["posterior"], torch.cat([part["posterior"] for part in parts]))
 
 
-def test_a_folder_of_latents_is_shared_by_runs_and_told_apart_by_content(sd, dataset, tmp_path):
+def test_a_folder_of_latents_is_shared_by_runs_and_named_by_content(sd, dataset, tmp_path):
     folder = tmp_path / "cache"
 
     def fill(**more) -> None:
@@ -94,7 +95,7 @@ def test_texts_are_those_of_the_encoder_each_alone(sd):
     assert (texts(["a woman", "", "a woman"]) - sd.text_encoder(["a woman", "", "a woman"])).abs().max() <= 1e-5
 
 
-def test_captions_that_are_too_long_are_told_once(sd):
+def test_captions_that_are_too_long_are_reported_once(sd):
     long = [f"{'a very ' * 40}old man {number}" for number in range(3)]
     with pytest.warns(UserWarning, match="these words are lost: .*old man 0; and so with 2 other captions") as caught:
         TextCache(sd.text_encoder, [*long, "a man"])

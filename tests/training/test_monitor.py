@@ -64,7 +64,7 @@ def test_the_monitor_of_an_older_checkpoint_is_read(tmp_path):
     assert monitor.average == 0.3 and monitor.skipped == 1
 
 
-def test_damaged_lines_of_the_metrics_are_told_and_a_line_that_was_cut_off_is_not(tmp_path):
+def test_damaged_lines_of_the_metrics_are_reported_and_a_line_that_was_cut_off_is_not(tmp_path):
     rows = "".join(json.dumps({"step": step, "loss": 0.1}) + "\n" for step in range(1, 6))
     path = tmp_path / "metrics.jsonl"
     path.write_text(rows + '{"step": 6, "lo')
@@ -82,18 +82,19 @@ def test_steps_that_are_not_finite_are_counted_and_end_the_run(tmp_path):
         monitor.step(step, loss, 1e-4, norm)
     assert monitor.average == 1.0 and monitor.skipped == 11 and monitor.skipped_in_a_row == 9
     assert metrics(tmp_path)[1]["loss"] is None and metrics(tmp_path)[2]["gradient_norm"] is None
-    with pytest.raises(lida.InputError, match="the loss was not finite for 10 steps in a row, up to 14; lower --learning_rate"):
+    with pytest.raises(lida.InputError, match="the loss was not finite for 10 steps in a row, up to 14; lower"):
         monitor.step(14, NAN, 1e-4, 1.0)
     with pytest.warns(UserWarning, match="12 steps were skipped"):
         monitor.end()
 
 
-def test_a_loss_that_rises_is_told_once(tmp_path, recwarn):
+def test_a_loss_that_rises_is_reported_once(tmp_path, recwarn):
     monitor = started(tmp_path, 400)
     for step in range(1, 100):
         monitor.step(step, 0.1 if step <= 10 else 1.0, 1e-2, 1.0)
     (warning,) = recwarn
-    assert "the loss has risen to 0.3" in str(warning.message) and "--learning_rate 1.0e-02 may be too high" in str(warning.message)
+    text = str(warning.message)
+    assert "the loss has risen to 0.3" in text and "--learning_rate 1.0e-02 may be too high" in text
 
 
 def test_metrics_are_reported_to_tensorboard_and_wandb(tmp_path, monkeypatch):
@@ -122,7 +123,8 @@ def test_metrics_are_reported_to_tensorboard_and_wandb(tmp_path, monkeypatch):
 
 
 def test_the_chart_and_the_contact_sheet_are_written_whole(tmp_path):
-    rows = [{"step": 1, "loss": 0.3, "smoothed": 0.3}, {"step": 2, "loss": None, "smoothed": 0.3}, {"step": 2, "validation_loss": 0.2}]
+    rows = [{"step": 1, "loss": 0.3, "smoothed": 0.3}, {"step": 2, "loss": None, "smoothed": 0.3}]
+    rows.append({"step": 2, "validation_loss": 0.2})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     assert Image.open(tmp_path / "loss.png").width > 500

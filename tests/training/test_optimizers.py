@@ -37,7 +37,7 @@ def test_learning_rates_are_diffusers_in_any_order_of_steps(name):
         assert ours == [pytest.approx(lr / 3e-4 * theirs[step], rel=1e-6, abs=1e-12) for lr in (3e-4, 1e-3)]
 
 
-def test_a_warmup_that_never_ends_is_told():
+def test_a_warmup_that_never_ends_is_reported():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-4)
     with pytest.warns(UserWarning, match="--lr_warmup_steps 40: is not over within 40 steps"):
         lr_schedule(optimizer, Namespace(**{**FLAGS, "lr_scheduler": "linear", "lr_warmup_steps": 40}))

@@ -19,14 +19,15 @@ from estimator import load_estimator, read_ages
 from PIL import Image
 from tqdm import tqdm
 
+from lida.aging import StableDiffusion, age_to, aging_edit, generate
+from lida.aging.edit import METHODS
 from lida.data.aaf import read_faces, read_landmarks
 from lida.photos.captions import DEFAULT_TEMPLATE, caption
 from lida.photos.faces import FaceNetworks
+from lida.diffusion import Sampling
 from lida.doors.pictures import open_image, to_tensor
 from lida.photos.squares import cut, sheet, square_about
 from lida.photos.masks import mask_from_landmarks
-from lida.aging.stable_diffusion import StableDiffusion
-from lida.aging.editing import METHODS, age_to, generate
 
 WEIGHTS = Path(__file__).parent.parent
 
@@ -56,10 +57,12 @@ def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
         box, row = square_about(mask, 1.3), [image]
         inputs.append(instruments.faces.embed(image))
         current = float(instruments.ages([cut(image, box, 96)])[0])
-        options = {"strength": args.strength, "guidance_scale": args.edit_guidance_scale, "num_inference_steps": args.steps}
-        options |= {"eta": args.eta, "method": args.method, "generator": torch.Generator().manual_seed(args.seed)}
-        subject = "a man" if face.man else "a woman"
-        for age, picture in zip(read, age_to(sd, image, mask, list(read), current, subject, **options)):
+        subject, generator = "a man" if face.man else "a woman", torch.Generator().manual_seed(args.seed)
+        edit = aging_edit(subject, method=args.method, strength=args.strength)
+        sampling = Sampling(args.steps, args.edit_guidance_scale, eta=args.eta)
+        for age, picture in zip(
+            read, age_to(sd, image, mask, list(read), current, subject, edit, sampling, generator=generator)
+        ):
             read[age].append(float(instruments.ages([cut(picture, box, 96)])[0]))
             aged.append((len(inputs) - 1, instruments.faces.embed(picture)))
             found.append(aged[-1][1] is not None)
@@ -87,9 +90,8 @@ def painted(args, sd: StableDiffusion, instruments: Instruments) -> dict:
     means = {}
     for decade in range(0, 80, 10):
         prompts = [caption(DEFAULT_TEMPLATE, subject, decade) for subject in ("a man", "a woman")]
-        options = {"guidance_scale": args.guidance_scale, "num_inference_steps": args.steps, "eta": args.eta}
-        options["num_images_per_prompt"] = args.painted // 2
-        pictures = generate(sd, prompts, generator=torch.Generator().manual_seed(args.seed), **options)
+        sampling, generator = Sampling(args.steps, args.guidance_scale, eta=args.eta), torch.Generator().manual_seed(args.seed)
+        pictures = generate(sd, prompts, sampling, num_images_per_prompt=args.painted // 2, generator=generator)
         means[f"{decade}s"] = round(float(instruments.ages(pictures).mean()), 1)
     return means
 
@@ -103,7 +105,7 @@ def main():
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     add("--adapter", type=Path, default=WEIGHTS / "age.safetensors", help="(default: weights/age.safetensors)")
     add("--adapter_weight", type=float, default=1.0, help="(default: 1)")
-    add("--method", choices=METHODS[1:], default="ddim_inversion", help="(default: ddim_inversion)")
+    add("--method", choices=METHODS[:2], default="ddim_inversion", help="(default: ddim_inversion)")
     add("--strength", type=float, default=0.5, help="(default: 0.5)")
     add("--guidance_scale", type=float, default=3.0, help="of what is painted from captions (default: 3)")
     add("--edit_guidance_scale", type=float, default=4.0, help="of what is made of photographs (default: 4)")

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from lida.adapters import load_adapter, random_adapter
+from lida.aging import StableDiffusion, generate
 from lida.data.folder import read_examples
 from lida.photos.faces import FaceNetworks
+from lida.diffusion import Sampling
 from lida.doors.pictures import open_image
-from lida.aging.stable_diffusion import StableDiffusion
-from lida.aging.editing import generate
 
 WEIGHTS = Path(__file__).parent.parent
 
@@ -48,8 +48,8 @@ def main():
             ("random", ["random"], examples[0].text), ("class", [], kind),
         ):  # fmt: skip
             sd.set_adapters(adapters, [1.0] * len(adapters))
-            options = {"guidance_scale": 3.0, "eta": 1.0, "num_images_per_prompt": args.samples}
-            pictures = generate(sd, prompt, generator=torch.Generator().manual_seed(args.seed), **options)
+            sampling, generator = Sampling(guidance_scale=3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
+            pictures = generate(sd, prompt, sampling, num_images_per_prompt=args.samples, generator=generator)
             vectors = [vector for vector in map(networks.embed, pictures) if vector is not None]
             row[name] = round(float(np.mean([album @ vector for vector in vectors])), 3)
             row[f"{name}_faces"] = len(vectors) / len(pictures)

@@ -18,9 +18,10 @@ from check import hash_of, save_picture
 from nobody import STRANGER
 from PIL import Image, ImageDraw, ImageEnhance
 
+from lida.aging import Edit, age_face, generate
+from lida.diffusion import Sampling
 from lida.photos.faces import SAME_PERSON, FaceNetworks
 from lida.aging.stable_diffusion import StableDiffusion
-from lida.aging.editing import age_face, generate
 
 WEIGHTS = Path(__file__).parent.parent
 
@@ -61,8 +62,8 @@ def main():
 
     sd, networks = StableDiffusion.load(args.model), FaceNetworks(args.face_models)
     known, base = np.load(args.embeddings)["v"], hash_of(sd.base)
-    options = {"guidance_scale": 3.0, "eta": 1.0, "generator": torch.Generator().manual_seed(args.seed)}
-    portrait = generate(sd, args.prompt, **options)[0]  # 50 random steps: deterministic ones paint fewer faces well
+    sampling, generator = Sampling(guidance_scale=3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
+    portrait = generate(sd, args.prompt, sampling, generator=generator)[0]  # deterministic steps paint fewer faces well
     mask, rng = oval(portrait.width), np.random.default_rng(args.seed)
     album = args.output_dir / "album"
     album.mkdir(parents=True, exist_ok=True)
@@ -70,10 +71,10 @@ def main():
     save_picture(mask, args.output_dir / "mask.png", base)
     lines, own, likeness = [], networks.embed(portrait), []
     for k in range(20 * args.pictures):
-        options = {"strength": rng.uniform(0.2, 0.5), "guidance_scale": rng.uniform(1.0, 2.5), "num_inference_steps": 20}
+        edit = Edit(strength=rng.uniform(0.2, 0.5), source_prompt=args.prompt, context=1.0)
+        sampling = Sampling(20, rng.uniform(1.0, 2.5))
         prompt = str(rng.choice([args.prompt, "a portrait photo of a person", "a photo of a person", ""]))
-        options |= {"method": "ddim_inversion", "source_prompt": args.prompt, "context": 1.0}
-        picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), prompt, **options)[0]
+        picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), prompt, edit, sampling)[0]
         picture = photographed_anew(picture, rng)
         vector = networks.embed(picture)
         if vector is None or own @ vector < SAME_PERSON or (known @ vector).max() >= STRANGER:

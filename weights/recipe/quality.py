@@ -22,11 +22,11 @@ from tqdm import tqdm
 from transformers import ResNetForImageClassification
 from vae import psnr, reconstructed, tensors
 
+from lida.aging import StableDiffusion, generate
+from lida.diffusion import Sampling
 from lida.photos.faces import SAME_PERSON
 from lida.doors.pictures import to_images
 from lida.photos.squares import sheet
-from lida.aging.stable_diffusion import StableDiffusion
-from lida.aging.editing import generate
 from lida.nn.vae import VAE
 
 WEIGHTS = Path(__file__).parent.parent
@@ -63,8 +63,7 @@ def samples(args: argparse.Namespace, sd: StableDiffusion, faces) -> list[Image.
     rows = rng.integers(len(faces["ages"]), size=args.samples)
     for part in tqdm(np.array_split(rows, max(1, args.samples // 50)), desc="samples"):
         prompts = [caption(faces["ages"][row], faces["men"][row], rng) for row in part]
-        options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "eta": args.eta}
-        pictures += generate(sd, prompts, generator=generator, **options)
+        pictures += generate(sd, prompts, Sampling(args.steps, args.guidance_scale, eta=args.eta), generator=generator)
     return pictures
 
 

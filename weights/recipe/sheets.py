@@ -15,14 +15,15 @@ from check import hash_of, save_picture
 from nobody import STRANGER
 from PIL import Image
 
+from lida.aging import age_to, generate
 from lida.photos.ages import AgeEstimator
+from lida.diffusion import Sampling
 from lida.doors.errors import InputError, run
 from lida.photos.faces import FaceNetworks
 from lida.doors.pictures import open_image, to_images, to_tensor
 from lida.photos.squares import sheet
 from lida.photos.masks import open_mask
 from lida.aging.stable_diffusion import StableDiffusion
-from lida.aging.editing import age_to, generate
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a woman"}
@@ -71,10 +72,11 @@ class Painter:
         pictures = []
         for subject in ("a girl", "a young woman", "a middle-aged man", "an old man"):
             row: list[Image.Image] = []
-            options = {"guidance_scale": 3.0, "eta": 1.0, "num_images_per_prompt": count}
+            sampling = Sampling(guidance_scale=3.0, eta=1.0)
             for seed in range(6):  # of children most are taken for somebody: they are much alike to SFace
                 generator = torch.Generator().manual_seed(seed)
-                drawn = generate(self.sd, f"a portrait photo of {subject}", generator=generator, **options)
+                prompt = f"a portrait photo of {subject}"
+                drawn = generate(self.sd, prompt, sampling, num_images_per_prompt=count, generator=generator)
                 row += [picture for picture in drawn if self.nearest(picture) < STRANGER]
                 if len(row) >= 8:
                     break

@@ -1,0 +1,220 @@
+"""Stage 4: the UNet, on the latents of stage 2's VAE and the hidden states of stage 3's text encoder, which both stay as they are.
+
+    python weights/recipe/next/base.py --data squares --vae vae-run --text_encoder words-run --scheduler weights/lida-tiny \
+        --output_dir base-run
+
+Captions have coarse ages only ("an old woman", "a boy"), half of them no age, some the colour of the
+skin, a tenth nothing: decades are left for the Age-LoRA to teach. With --init a smaller UNet grows: what it lacks is added as layers that
+at first change nothing, so that training goes on where that one ended.
+The learning rate is constant and falls linearly to zero over the last --decay_steps, so that a run can be prolonged.
+A square is encoded when it is first drawn, and its latents are kept in --output_dir. State is saved every five minutes; the
+same command goes on from it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from words import WIDTH
+
+from lida.checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
+from lida.diffusion import noise_prediction_loss
+from lida.nn.layers import ResnetBlock, Transformer2D
+from ema import EMA
+from lida.training.state import load_state, save_state
+from lida.nn.unet import UNet, UNetConfig
+from lida.nn.vae import VAE
+
+UNET = UNetConfig(
+    sample_size=16,
+    block_out_channels=(112, 144, 144),
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=2,
+    norm_num_groups=16,
+    cross_attention_dim=WIDTH,
+    attention_head_dim=4,
+)
+LAST = {ResnetBlock: "conv2", Transformer2D: "proj_out"}  # the last layer of each residual branch
+SKIN = {0: "white", 1: "black", 3: "brown"}  # by UTKFace's number; the vocabulary has no word for the others
+
+
+def caption(age: int, man: bool, race: int, rng: np.random.Generator) -> str:
+    """A caption such as the web has: a tenth empty, half without an age, the rest with a coarse one."""
+    draw = rng.random()
+    if draw < 0.1:
+        return ""
+    template = "a portrait photo of a {}" if rng.random() < 0.7 else rng.choice(["a photo of a {}", "a portrait of a {}", "a {}"])
+    noun = "man" if man else "woman"
+    if draw < 0.6:
+        noun = noun if rng.random() < 0.7 else "person"
+    elif age < 13:
+        noun = "boy" if man else "girl"
+    else:
+        noun = f"young {noun}" if age < 30 else f"middle-aged {noun}" if age < 55 else f"old {noun}"
+    if rng.random() < 0.25 and race in SKIN:
+        noun = f"{SKIN[race]} {noun}"
+    return template.format(noun).replace("a old", "an old")
+
+
+def chances_of(ages: np.ndarray, sources: np.ndarray, balance: float) -> np.ndarray:
+    """The chance (faces,) of each to be drawn: its decade's count to the power of -balance, 70 and older as one; sets alike."""
+    decades = np.minimum(ages // 10, 7)
+    chances = np.bincount(decades)[decades] ** -balance
+    for source in np.unique(sources):
+        chances[sources == source] /= chances[sources == source].sum()
+    return chances / chances.sum()
+
+
+class Latents:
+    """The latents of squares and of their mirror images, encoded when they are first drawn."""
+
+    def __init__(self, data: Path, vae: VAE, folder: Path):
+        self.pixels, self.vae = np.load(data / "pixels.npy", mmap_mode="r"), vae.to(memory_format=torch.channels_last)
+        faces, squares, side = self.pixels.shape[:3]
+        shape = (faces, 2 * squares, vae.config.latent_channels, side // vae.factor, side // vae.factor)
+        path = folder / f"latents-{vae.fingerprint[:12]}.npy"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            np.lib.format.open_memmap(path, "w+", np.float16, shape)[:] = np.nan
+        self.latents = np.lib.format.open_memmap(path, "r+")
+
+    @torch.no_grad()
+    def __getitem__(self, pairs: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        """(B, C, h, w) of faces and squares; squares from `squares` on are mirrored."""
+        found = self.latents[pairs]
+        new = np.flatnonzero(np.isnan(found[:, 0, 0, 0]))
+        if len(new):
+            count = self.pixels.shape[1]
+            pixels = np.stack([self.pixels[face, square % count] for face, square in zip(*(part[new] for part in pairs))])
+            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+            mirrored = torch.from_numpy(pairs[1][new] >= count)[:, None, None, None]
+            x = torch.where(mirrored, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
+            found[new] = torch.cat([self.vae.encode(part, sample=False) for part in x.split(16)]).numpy()
+            self.latents[pairs[0][new], pairs[1][new]] = found[new]
+        return torch.from_numpy(found).float()
+
+
+def new_unet() -> UNet:
+    """A UNet whose residual branches begin at zero, as latent diffusion's do."""
+    unet = UNet(UNET)
+    for module in unet.modules():
+        if type(module) in LAST or module is unet:
+            layer = getattr(module, LAST.get(type(module), "conv_out"))
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return unet
+
+
+@torch.no_grad()
+def grow(unet: UNet, old: UNet) -> None:
+    """Give a new UNet the weights of one with fewer layers a block, so that it computes the same.
+
+    The old layers come first on the way down. On the way up the old layers are spread so that each meets the skip that it
+    learnt to read, and an added one passes on what comes from below: its branch is zero, its shortcut drops the skip.
+    """
+    more = unet.config.layers_per_block - old.config.layers_per_block
+    state = old.state_dict()
+    moved = {}
+    for name, weight in state.items():
+        parts = name.split(".")
+        if parts[0] == "up_blocks" and parts[2] in ("resnets", "attentions"):
+            place = int(parts[3])
+            if place:  # the first old layer reads the last skip down there made by downsampling or conv_in stays last
+                parts[3] = str(place + more)
+            else:
+                parts[3] = str(0)
+        moved[".".join(parts)] = weight
+    missing = unet.load_state_dict(moved, strict=False)
+    assert not missing.unexpected_keys, missing.unexpected_keys[:5]
+    for i, block in enumerate(unet.up_blocks):
+        for place in range(1, 1 + more):
+            resnet = block.resnets[place]
+            width = resnet.conv_shortcut.weight.shape[0]
+            resnet.conv_shortcut.weight.zero_()
+            resnet.conv_shortcut.weight[:, :width, 0, 0] = torch.eye(width)
+            resnet.conv_shortcut.bias.zero_()
+
+
+def hidden_states(text_encoder, captions: list[str], cache: dict[str, Tensor]) -> Tensor:
+    """(B, 77, C) of captions, each different one encoded once."""
+    for text in {text for text in captions if text not in cache}:
+        with torch.no_grad():
+            cache[text] = text_encoder(text)[0]
+    return torch.stack([cache[text] for text in captions])
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="squares from prepare.py")
+    add("--vae", type=Path, required=True, help="model folder with the VAE")
+    add("--text_encoder", type=Path, required=True, help="model folder with stage 3's text encoder")
+    add("--scheduler", type=Path, required=True, help="model folder with scheduler/")
+    add("--init", type=Path, help="model folder whose UNet, of as many layers or fewer, to go on from (default: from scratch)")
+    add("--output_dir", type=Path, required=True, help="gets unet/, text_encoder/, tokenizer/ and the state")
+    add("--learning_rate", type=float, default=5e-4, help="(default: 5e-4)")
+    add("--lr_warmup_steps", type=int, default=200, help="(default: 200)")
+    add("--decay_steps", type=int, default=4000, help="over which the learning rate falls to zero (default: 4000)")
+    add("--train_batch_size", type=int, default=64, help="(default: 64)")
+    add("--max_train_steps", type=int, default=32000, help="(default: 32000)")
+    help = "draw a face in proportion to its decade's count to the power of minus this; 70 and older are one (default: 0.5)"
+    add("--age_balance", type=float, default=0.5, help=help)
+    add("--snr_gamma", type=float, default=1.0, help="weigh the steps by min(snr, gamma) / snr (default: 1)")
+    add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX, slower elsewhere")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    vae, text_encoder, schedule = load_vae(args.vae), load_text_encoder(args.text_encoder), load_schedule(args.scheduler)
+    faces = np.load(args.data / "faces.npz")
+    ages, men, races = faces["ages"], faces["men"], faces["races"]
+    chances, latents = chances_of(ages, faces["sources"], args.age_balance), Latents(args.data, vae, args.output_dir)
+    torch.manual_seed(0)
+    unet = new_unet()
+    if args.init:
+        grow(unet, load_unet(args.init))
+    unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    ema, state_path = EMA(unet, 0.9995), args.output_dir / "state.pt"
+    parts = {"unet": unet, "optimizer": optimizer, "ema": ema}
+    start = load_state(state_path, parts)
+
+    saved, average, texts = monotonic(), None, {}
+    progress = tqdm(range(start, args.max_train_steps), initial=start, total=args.max_train_steps, mininterval=20)
+    for step in progress:
+        for group in optimizer.param_groups:
+            falling = (args.max_train_steps - step) / args.decay_steps
+            group["lr"] = args.learning_rate * min(1.0, (step + 1) / args.lr_warmup_steps, falling)
+        rng = np.random.default_rng(step)  # what a step sees depends on its number alone
+        torch.manual_seed(step)
+        rows = rng.choice(len(ages), size=args.train_batch_size, p=chances)
+        x = latents[rows, rng.integers(latents.latents.shape[1], size=len(rows))]
+        captions = [caption(ages[row], men[row], races[row], rng) for row in rows]
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+            hidden = hidden_states(text_encoder, captions, texts)
+            loss = noise_prediction_loss(unet, schedule, x, hidden, snr_gamma=args.snr_gamma)
+        loss.backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(unet)
+        average = loss.item() if average is None else 0.99 * average + 0.01 * loss.item()
+        progress.set_postfix(loss=f"{average:.4f}", refresh=False)
+        if monotonic() - saved > 300 or step + 1 == args.max_train_steps:
+            save_state(state_path, step + 1, parts)
+            ema.copy_to(averaged := UNet(UNET))
+            save_model(averaged, args.output_dir / "unet")
+            save_text_encoder(text_encoder, args.output_dir)
+            saved = monotonic()
+            print(json.dumps({"step": step + 1, "loss": round(average, 5)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""Stage 2: the VAE.
+
+    python weights/recipe/next/vae.py --data squares --held_out held-out --output_dir vae-run --max_train_steps 20000
+
+Steps alternate between crops of 64 pixels out of the squares and whole squares, of which SFace also says how much of the person
+is left. The loss is L1 on a pyramid of three resolutions, twice the L1 of the edges, the L1 of SFace's first activations and,
+of whole squares, one minus the cosine of its embeddings, and a KL term so small that latents stay exact rather than normal.
+With --half_weight, halved latents are to decode to the halved crop: latents as smooth as pictures are easier to diffuse (scale
+equivariance, Skorokhodov et al. 2025; Kouzelis et al. 2025). From step --gan_start a PatchGAN discriminator judges the crops,
+weighed against the reconstruction by their gradients at the last layer (Esser et al. 2021, equation 7; Rombach et al. 2022).
+The learning rate is constant and falls linearly to zero over the last --decay_steps, so that a run can be prolonged.
+State is saved every two minutes; the same command goes on from it.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sface import LEVELS, SFace, aligned
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lida.checkpoints import load_vae, save_model
+from ema import EMA
+from lida.training.state import load_state, save_state
+from lida.nn.vae import VAE, VAEConfig
+
+CROP = 64
+
+
+def new_vae(widths: list[int], latent_channels: int) -> VAE:
+    """A VAE of these widths at 128 pixels, one layer a resolution."""
+    config = {"layers_per_block": 1, "norm_num_groups": 8, "sample_size": 128}
+    return VAE(VAEConfig(block_out_channels=tuple(widths), latent_channels=latent_channels, **config))
+
+
+@torch.no_grad()
+def adopt(vae: VAE, old: VAE) -> None:
+    """Take over another VAE's weights of the same widths; latent channels that it lacks begin at random, unread."""
+    ours, theirs = vae.state_dict(), old.state_dict()
+    c, more = old.config.latent_channels, vae.config.latent_channels
+    for name, weight in theirs.items():
+        if ours[name].shape == weight.shape:
+            ours[name].copy_(weight)
+        elif name.startswith(("encoder.conv_out", "quant_conv")):  # mean and log-variance, one after the other
+            ours[name].mul_(0.1)
+            for k in range(2):
+                rows = ours[name][k * more : k * more + c]
+                if name == "quant_conv.weight":
+                    rows.zero_()
+                    for j in range(2):
+                        rows[:, j * more : j * more + c] = weight[k * c : k * c + c, j * c : j * c + c]
+                else:
+                    rows.copy_(weight[k * c : k * c + c])
+        elif name == "post_quant_conv.weight":
+            ours[name].zero_().diagonal()[c:].fill_(1)
+            ours[name][:c, :c] = weight
+        elif name == "post_quant_conv.bias":
+            ours[name].zero_()[:c] = weight
+        else:  # decoder.conv_in
+            ours[name].mul_(0.1)[:, :c] = weight
+    vae.load_state_dict(ours)
+
+
+class Batches:
+    """Random squares, crops of them and mirrorings; the draw of a step depends on its number alone."""
+
+    def __init__(self, folder: Path):
+        self.pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        self.points = np.load(folder / "points.npy")
+
+    def crops(self, step: int, count: int) -> Tensor:
+        """(count, 3, CROP, CROP) in [-1, 1]."""
+        rng = np.random.default_rng((step, 0))
+        faces, squares = self.pixels.shape[:2]
+        reach = self.pixels.shape[2] - CROP + 1
+        found = []
+        for face, square, x, y in zip(*(rng.integers(n, size=count) for n in (faces, squares, reach, reach))):
+            found.append(self.pixels[face, square, y : y + CROP, x : x + CROP])
+        return self.mirrored(np.stack(found), rng)[0]
+
+    def squares(self, step: int, count: int) -> tuple[Tensor, np.ndarray]:
+        """(count, 3, S, S) in [-1, 1] and the landmarks (count, 5, 2)."""
+        rng = np.random.default_rng((step, 1))
+        rows = [(rng.integers(self.pixels.shape[0]), rng.integers(self.pixels.shape[1])) for _ in range(count)]
+        return self.mirrored(np.stack([self.pixels[row] for row in rows]), rng, np.stack([self.points[row] for row in rows]))
+
+    @staticmethod
+    def mirrored(pixels: np.ndarray, rng: np.random.Generator, points: np.ndarray | None = None) -> tuple:
+        """Half of them left to right; the landmarks too, whose left ones stay the picture's left."""
+        turn = rng.random(len(pixels)) < 0.5
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.where(torch.from_numpy(turn)[:, None, None, None], x.flip(-1), x)
+        if points is not None:
+            flipped = (np.array([pixels.shape[2] - 1, 0]) - points * [1, -1])[:, [1, 0, 2, 4, 3]]
+            points = np.where(turn[:, None, None], flipped, points)
+        return x.contiguous(memory_format=torch.channels_last), points
+
+
+def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+    """L1 of pixels at three resolutions and of their differences along both axes at the first."""
+    edges = sum((torch.diff(x, dim=d) - torch.diff(y, dim=d)).abs().mean() for d in (2, 3))
+    loss = 2 * edges
+    for _ in range(3):
+        loss = loss + (x - y).abs().mean()
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+    return loss
+
+
+def feature_loss(ours: dict, target: dict) -> Tensor:
+    """L1 of SFace's activations at LEVELS, each relative to its own size (Johnson et al. 2016)."""
+    return sum((ours[name] - target[name]).abs().mean() / target[name].abs().mean() for name in LEVELS)
+
+
+def half_loss(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """The reconstruction loss of unscaled latents (B, C, h, w) and pictures (B, 3, H, W), both halved."""
+    return reconstruction_loss(F.avg_pool2d(x, 2), vae.decode(F.avg_pool2d(z, 2) * vae.config.scaling_factor))
+
+
+class Discriminator(nn.Sequential):
+    """PatchGAN (Isola et al. 2017): (B, 3, H, W) -> scores (B, 1, H / 8, W / 8), real high."""
+
+    def __init__(self, width: int = 48):
+        layers, widths = [], [3, width, 2 * width, 4 * width]
+        for a, b in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.GroupNorm(8, b) if a > 3 else nn.Identity(), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor) -> Tensor:
+    """|gradient of the reconstruction| / |gradient of the adversary| at the last layer (Esser et al. 2021, equation 7)."""
+    a, b = (torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial))
+    return (a / (b + 1e-4)).clamp(0, 1e4).detach()
+
+
+@torch.no_grad()
+def measure_scaling_factor(vae: VAE, batches: Batches) -> float:
+    """1 / standard deviation of the unscaled latents of 512 squares."""
+    return float(1 / torch.cat([vae.posterior(batches.squares(step, 32)[0])[0] for step in range(16)]).std())
+
+
+def tensors(pixels: np.ndarray) -> Tensor:
+    """uint8 squares (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def reconstructed(vae: VAE, x: Tensor) -> Tensor:
+    """(N, 3, H, W) through the posterior's mean."""
+    return torch.cat([vae.decode(vae.encode(part, sample=False)) for part in x.split(64)]).clamp(-1, 1)
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """Mean peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    return float((10 * torch.log10(4 / ((x - y) ** 2).mean(dim=(1, 2, 3)))).mean())
+
+
+def laplacian_variance(x: Tensor) -> Tensor:
+    """Sharpness (B,) of pictures: the variance of the grey picture's Laplacian."""
+    kernel = torch.tensor([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]])[None, None]
+    return F.conv2d(x.mean(1, keepdim=True), kernel).var(dim=(1, 2, 3))
+
+
+@torch.no_grad()
+def report(vae: VAE, sface: SFace, folder: Path, count: int = 128) -> dict:
+    """PSNR, SFace's cosine and sharpness of reconstructions of held-out squares, of each dataset."""
+    faces, pixels = np.load(folder / "faces.npz"), np.load(folder / "pixels.npy", mmap_mode="r")
+    points, found = np.load(folder / "points.npy"), {}
+    for source in np.unique(faces["sources"]):
+        rows = np.flatnonzero(faces["sources"] == source)
+        rows = rows[:: max(1, len(rows) // count)]
+        x = tensors(pixels[rows, pixels.shape[1] // 2])
+        y = reconstructed(vae, x)
+        a, b = (torch.cat([sface(aligned(p, q))["identity"] for p, q in zip(t.split(32), np.split(points[rows, pixels.shape[1] // 2], range(32, len(t), 32)))]) for t in (x, y))
+        found[("aaf", "utkface")[source]] = {
+            "psnr": round(psnr(x, y), 2),
+            "sface_cosine": round(float((a * b).sum(-1).mean()), 3),
+            "sharpness": round(float((laplacian_variance(y) / laplacian_variance(x)).median()), 3),
+        }
+    return found
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="squares from prepare.py")
+    add("--held_out", type=Path, help="held-out squares from prepare.py, to report on")
+    add("--init", type=Path, help="model folder whose VAE, of the same widths, to begin from (default: from scratch)")
+    add("--output_dir", type=Path, required=True, help="gets vae/ and the training state")
+    add("--block_out_channels", type=int, nargs="+", default=[24, 48, 96, 128], help="widths (default: 24 48 96 128)")
+    add("--latent_channels", type=int, default=8, help="(default: 8)")
+    add("--learning_rate", type=float, default=5e-4, help="(default: 5e-4)")
+    add("--decay_steps", type=int, default=2000, help="over which the learning rate falls to zero (default: 2000)")
+    add("--train_batch_size", type=int, default=8, help="squares a step, or four times as many crops (default: 8)")
+    add("--max_train_steps", type=int, default=20000, help="(default: 20000)")
+    add("--evaluation_steps", type=int, default=500, help="how often to report (default: 500)")
+    add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX, slower elsewhere")
+    add("--train_part", choices=("all", "decoder"), default="all", help="decoder: latents stay as they are")
+    add("--feature_weight", type=float, default=0.1, help="(default: 0.1)")
+    add("--identity_weight", type=float, default=0.5, help="(default: 0.5)")
+    add("--half_weight", type=float, default=0.0, help="of the halved pairs (default: 0)")
+    add("--gan_start", type=int, help="step from which on the discriminator counts (default: never)")
+    add("--gan_weight", type=float, default=0.5, help="(default: 0.5)")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    torch.manual_seed(0)
+    vae = new_vae(args.block_out_channels, args.latent_channels)
+    if args.init:
+        adopt(vae, load_vae(args.init))
+    vae.train().requires_grad_(args.train_part == "all").to(memory_format=torch.channels_last)
+    for module in (vae.decoder, vae.post_quant_conv):
+        module.requires_grad_(True)
+    discriminator = Discriminator().to(memory_format=torch.channels_last)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    judge = torch.optim.AdamW(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.9), weight_decay=0.0, fused=True)
+    ema, state_path = EMA(vae), args.output_dir / "state.pt"
+    parts = {"vae": vae, "optimizer": optimizer, "ema": ema, "discriminator": discriminator, "judge": judge}
+    start = load_state(state_path, parts)
+    sface, batches = SFace().eval(), Batches(args.data)
+
+    saved, average = monotonic(), {}
+    progress = tqdm(range(start, args.max_train_steps), initial=start, total=args.max_train_steps, mininterval=20)
+    for step in progress:
+        rate = args.learning_rate * min(1.0, (step + 1) / 200, (args.max_train_steps - step) / args.decay_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(step)
+        whole = step % 2 == 1
+        adversarial = args.gan_start is not None and step >= args.gan_start and not whole
+        x, points = batches.squares(step, args.train_batch_size) if whole else (batches.crops(step, 4 * args.train_batch_size), None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+            mean, logvar = (part.float() for part in vae.posterior(x))
+            z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+            y = vae.decode(z * vae.config.scaling_factor).float()
+            halved = half_loss(vae, x, z) if args.half_weight and not whole else 0.0
+        terms = {"l1": reconstruction_loss(x, y)}
+        if whole:
+            ours = sface(aligned(y, points))
+            with torch.no_grad():
+                target = sface(aligned(x, points))
+            terms["identity"] = 1 - (ours["identity"] * target["identity"]).sum(-1).mean()
+            terms["features"] = feature_loss(ours, target)
+        loss = terms["l1"] + args.half_weight * halved
+        loss = loss + args.identity_weight * terms.get("identity", 0) + args.feature_weight * terms.get("features", 0)
+        if adversarial:
+            terms["adversarial"] = -discriminator(y).mean()
+            weight = adaptive_weight(terms["l1"], terms["adversarial"], vae.decoder.conv_out.weight)
+            loss = loss + args.gan_weight * weight * terms["adversarial"]
+        latents = mean[0].numel()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean() * latents
+        (loss + 1e-6 * kl).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(vae)
+        if adversarial:
+            discriminator.zero_grad(set_to_none=True)
+            real, fake = discriminator(x), discriminator(y.detach())
+            terms["judge"] = F.relu(1 - real).mean() + F.relu(1 + fake).mean()  # the hinge loss (Lim and Ye 2017)
+            terms["judge"].backward()
+            judge.step()
+            judge.zero_grad(set_to_none=True)
+        for name, value in terms.items():
+            average[name] = 0.98 * average.get(name, value.item()) + 0.02 * value.item()
+        progress.set_postfix({name: f"{value:.3f}" for name, value in average.items()}, refresh=False)
+        done = step + 1
+        if monotonic() - saved > 120 or done == args.max_train_steps:
+            save_state(state_path, done, parts)
+            saved = monotonic()
+        if args.held_out and (done % args.evaluation_steps == 0 or done == args.max_train_steps):
+            averaged = new_vae(args.block_out_channels, args.latent_channels)
+            ema.copy_to(averaged)
+            print(json.dumps({"step": done, **report(averaged.eval(), sface, args.held_out)}), flush=True)
+
+    ema.copy_to(vae)
+    vae.eval()
+    if args.train_part == "all":
+        vae.config = replace(vae.config, scaling_factor=measure_scaling_factor(vae, batches))
+    save_model(vae, args.output_dir / "vae")
+
+
+if __name__ == "__main__":
+    main()

@@ -177,12 +177,12 @@ def test_the_text_encoder_is_changed_too(sd, pipe, tmp_path):
     assert torch.equal(sd.text_encoder("a man"), before)
 
 
-def test_a_thousand_changes_leave_the_base_as_it_was(sd):
+def test_many_changes_leave_the_base_as_it_was(sd):
     base = {name: tensor.clone() for name, tensor in sd.unet.state_dict().items()}
     for k, (adapter, _) in enumerate(pair(sd)):
         sd.load_adapter(f"{k}", adapter)
     generator = torch.Generator().manual_seed(0)
-    for number in range(1000):
+    for number in range(200):
         names = [f"{k}" for k in range(3) if (number >> k) & 1]
         sd.set_adapters(names, torch.randn(len(names), generator=generator).tolist())
     assert not all(torch.equal(tensor, base[name]) for name, tensor in sd.unet.state_dict().items())

@@ -1,8 +1,8 @@
 """An adapter as data: module path -> (down, up, alpha), and what can be done with it without running a model.
 
-`files` reads and writes the spellings of diffusers, peft and kohya (`dialects`, `peft_config`). `merging` has the rules by which
-several adapters change one weight, `merger` applies them to a model. `combination` makes one adapter of several, exactly.
-`comparison` shows where two change the same. The command line is `python -m lida.adapters`.
+`files` reads and writes the formats of diffusers, peft and kohya; `dialects` and `peft_config` have their spellings. `merging` has
+the rules by which several adapters change one weight, and `merger` applies them to a model. `combination` makes one adapter of
+several, exactly. `comparison` shows where two change the same weights. The command line is `python -m lida.adapters`.
 """
 
 from .adapter import Adapter, check_fits, random_adapter

@@ -40,11 +40,12 @@ def parse_args() -> argparse.Namespace:
     fusing.add_argument("model", help="model folder, .safetensors file or hub id")
     for command in (combining, fusing):
         command.add_argument("adapters", nargs="+", metavar="PATH=WEIGHT", help="an adapter and its weight")
-    for command, what in ((convert, "file or folder"), (combining, "file or folder"), (comparing, "folder"), (fusing, "new folder")):
+    outputs = {convert: "file or folder", combining: "file or folder", comparing: "folder", fusing: "new folder"}
+    for command, what in outputs.items():
         command.add_argument("-o", "--output", type=Path, required=True, help=f"{what} to write")
     for command in (convert, combining):
         command.add_argument("--format", choices=FORMATS, default="diffusers", help="(default: diffusers)")
-    combining.add_argument("--rank", type=arguments.positive_int, help="truncate to this rank by SVD (default: keep the exact sum)")
+    combining.add_argument("--rank", type=arguments.positive_int, help="truncate to this rank (default: the exact sum's)")
     return parser.parse_args()
 
 

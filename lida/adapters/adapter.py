@@ -15,7 +15,7 @@ from .dialects import TEXT
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank changes by module path, the UNet's or, behind `text_encoder.`, the text encoder's; and metadata in JSON's types."""
+    """Low-rank changes by module path, and metadata in JSON's types. The text encoder's paths begin with `text_encoder.`."""
 
     layers: dict[str, LowRank]
     metadata: dict = field(default_factory=dict)

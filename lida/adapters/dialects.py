@@ -49,7 +49,7 @@ Layers = Mapping[str, LowRank]
 
 
 def block_of(path: str) -> str:
-    """Return the part of the model that a layer belongs to: down, mid, up, text, or ends for the UNet's first and last layers."""
+    """Return the part of the model that a layer belongs to: down, mid, up, text, or ends (the UNet's first and last layers)."""
     if path.startswith(TEXT):
         return "text"
     match = re.match(r"(down|mid|up)_block", path)

@@ -83,7 +83,7 @@ def load_adapter(source: str | Path, sd=None) -> Adapter:
 def files_of(path: Path) -> list[Path]:
     """Return the safetensors files of an adapter: the path itself, or those of a folder.
 
-    Deeper than unet/ and text_encoder/ is nothing looked for: a trainer's checkpoints lie there.
+    Of its subfolders only unet/ and text_encoder/ count: a trainer's checkpoints lie in others.
     """
     if not path.exists():
         raise InputError(f"{path}: no such adapter; give a .safetensors file, or a folder with {FILE_NAME}")
@@ -96,7 +96,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_file(path: Path) -> tuple[dict[str, LowRank], dict]:
-    """Return a file's layers and lida's metadata. Beside a file with peft's name stands its config."""
+    """Return a file's layers and lida's metadata. A file with peft's name has its config beside it."""
     tensors, header = read_tensors(path), read_header(path)
     refuse_foreign(tensors, str(path))
     metadata = parse_json(header.get("lida", "{}"), f"{path}: lida's metadata")
@@ -106,14 +106,14 @@ def read_file(path: Path) -> tuple[dict[str, LowRank], dict]:
     if path.name == PEFT_FILES[0] and beside.exists():
         configs = dict.fromkeys(COMPONENTS, read_config(read_json(beside), str(beside)))
     elif any(name.startswith("base_model.model.") for name in tensors):
-        raise InputError(f"{path}: alpha stands in peft's {PEFT_FILES[1]}; give the folder that has both")
+        raise InputError(f"{path}: its alpha is in peft's {PEFT_FILES[1]}; give the folder that has both files")
     else:
         configs = read_header_configs(header.get("lora_adapter_metadata", "{}"), f"{path}: lora_adapter_metadata")
     return parse(tensors, configs, str(path)), metadata
 
 
 def read_header_configs(text: str, where: str) -> dict[str, PeftConfig]:
-    """Return peft's config of each component from diffusers' header, where the component stands before each field."""
+    """Return peft's config of each component from diffusers' header, whose fields are `unet.r` and the like."""
     value, configs = parse_json(text, where), {}
     if not isinstance(value, dict):
         raise InputError(f"{where}: is not an object; fetch it again")

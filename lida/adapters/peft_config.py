@@ -61,6 +61,8 @@ def read_config(value: Any, where: str) -> PeftConfig:
         raise InputError(f"{where}: peft_type is {kind!r:.60}; lida applies plain LoRA")
     if start not in PLAIN_INITS:
         raise InputError(f"{where}: init_lora_weights {start!r:.60} changes the base too; convert it with peft to plain LoRA")
+    if value and "lora_alpha" not in value:
+        raise InputError(f"{where}: lora_alpha is missing, which decides the adapter's strength; fetch it again")
     known = {f.name for f in fields(PeftConfig)}
     for name in sorted(value.keys() - known - NO_EFFECT - {"init_lora_weights"}):
         if value[name] not in (None, False, "none", [], {}):

@@ -33,10 +33,10 @@ SAYS = {
 def imports() -> Counter:
     """Count the imports from room to room: (importing, imported) -> number of import statements.
 
-    A __main__.py is a script: it stands above the rooms.
+    A __main__.py and lida/scripts are scripts: they stand above the rooms.
     """
     found: Counter = Counter()
-    for path in (path for path in PACKAGE.glob("*/*.py") if path.name != "__main__.py"):
+    for path in (path for path in PACKAGE.glob("*/*.py") if path.parent.name in SAYS and path.name != "__main__.py"):
         room = path.parent.name
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:

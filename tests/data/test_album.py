@@ -4,14 +4,15 @@ import json
 import os
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, noise_image
+from conftest import ROOT, box_mask, noise_image
 from PIL import Image, ImageFilter
 
 import lida
-from lida.data.album import Framing, by_networks, choose_portraits, main, person_in
+from lida.data.album import Framing, by_networks, choose_portraits, framed, main, person_in
 from lida.data.folder import read_examples
 from lida.doors.pictures import open_image
 from lida.photos.ages import AgeEstimator
@@ -153,6 +154,27 @@ def test_squares_beyond_their_photographs_are_reported_or_left_out(tmp_path, com
     assert not any("reach beyond" in str(warning.message) for warning in warned)
     assert "left out: near.png: " in out and "of the square lies beyond the photograph; --max_padding is 0.1" in out
     assert "far.png" not in out
+
+
+def test_the_square_about_a_mask_stays_in_the_photograph_where_it_fits():
+    image, mask = noise_image(100, 80), box_mask(100, 80, (0, 10, 40, 50))
+    portrait = framed(Path("a.png"), image, mask, Framing(60, 1.5, 20))
+    assert portrait.padded == 0 and portrait.enlarged == 1 and portrait.square.size == (60, 60)
+    assert np.array_equal(np.asarray(portrait.square), np.asarray(image.crop((0, 0, 60, 60))))
+    assert np.array_equal(np.asarray(portrait.mask), np.asarray(mask.crop((0, 0, 60, 60))))
+    with pytest.raises(lida.InputError, match="the face is too small, 40 pixels wide; --min_face is 50"):
+        framed(Path("a.png"), image, mask, Framing(60))
+
+
+def test_a_small_face_in_the_background_leaves_no_photograph_out(tmp_path):
+    page = noise_image(700, 500, 1)
+    page.paste(enlarged(WEIGHTS / "demo" / "person-a.png"), (300, 100))
+    page.paste(enlarged(WEIGHTS / "demo" / "person-b.png").resize((60, 60)), (40, 60))
+    page.save(tmp_path / "a.png")
+    networks = FaceNetworks()
+    assert len(networks.find(page)) == 2
+    (portrait,) = by_networks(networks, Framing(64), tmp_path / "a.png")
+    assert portrait.vector @ networks.embed(enlarged(WEIGHTS / "demo" / "person-a.png")) > 0.6
 
 
 def test_a_blurred_face_is_not_called_somebody_else(photos, tmp_path):

@@ -139,9 +139,8 @@ FAULTS = {
 @pytest.fixture
 def broken(tmp_path):
     """A folder with a picture for each fault, and a file outside of it."""
-    folder = fill(
-        tmp_path / "data", {name: A for name in ("a.png", "k.png", "l.png", "m.png", "n.png", "p.png", "x/a.png", "half.jpg", "half.png")}
-    )
+    names = ("a.png", "k.png", "l.png", "m.png", "n.png", "p.png", "x/a.png", "half.jpg", "half.png")
+    folder = fill(tmp_path / "data", {name: A for name in names})
     fill(tmp_path, {"elsewhere/outside.png": A, "outside.png": A})
     for name in ("half.jpg", "half.png"):
         (folder / name).write_bytes((folder / name).read_bytes()[:-900])

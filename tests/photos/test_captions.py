@@ -57,7 +57,8 @@ def test_the_first_adapter_with_a_template_says_how_ages_are_written():
 
 
 @pytest.mark.parametrize(
-    "recorded", [{"template": 3}, {"ages": [2]}, {"ages": "2"}, {"ages": [0, 1e9]}, {"ages": [0, 10**9]}, {"ages": [9, 2]}, {"old": -1}]
+    "recorded",
+    [{"template": 3}, {"ages": [2]}, {"ages": "2"}, {"ages": [0, 1e9]}, {"ages": [0, 10**9]}, {"ages": [9, 2]}, {"old": -1}],
 )
 def test_what_an_adapter_records_is_checked(recorded):
     with pytest.raises(InputError, match="^x: "):

@@ -24,6 +24,7 @@ def test_upsampling_by_repeating_equals_upsampling(size):
 
 
 @pytest.mark.full
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch.compile imports what torch itself deprecates
 @pytest.mark.skipif(compiler() is None, reason="torch.compile wants a C++ compiler on the CPU")
 def test_compiled_gradients_are_the_gradients():
     """In bf16 with autocast, as training has it, of every layer that trains; bf16 keeps 8 bits, and sums in another order."""

@@ -5,7 +5,7 @@ BIN = .venv/bin
 NUMERICAL = tests/nn tests/diffusion tests/adapters tests/checkpoints tests/kernels tests/aging
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-avx2 test-full check-weights clean
+.PHONY: demo test test-avx2 test-full lint api check-weights clean
 
 demo: .venv/ready
 	$(BIN)/python infer.py
@@ -22,6 +22,20 @@ test-avx2: .venv/ready
 test-full: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4
 	$(PYTEST) -m full -v
+
+# Style and types, by tools in an environment of their own beside the project's
+lint: .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# A page for each room of the library, made from its docstrings, in docs/api
+api: .venv/lint
+	$(BIN)/pdoc --output-directory docs/api --docformat google lida !lida.scripts
+
+.venv/lint: .venv/ready
+	$(BIN)/python -m pip install --quiet ruff==0.17.6 mypy==2.4.1 pdoc==16.0.0
+	touch $@
 
 # Adapters, pictures and tables were made with the base that ships.
 check-weights: .venv/ready

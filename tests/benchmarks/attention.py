@@ -13,11 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import torch  # noqa: E402
+import torch
 
-from lida.doors.errors import run  # noqa: E402
-from lida.kernels import ATTENTION  # noqa: E402
-from lida.kernels.amx import require_amx  # noqa: E402
+from lida.doors.errors import run
+from lida.kernels import ATTENTION
+from lida.kernels.amx import require_amx
 
 SHAPES = [(4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (4096, 77, 40)]  # queries, keys, d; 8 heads
 KERNELS = ("amx", "sdpa")

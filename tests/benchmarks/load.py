@@ -6,18 +6,17 @@ Growth is of the resident size, from before loading to the highest through one f
 corner, so that activations weigh little); time runs from before loading to the end of the UNet's first forward.
 """
 
-import argparse
 import json
+import statistics
 import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
+import torch
+from comparison import ROOT, Row, command
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -57,7 +56,7 @@ class Peak:
 
 
 @torch.no_grad()
-def measure(library: str, folder: Path, dtype: torch.dtype) -> dict:
+def measure_one(library: str, folder: Path, dtype: torch.dtype) -> dict:
     """Load, and run each part once."""
     if library == "lida":
         import lida
@@ -85,27 +84,28 @@ def measure(library: str, folder: Path, dtype: torch.dtype) -> dict:
     return {"growth_gb": growth / 1e9, "growth_over_weights": growth / weights, "seconds_to_first_forward": seconds}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def flags(parser) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the random model lies, or goes")
-    parser.add_argument("--repeat", type=int, default=3, help="the fastest of so many runs counts (default: 3)")
-    parser.add_argument("--one", nargs=2, metavar=("LIBRARY", "DTYPE"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(args.one[0], args.folder, DTYPES[args.one[1]])))
-        return
+    parser.add_argument("--one", nargs=2, metavar=("LIBRARY", "DTYPE"), help="measure one of them, and print it as JSON")
+
+
+def measure(args: Namespace) -> list[Row]:
     make_model(args.folder)
+    if args.one:
+        print(json.dumps(measure_one(args.one[0], args.folder, DTYPES[args.one[1]])))
+        raise SystemExit
+    rows = []
     for dtype in DTYPES:
-        best = {}
-        for library in ("lida", "diffusers") * args.repeat:
-            command = [sys.executable, __file__, "--folder", args.folder, "--one", library, dtype]
+        found: dict[str, list[dict]] = {"lida": [], "diffusers": []}
+        for library in [*found] * (args.pairs + 1):
+            command = [sys.executable, __file__, "--folder", str(args.folder), "--one", library, dtype]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            run = json.loads(output.splitlines()[-1])
-            best[library] = {name: min(value, best.get(library, run)[name]) for name, value in run.items()}
-        print(f"\n{dtype:<28}{'lida':>10}{'diffusers':>12}{'ratio':>8}")
-        for name, value in best["lida"].items():
-            print(f"{name:<28}{value:>10.2f}{best['diffusers'][name]:>12.2f}{value / best['diffusers'][name]:>8.2f}")
+            found[library].append(json.loads(output.splitlines()[-1]))
+        for name in found["lida"][0]:  # the first of each fills the file cache
+            ours, theirs = (statistics.median(run[name] for run in runs[1:]) for runs in found.values())
+            rows.append(Row(f"{name.replace('_', ' ')}, {dtype}", ours, theirs, "s" if "seconds" in name else ""))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure, flags)

@@ -3,35 +3,33 @@
     python tests/benchmarks/row.py
 
 lida: one batch of five prompts, 20 steps of DPM-Solver++. The peer: StableDiffusionInpaintPipeline with the Age-LoRA through
-peft, 50 steps of DDIM for each age. Both repaint the same square at the same strength and guidance; times are the fastest of
-the runs, by turns; ages are read by the shipped estimator from pictures of several seeds.
+peft, 50 steps of DDIM for each age. Both repaint the same square at the same strength and guidance; times are medians of
+runs by turns; ages are read by the shipped estimator from pictures of several seeds.
 """
 
-import argparse
-import time
-from pathlib import Path
+from argparse import Namespace
 
 import diffusers
 import numpy as np
 import torch
+from comparison import WEIGHTS, Row, by_turns, command
 from PIL import Image
 
 import lida
 from lida.photos.ages import AgeEstimator
 from lida.photos.captions import DEFAULT_TEMPLATE, caption
 
-WEIGHTS = Path(__file__).parents[2] / "weights"
 AGES = (10, 25, 40, 55, 70)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--strength", type=float, default=0.6, help="(default: 0.6)")
-    parser.add_argument("--guidance_scale", type=float, default=3.0, help="(default: 3)")
-    parser.add_argument("--seeds", type=int, default=12, help="pictures an age (default: 12)")
-    parser.add_argument("--rounds", type=int, default=4, help="timed rows of each (default: 4)")
-    args = parser.parse_args()
+def flags(parser) -> None:
+    add = parser.add_argument
+    add("--strength", type=float, default=0.6, help="(default: 0.6)")
+    add("--guidance_scale", type=float, default=3.0, help="(default: 3)")
+    add("--seeds", type=int, default=12, help="pictures an age (default: 12)")
 
+
+def measure(args: Namespace) -> list[Row]:
     sd = lida.StableDiffusion.load(WEIGHTS / "lida-tiny")
     sd.load_adapter("age", WEIGHTS / "age.safetensors")
     sd.set_adapters(["age"], [1.0])
@@ -50,25 +48,19 @@ def main():
 
     def theirs(seed: int) -> list[Image.Image]:
         options = {"strength": args.strength, "guidance_scale": args.guidance_scale, "num_inference_steps": 50}
-        options |= {"image": photo, "mask_image": mask, "height": 96, "width": 96}
+        options |= {"image": photo, "mask_image": mask, "height": sd.resolution, "width": sd.resolution}
         runs = (pipe(prompt, generator=torch.Generator().manual_seed(seed), **options).images[0] for prompt in prompts)
         return [Image.composite(picture, photo, mask) for picture in runs]
 
-    seconds: dict = {ours: [], theirs: []}
-    for _ in range(args.rounds + 1):
-        for run, kept in seconds.items():
-            start = time.perf_counter()
-            run(0)
-            kept.append(time.perf_counter() - start)
-    a, b = (min(kept) for kept in seconds.values())
-    print(f"a row of {len(AGES)} ages: lida {a:.2f} s, diffusers + peft {b:.2f} s, ratio {a / b:.2f}")
+    seconds = by_turns([lambda: ours(0), lambda: theirs(0)], args.pairs)
     estimator = AgeEstimator(WEIGHTS / "age-estimator")
-    read = {run: np.mean([estimator(run(seed)) for seed in range(args.seeds)], axis=0) for run in seconds}
+    read = {run: np.mean([estimator(run(seed)) for seed in range(args.seeds)], axis=0) for run in (ours, theirs)}
     print("asked for      ", *(f"{age:6d}" for age in AGES))
     print("lida           ", *(f"{age:6.1f}" for age in read[ours]))
     print("diffusers, peft", *(f"{age:6.1f}" for age in read[theirs]))
     print(f"largest difference: {np.abs(read[ours] - read[theirs]).max():.1f} years")
+    return [Row(f"a row of {len(AGES)} ages on lida-tiny", *seconds)]
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure, flags)

@@ -7,24 +7,25 @@ its base is then no longer bit for bit what it was: the largest change is shown.
 """
 
 import statistics
+from argparse import Namespace
 from time import perf_counter
 
 import diffusers
 import torch
+from comparison import Row, command
 from peft import LoraConfig
 
 import lida
-from lida.diffusion.schedule import NoiseSchedule
 from lida.checkpoints.single_file import SCHEDULE
+from lida.diffusion.schedule import NoiseSchedule
 from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
-from lida.aging.stable_diffusion import StableDiffusion
 from lida.nn.unet import UNet, UNetConfig
 
 TARGETS = CROSS_ATTENTION + SELF_ATTENTION
 
 
 @torch.no_grad()
-def main():
+def measure(args: Namespace) -> list[Row]:
     theirs = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
     with torch.device("meta"):
         unet = UNet(UNetConfig(sample_size=64, cross_attention_dim=768))
@@ -35,10 +36,10 @@ def main():
     for path, module in theirs.named_modules():
         if hasattr(module, "lora_A"):
             layers[path] = LowRank(module.lora_A["a"].weight.detach(), module.lora_B["a"].weight.detach(), 8.0)
-    sd = StableDiffusion(unet, None, None, NoiseSchedule.from_config(SCHEDULE))
+    sd = lida.StableDiffusion(unet, None, None, NoiseSchedule.from_config(SCHEDULE))
     sd.load_adapter("a", lida.Adapter(layers))
     times: dict[str, list[float]] = {"lida": [], "diffusers + peft": []}
-    for number in range(6):
+    for number in range(args.pairs + 1):
         start = perf_counter()
         sd.set_adapters(["a"], [0.1 * number])
         times["lida"].append(perf_counter() - start)
@@ -56,8 +57,8 @@ def main():
     for name, kept in times.items():
         print(f"{name:18} first {kept[0]:.2f} s, then {statistics.median(kept[1:]):.2f} s; base changed by {changed[name]:.1e}")
     ours, other = (statistics.median(kept[1:]) for kept in times.values())
-    print(f"ratio {ours / other:.2f}, {len(layers)} layers")
+    return [Row(f"switching the weight of an adapter of {len(layers)} layers", ours, other)]
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure)

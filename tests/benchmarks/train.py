@@ -8,7 +8,6 @@ that script has it. train_lora.py keeps latents and texts (--cache_latents), who
 after the first step, memory is the most that the process held.
 """
 
-import argparse
 import json
 import re
 import resource
@@ -17,14 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
 import torch
+from comparison import ROOT, Row, command
 from load import make_model
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
 PICTURES = 4
 
 
@@ -38,7 +38,7 @@ def write_pictures(folder: Path, count: int, size: int) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
-def peer(args: argparse.Namespace, data: Path) -> None:
+def peer(args: Namespace, data: Path) -> None:
     """The peer's loop; prints seconds a step and the most memory."""
     import datasets
     import diffusers
@@ -85,14 +85,12 @@ def peer(args: argparse.Namespace, data: Path) -> None:
         loss.item()
         seconds.append(time.perf_counter() - start)
     memory = (
-        torch.cuda.max_memory_allocated()
-        if args.device == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     print(json.dumps({"seconds": seconds, "memory": memory / 1e9}))
 
 
-def ours(args: argparse.Namespace, data: Path, output: Path) -> tuple[list[str], dict]:
+def ours(args: Namespace, data: Path, output: Path) -> tuple[list[str], dict]:
     """The command line of train_lora.py, and what it measured of itself."""
     command = [
         sys.executable,
@@ -118,38 +116,39 @@ def ours(args: argparse.Namespace, data: Path, output: Path) -> tuple[list[str],
     return command, {"seconds": seconds, "memory": memory, "before": time.perf_counter() - start - sum(seconds)}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of the model at full size, 4 GB")
-    parser.add_argument("--steps", type=int, default=5, help="of each, the first not counted (default: 5)")
-    parser.add_argument("--resolution", type=int, default=512, help="(default: 512)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="(default: bfloat16)")
-    parser.add_argument("--device", default="cpu", help="(default: cpu)")
-    parser.add_argument("--compile", action="store_true", help="of train_lora.py; diffusers' script has no such flag")
-    parser.add_argument("--uncached", action="store_true", help="let train_lora.py encode pictures at each step, too")
-    parser.add_argument("--attention", help="of train_lora.py (default: what it takes by itself)")
-    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def flags(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--folder", type=Path, required=True, help="of the model at full size, 4 GB")
+    add("--resolution", type=int, default=512, help="(default: 512)")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="(default: bfloat16)")
+    add("--compile", action="store_true", help="of train_lora.py; diffusers' script has no such flag")
+    add("--uncached", action="store_true", help="let train_lora.py encode pictures at each step, too")
+    add("--attention", help="of train_lora.py (default: what it takes by itself)")
+    add("--peer", type=Path, help="run the peer's loop alone on this data, and print it as JSON")
+
+
+def measure(args: Namespace) -> list[Row]:
+    args.steps = args.pairs + 1  # the first is not counted
     if args.peer:
         peer(args, args.peer)
-        return
+        raise SystemExit
     make_model(args.folder)
     with tempfile.TemporaryDirectory() as place:
         data = Path(place, "data")
         write_pictures(data, PICTURES, args.resolution)
-        other = [sys.executable, __file__, "--peer", str(data), "--folder", str(args.folder), "--steps", str(args.steps)]
+        other = [sys.executable, __file__, "--peer", str(data), "--folder", str(args.folder), "--pairs", str(args.pairs)]
         other += ["--dtype", args.dtype, "--device", args.device]
         done = subprocess.run(other, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr)
         theirs = json.loads(done.stdout.splitlines()[-1])
-        command, mine = ours(args, data, Path(place, "out"))
-    print("peer: ", " ".join(other), "\nlida: ", " ".join(command))
-    a, b = (statistics.median(found["seconds"][1:]) for found in (mine, theirs))
-    print(f"seconds a step of 1 picture: lida {a:.2f}, diffusers + accelerate + peft {b:.2f}: {b / a:.2f} times the rate")
-    print(f"memory: lida {mine['memory']:.1f} GB, the peer {theirs['memory']:.1f} GB: {mine['memory'] / theirs['memory']:.2f}")
+        arguments, mine = ours(args, data, Path(place, "out"))
+    print("peer: ", " ".join(other), "\nlida: ", " ".join(arguments))
     print(f"before lida's first step, loading and keeping latents and texts: {mine['before']:.0f} s")
+    a, b = (statistics.median(found["seconds"][1:]) for found in (mine, theirs))
+    what = f"a training step of 1 picture, {args.resolution} px, {args.dtype}"
+    return [Row(what, a, b), Row("memory of the same", mine["memory"], theirs["memory"], "GB")]
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure, flags)

@@ -29,6 +29,7 @@ from .folder import CAPTIONING, MASKS, METADATA, read_examples
 from .overview import write_overview
 
 NAME = re.compile(r"([0-9]{5})A([0-9]{2})\.jpg")
+LONGEST = 100_000  # characters read of a file of landmarks
 CONTEXT = 1.5  # side of a square, in lengths of the face's mask, as age_face cuts it
 
 
@@ -87,7 +88,8 @@ def read_landmarks(folder: str | Path, face: AgedFace) -> np.ndarray:
     """Return the 49 landmarks (49, 2) of a face in pixels: brows 0-9, nose 10-18, eyes 19-30, mouth 31-48."""
     path = regular_file(Path(folder, "key points", f"{face.path.stem}.txt"), "file of landmarks")
     try:
-        landmarks = np.loadtxt(path, ndmin=2, max_rows=50)
+        with open(path, encoding="utf-8") as file:
+            landmarks = np.array([line.split() for line in file.read(LONGEST).splitlines() if line.strip()], dtype=float)
         face_frame(landmarks)
         if len(landmarks) != 49 or not np.abs(landmarks).max() < 1e5:  # false for NaN
             raise ValueError("they are not 49 places in a picture")

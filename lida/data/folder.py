@@ -67,13 +67,7 @@ def read_examples(
         raise InputError(f"{folder}: no such folder; give one with pictures and a {METADATA}")
     names = [f"{image_column}_file_name", image_column] + ["file_name"] * (image_column == "image")
     lines = list(lines_of(folder, "" if caption_column is None else caption))
-
-    def check(line: Line) -> Example | InputError:
-        try:
-            return example_of(folder, line, names, caption_column, smallest)
-        except InputError as error:
-            return error
-
+    check = partial(example_of, folder, names, caption_column, smallest)
     with ThreadPoolExecutor() as pool:
         checked = list(tqdm(pool.map(check, lines), total=len(lines), desc="checking pictures", unit="picture", disable=None))
     examples = [found for found in checked if isinstance(found, Example)]
@@ -120,24 +114,19 @@ def lines_of(folder: Path, caption: str | None) -> Iterator[Line]:
     """Yield the lines of all metadata in the folder, unread; without any metadata, a line for each picture."""
     files = sorted(folder.rglob(METADATA))
     for path in files:
-        try:
-            file = open(inside(folder, path), "rb")
-        except InputError:
-            yield str(path), path.parent, partial(inside, folder, path)  # raises it again, among the other faults
-            continue
-        with file:
+        with open(inside(folder, path), "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip(b"\xef\xbb\xbf \t\r\n"):  # with the byte-order mark of UTF-8
-                    yield f"{path}:{number}", path.parent, partial(json_row, line, f"{path}:{number}")
+                    yield f"{path}:{number}", path.parent, partial(json_row, line)
     for path in pictures_below(folder) if not files else ():
         yield str(path), folder, partial(text_row, folder, path, caption)
 
 
-def json_row(line: bytes, where: str) -> Row:
+def json_row(line: bytes) -> Row:
     """Return the columns of a line of metadata."""
-    row = parse_json(line, where, LONGEST)
+    row = parse_json(line, "the line", LONGEST)
     if not isinstance(row, dict):
-        raise InputError(f"{where}: {repr(row)[:80]} is not an object; make it {LINE}")
+        raise InputError(f"{repr(row)[:80]} is not an object; make it {LINE}")
     return row
 
 
@@ -145,7 +134,7 @@ def text_row(folder: Path, path: Path, caption: str | None) -> Row:
     """Return the columns of a picture without metadata, whose caption is `caption` or in the .txt beside it."""
     file = path.with_suffix(".txt")
     if caption is None and not os.path.lexists(file):
-        raise InputError(f"{path}: has no caption, neither in a {METADATA} nor in {file.name}; write one of them")
+        raise InputError(f"it has no caption, neither in a {METADATA} nor in {file.name}; write one of them")
     if caption is None:
         if inside(folder, file).stat().st_size > LONGEST:
             raise InputError(f"{file}: is longer than {LONGEST} bytes, too long for a caption; shorten it")
@@ -156,11 +145,13 @@ def text_row(folder: Path, path: Path, caption: str | None) -> Row:
     return {"file_name": str(path.relative_to(folder)), "text": caption}
 
 
-def example_of(folder: Path, line: Line, columns: Sequence[str], caption_column: str | None, smallest: int) -> Example:
-    """Return the example of a line; raises InputError for the first fault of the line, its picture or its mask."""
+def example_of(
+    folder: Path, columns: Sequence[str], caption_column: str | None, smallest: int, line: Line
+) -> Example | InputError:
+    """Return the example of a line, or the first fault of the line, its picture or its mask."""
     where, base, read = line
-    row = read()
     try:
+        row = read()
         name = next((row[column] for column in columns if column in row), None)
         if not isinstance(name, str):
             raise InputError(f"{str(row)[:80]} names no picture as {columns[-1]!r}; add it, or give --image_column")
@@ -178,7 +169,7 @@ def example_of(folder: Path, line: Line, columns: Sequence[str], caption_column:
             open_mask(inside(folder, mask), size)
         return Example(path, text, size, mask if os.path.lexists(mask) else None, row)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        return InputError(f"{where}: {error}")
 
 
 def inside(folder: Path, path: Path) -> Path:

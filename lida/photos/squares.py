@@ -112,18 +112,24 @@ def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
     return painted
 
 
-def sheet(images: Sequence[Image.Image], labels: Sequence[str], height: int = 320) -> Image.Image:
-    """Return the pictures in a row at one height, each above its label."""
-    font = ImageFont.load_default(size=20)
+def sheet(
+    images: Sequence[Image.Image], labels: Sequence[str], height: int = 320, columns: int | None = None, size: int = 20
+) -> Image.Image:
+    """Return the pictures at one height, each above its label in letters of `size`, in rows of `columns` (None: one row)."""
+    font, gap, columns = ImageFont.load_default(size), 8, columns or len(images)
+    strip = round(1.7 * size) * max(label.count("\n") + 1 for label in labels)
     scaled = [i.resize((round(i.width * height / i.height), height), Image.Resampling.BICUBIC) for i in images]
-    gap, strip = 8, 34
-    row = Image.new("RGB", (sum(i.width + gap for i in scaled) + gap, height + gap + strip), "white")
-    draw, x = ImageDraw.Draw(row), gap
-    for image, label in zip(scaled, labels, strict=True):
-        row.paste(image, (x, gap))
-        draw.text((x + image.width / 2, gap + height + strip / 2), label, fill="black", font=font, anchor="mm")
-        x += image.width + gap
-    return row
+    rows = [list(zip(scaled, labels, strict=True))[start : start + columns] for start in range(0, len(images), columns)]
+    width = max(sum(image.width + gap for image, _ in row) for row in rows) + gap
+    page = Image.new("RGB", (width, len(rows) * (height + gap + strip)), "white")
+    draw = ImageDraw.Draw(page)
+    for number, row in enumerate(rows):
+        x, y = gap, number * (height + gap + strip) + gap
+        for image, label in row:
+            page.paste(image, (x, y))
+            draw.text((x + image.width / 2, y + height + strip / 2), label, fill="black", font=font, anchor="mm")
+            x += image.width + gap
+    return page
 
 
 def film(pictures: Sequence[Image.Image], path: Path, between: int = 6) -> None:

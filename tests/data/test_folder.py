@@ -89,7 +89,7 @@ def test_texts_beside_the_pictures_are_captions(tmp_path):
     ]
     (folder / "x" / "b.txt").write_bytes(b"\xff\xfe")
     (folder / "a.txt").unlink()
-    with pytest.raises(lida.InputError, match="a.png: has no caption(?s:.*)b.txt: is not UTF-8"):
+    with pytest.raises(lida.InputError, match="a.png: it has no caption(?s:.*)b.txt: is not UTF-8"):
         read_examples(folder)
 
 
@@ -179,9 +179,9 @@ def test_a_picture_named_twice_is_a_fault_of_both_lines(broken):
     [
         ({}, "names no pictures"),
         ({"metadata.jsonl": "\n"}, "names no pictures"),
-        ({"a.png": A, "metadata.csv": "file_name,text\na.png,x\n"}, "a.png: has no caption, neither in a metadata.jsonl nor"),
+        ({"a.png": A, "metadata.csv": "file_name,text\na.png,x\n"}, "a.png: it has no caption, neither in a metadata.jsonl nor"),
         ({"a.png": A, "a.txt": "a" * (2**20 + 1)}, "a.txt: is longer than 1048576 bytes, too long for a caption"),
-        ({"metadata.jsonl": line("a.png").encode("utf-16")}, "metadata.jsonl:1: not readable as JSON .*decode"),
+        ({"metadata.jsonl": line("a.png").encode("utf-16")}, "metadata.jsonl:1: the line: not readable as JSON .*decode"),
     ],
 )  # fmt: skip
 def test_other_folders_are_refused(files, message, tmp_path):

@@ -42,7 +42,7 @@ from lida.photos.marking import (
     save_marked,
 )
 from lida.photos.masks import ZONES, Outline, read_masks
-from lida.photos.squares import cut, film, seam_report, sheet, square_about
+from lida.photos.squares import cut, film, largest_change_outside, sheet, square_about
 
 WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
 MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
@@ -257,7 +257,7 @@ def age_photograph(
         told |= {"detail": [t.detail for t in target], "current_age": photo.ages}
         if len(faces) == 1:  # else a list, face by face
             told |= {name: value[0] for name, value in told.items() if name != "label"}
-        told |= {"report": seam_report(photo.image, picture, union), **settings}
+        told |= {"report": {"largest_change_outside": largest_change_outside(photo.image, picture, union)}, **settings}
         if photo.encoding != Encoding():
             told["report"]["outside_is_exact"] = "before encoding"
         print(save_marked(picture, args.output_dir / names[k], told, REPAINTED, photo.encoding))

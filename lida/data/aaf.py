@@ -5,35 +5,32 @@ image's frame), `image sets/train.txt` and `val.txt` (name and gender: 0 female,
 """
 
 import argparse
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ..doors.arguments import Parser, age, checked, positive_int, seed, whole
+from ..doors.arguments import Parser, age, whole
 from ..doors.errors import InputError, run
-from ..doors.files import locked, output_folder, regular_file, write_json, write_text, written_whole
-from ..doors.json import read_json
+from ..doors.files import folder_written_whole, regular_file, write_json, write_text
 from ..doors.pictures import open_image, save_image
 from ..photos.captions import CHILD, DEFAULT_TEMPLATE, OLD, Captioning
-from ..photos.masks import mask_from_landmarks
-from ..photos.masks import read_landmarks as landmarks_in
+from ..photos.masks import face_frame, mask_from_landmarks
 from ..photos.squares import cut, square_about
 from .folder import CAPTIONING, MASKS, METADATA, read_examples
 from .overview import write_overview
 
 NAME = re.compile(r"([0-9]{5})A([0-9]{2})\.jpg")
+LONGEST = 100_000  # characters read of a file of landmarks
+CONTEXT = 1.5  # side of a square, in lengths of the face's mask, as age_face cuts it
 
 
 @dataclass(frozen=True)
@@ -50,27 +47,18 @@ class AgedFace:
         """Whether the face is one of the tenth that is only measured on, never trained on."""
         return self.serial % 10 == 9
 
-    @property
-    def decade(self) -> str:
-        """The decade of the age as captions write it, such as "60s"."""
-        return f"{self.age // 10 * 10}s"
 
-    @property
-    def gender(self) -> str:
-        """The word for the gender."""
-        return "man" if self.man else "woman"
+def read_faces(folder: str | Path, split: str = "all", ages: Sequence[int] = (0, 99)) -> list[AgedFace]:
+    """Return the faces of a split ("train", "held_out" or "all") and of `ages` (both included), by serial number.
 
-
-def read_faces(folder: str | Path, split: str = "all") -> list[AgedFace]:
-    """Return the faces of a split ("train", "held_out" or "all"), by serial number; raises InputError for a broken download."""
+    Raises InputError for a broken download, and where no face is left.
+    """
     folder = Path(folder)
     images, faces = folder / "original images", []
     if not images.is_dir():
         raise InputError(f"{folder}: has no folder 'original images'; give the folder 'All-Age-Faces Dataset' as downloaded")
     genders = {**read_genders(folder / "image sets" / "train.txt"), **read_genders(folder / "image sets" / "val.txt")}
-    for path in sorted(images.iterdir()):
-        if path.name.startswith("."):
-            continue
+    for path in sorted(path for path in images.iterdir() if path.name[0] != "."):
         if not NAME.fullmatch(path.name):
             raise InputError(f"{path}: not named like 01234A56.jpg (serial number, age); move it elsewhere")
         if path.is_symlink() or not path.is_file():
@@ -79,8 +67,9 @@ def read_faces(folder: str | Path, split: str = "all") -> list[AgedFace]:
             raise InputError(f"{path}: its gender stands in neither train.txt nor val.txt of 'image sets'; move it elsewhere")
         faces.append(AgedFace(path, int(path.name[:5]), int(path.name[6:8]), genders[path.name]))
     faces = [face for face in faces if split == "all" or face.held_out == (split == "held_out")]
+    faces = [face for face in faces if ages[0] <= face.age <= ages[1]]
     if not faces:
-        raise InputError(f"{images}: holds no faces of the split {split!r}; download the dataset again")
+        raise InputError(f"{images}: holds no faces of {ages[0]} to {ages[1]} years in the split {split!r}; choose more widely")
     return faces
 
 
@@ -97,32 +86,16 @@ def read_genders(path: Path) -> dict[str, bool]:
 
 def read_landmarks(folder: str | Path, face: AgedFace) -> np.ndarray:
     """Return the 49 landmarks (49, 2) of a face in pixels: brows 0-9, nose 10-18, eyes 19-30, mouth 31-48."""
-    return landmarks_in(Path(folder, "key points", f"{face.path.stem}.txt"), 49)
-
-
-def choose_faces(
-    faces: Sequence[AgedFace],
-    ages: tuple[int, int] = (0, 99),
-    exclude: Sequence[str] = (),
-    count: int | None = None,
-    balance: bool = False,
-    seed: int = 0,
-) -> list[AgedFace]:
-    """Return the faces of `ages` (both ends included) whose names match no pattern; of these `count`, drawn by `seed`.
-
-    With `balance` each decade gives equally many, or all that it has where those are fewer; without a count, as many as the
-    smallest decade has. Raises InputError where none are left, or fewer than `count`.
-    """
-    left = [f for f in faces if ages[0] <= f.age <= ages[1] and not any(fnmatch(f.path.name, p) for p in exclude)]
-    if not left or len(left) < (count or 0):
-        raise InputError(f"--ages, --exclude and --split leave {len(left)} faces, not {count or 'any'}; choose more widely")
-    shuffled = [left[i] for i in np.random.default_rng(seed).permutation(len(left))]
-    if balance:  # the first of each decade, the second of each, and so on
-        sizes, turn = Counter(face.decade for face in left), Counter()
-        count = count or min(sizes.values()) * len(sizes)
-        turns = [turn.update([face.decade]) or turn[face.decade] for face in shuffled]
-        shuffled = [shuffled[i] for i in np.argsort(turns, kind="stable")]
-    return sorted(shuffled[:count], key=lambda face: face.serial)
+    path = regular_file(Path(folder, "key points", f"{face.path.stem}.txt"), "file of landmarks")
+    try:
+        with open(path, encoding="utf-8") as file:
+            landmarks = np.array([line.split() for line in file.read(LONGEST).splitlines() if line.strip()], dtype=float)
+        face_frame(landmarks)
+        if len(landmarks) != 49 or not np.abs(landmarks).max() < 1e5:  # false for NaN
+            raise ValueError("they are not 49 places in a picture")
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as landmarks ({error}); download the dataset again") from None
+    return landmarks
 
 
 def write_dataset(
@@ -131,78 +104,52 @@ def write_dataset(
     captioning: Captioning = Captioning(),
     landmarks: str | Path | None = None,
     resolution: int | None = None,
-    context: float = 1.5,
 ) -> None:
-    """Fill a folder with the faces, their captions, and where `landmarks`, the dataset's folder, is given, their masks.
+    """Write a new folder with the faces, their captions, and where `landmarks`, the dataset's folder, is given, their masks.
 
     The pictures are the dataset's own files, hard-linked where the disk allows it, copied elsewhere; or for a `resolution`
-    squares of that side about the face, `context` times the mask's longer side, as age_face cuts them. What is there
-    already stays. The metadata is written last: a folder that has one is complete. Raises InputError for the dataset's own
-    folder, and for one that was filled with other settings.
+    squares of that side about the face, which need the landmarks. Raises InputError for a folder that is not empty.
     """
-    folder = Path(folder)
-    if folder.resolve() == faces[0].path.parent.resolve():
-        raise InputError(f"--output_dir {folder}: is the dataset itself; give another one")
-    if resolution and landmarks is None:
-        raise ValueError("squares about the faces are cut by their landmarks; give these, too")
-    ages, names = [face.age for face in faces], "\n".join(face.path.name for face in faces)
-    settings = asdict(captioning) | {"ages": [min(ages), max(ages)], "masks": landmarks is not None}
-    settings |= {"resolution": resolution, "context": context if resolution else None, "faces": len(faces)}
-    settings |= {"names": hashlib.sha256(names.encode()).hexdigest()[:12]}
-
-    def write(face: AgedFace) -> str:
-        target, mask_path = folder / face.path.name, folder / MASKS / f"{face.path.stem}.png"
-        if landmarks is not None and not (target.exists() and mask_path.exists()):
-            image, points = open_image(face.path), read_landmarks(landmarks, face)
-            mask = mask_from_landmarks(points, image.size)
-            if mask.getbbox() is None:
-                raise InputError(f"{face.path}: its landmarks lie outside of the picture; download the dataset again")
-            if resolution:
-                box = square_about(mask, context)
-                square = cut(image, box, resolution)
-                mask = mask_from_landmarks((points - box[:2]) * resolution / box[2], square.size)
-                save_image(square, target, quality=95, subsampling=0)
-            save_image(mask, mask_path)
-        if not target.exists():
-            try:
-                os.link(face.path, target)
-            except OSError:  # another disk
-                with written_whole(target) as part:
-                    shutil.copyfile(face.path, part)
-        row = {"file_name": target.name, "text": captioning.caption(f"a {face.gender}", face.age), "age": face.age}
-        return json.dumps(row | {"decade": face.decade, "gender": face.gender}) + "\n"
-
-    with locked(output_folder(folder)):
-        record_settings(folder, settings)
-        (folder / MASKS).mkdir(exist_ok=True)
-        with ThreadPoolExecutor() as pool:
-            lines = list(tqdm(pool.map(write, faces), total=len(faces), desc="faces", unit="face"))
-        write_text(folder / METADATA, "".join(lines))
+    captioning = replace(captioning, ages=(min(face.age for face in faces), max(face.age for face in faces)))
+    with folder_written_whole(folder) as part, ThreadPoolExecutor() as pool:
+        (part / MASKS).mkdir()
+        write = partial(write_face, part, captioning, landmarks, resolution)
+        lines = list(tqdm(pool.map(write, faces), total=len(faces), desc="faces", unit="face"))
+        write_json(part / CAPTIONING, asdict(captioning))
+        write_text(part / METADATA, "".join(lines))
 
 
-def record_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Record how the folder is filled; raises InputError where it was filled otherwise, or by something else."""
-    record = folder / CAPTIONING
-    if os.path.lexists(record):
-        before = read_json(record)
-        before = before if isinstance(before, dict) else {}
-        changed = sorted(key for key in before.keys() | settings.keys() if (before.get(key) or 0) != (settings.get(key) or 0))
-        if changed:
-            what = ", ".join(f"{key} {before.get(key)!r} there, {settings.get(key)!r} now" for key in changed)
-            raise InputError(f"{folder}: was filled with other settings ({what}); give another --output_dir or remove it")
-    elif (folder / METADATA).exists():
-        raise InputError(f"{folder / METADATA}: exists; give another --output_dir, or remove that one")
-    else:
-        write_json(record, settings)
+def write_face(
+    folder: Path, captioning: Captioning, landmarks: str | Path | None, resolution: int | None, face: AgedFace
+) -> str:
+    """Write the picture and the mask of a face, as write_dataset() says; returns its line of metadata."""
+    target = folder / face.path.name
+    if landmarks is not None:
+        image, points = open_image(face.path), read_landmarks(landmarks, face)
+        mask = mask_from_landmarks(points, image.size)
+        if mask.getbbox() is None:
+            raise InputError(f"{face.path}: its landmarks lie outside of the picture; download the dataset again")
+        if resolution:
+            box = square_about(mask, CONTEXT)
+            save_image(cut(image, box, resolution), target, quality=95, subsampling=0)
+            mask = mask_from_landmarks((points - box[:2]) * resolution / box[2], (resolution, resolution))
+        save_image(mask, folder / MASKS / f"{face.path.stem}.png")
+    if not resolution:
+        try:
+            os.link(face.path, target)
+        except OSError:  # another disk
+            shutil.copyfile(face.path, target)
+    gender = "man" if face.man else "woman"
+    row = {"file_name": target.name, "text": captioning.caption(f"a {gender}", face.age), "age": face.age}
+    return json.dumps(row | {"decade": f"{face.age // 10 * 10}s", "gender": gender}) + "\n"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the checked arguments of the command line."""
-    description = "All-Age-Faces as a captioned training dataset."
-    parser = Parser(prog="python -m lida.data.aaf", description=description)
+    parser = Parser(prog="python -m lida.data.aaf", description="All-Age-Faces as a captioned training dataset.")
     add = parser.add_argument
     add("aaf", type=Path, metavar="AAF_FOLDER", help="the dataset as downloaded: 'All-Age-Faces Dataset'")
-    add("--output_dir", type=Path, required=True, help="gets the pictures, masks/ and metadata.jsonl")
+    add("--output_dir", type=Path, required=True, help="a new folder; gets the pictures, masks/ and metadata.jsonl")
     # Captions
     help = f"with {{subject}}, {{gender}}, {{decade}}, {{age}} (default: {DEFAULT_TEMPLATE!r})"
     add("--template", default=DEFAULT_TEMPLATE, help=help)
@@ -214,18 +161,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     help = "train leaves out the serial numbers ending in 9, a tenth that is only measured on; held_out is that tenth"
     add("--split", choices=("train", "held_out", "all"), default="train", help=f"{help} (default: train)")
     add("--ages", type=age, nargs=2, default=(0, 99), metavar=("LOW", "HIGH"), help="both included (default: all)")
-    help = "of file names to leave out, such as '*9A??.jpg'; any number of times"
-    add("--exclude", action="append", default=[], metavar="PATTERN", help=help)
-    add("--count", type=positive_int, help="how many faces, drawn by --seed (default: all)")
-    help = "equally many of each decade, as far as there are; without --count, as many as the smallest decade has"
-    add("--balance", action="store_true", help=help)
-    add("--seed", type=seed, default=0, help="of the draw (default: 0)")
     # Pictures
     add("--no_masks", action="store_true", help="draw no masks of the faces; they need the folder 'key points'")
     add("--crop", choices=("face",), help="squares about the faces instead of whole pictures; needs --resolution")
     add("--resolution", type=whole(8, 8192), help="the squares' side in pixels")
-    context = checked(float, "a number from 1 to 100", lambda x: 1 <= x <= 100)
-    add("--context", type=context, default=1.5, help="their side in lengths of the face's mask (default: 1.5)")
     args = parser.parse_args(argv)
     if (args.crop is None) != (args.resolution is None):
         raise InputError(f"--resolution {args.resolution}: goes with --crop face; give both or neither")
@@ -241,11 +180,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         captioning = Captioning(args.template, child=args.children, old=args.old)
     except InputError as error:
         raise InputError(f"--{error}") from None
-    faces = choose_faces(read_faces(args.aaf, args.split), tuple(args.ages), args.exclude, args.count, args.balance, args.seed)
-    landmarks = None if args.no_masks else args.aaf
-    write_dataset(faces, args.output_dir, captioning, landmarks, args.resolution, args.context)
-    for path in write_overview(read_examples(args.output_dir), args.output_dir):
-        print(path)
+    faces = read_faces(args.aaf, args.split, args.ages)
+    write_dataset(faces, args.output_dir, captioning, None if args.no_masks else args.aaf, args.resolution)
+    print(write_overview(read_examples(args.output_dir), args.output_dir))
     print(f"{len(faces)} captioned faces in {args.output_dir} (split: {args.split})")
 
 

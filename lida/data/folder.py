@@ -1,10 +1,9 @@
 """Training folders: pictures with captions, masks and ages, read as the datasets library reads an "imagefolder", and checked.
 
-The captions are in a metadata.jsonl or metadata.csv, in a captions.json (a list of {"image": ..., "text": ...}), or in a .txt
-beside each picture. Nothing outside of the folder is read, not through a link either.
+The captions are in a metadata.jsonl, or in a .txt beside each picture. Nothing outside of the folder is read, not through a
+link either.
 """
 
-import csv
 import hashlib
 import os
 import warnings
@@ -27,12 +26,13 @@ from ..photos.marking import file_hash
 from ..photos.masks import open_mask
 
 METADATA = "metadata.jsonl"
-FORMATS = (METADATA, "metadata.csv", "metadata.parquet", "captions.json")
 CAPTIONING = "captioning.json"  # written by tools of this library: how the captions were made from ages
 MASKS = "masks"  # the folder of masks, each named like its picture, as .png
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 LONGEST = 2**20  # bytes of a line of metadata, and of a caption's file
-CURE = 'make it {"file_name": ..., "text": ...}'
+LINE = '{"file_name": ..., "text": ...}'
+Row = dict[str, Any]
+Line = tuple[str, Path, Callable[[], Row]]  # its place, the folder that its paths start from, what reads its columns
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class Example:
     text: str
     size: tuple[int, int]
     mask: Path | None = None
-    row: dict[str, Any] = field(default_factory=dict)
-
-
-Row = dict[str, Any]
-Line = tuple[str, Path, Callable[[], Row]]  # its place, the folder that its paths start from, what reads its columns
+    row: Row = field(default_factory=dict)
 
 
 def read_examples(
@@ -71,13 +67,7 @@ def read_examples(
         raise InputError(f"{folder}: no such folder; give one with pictures and a {METADATA}")
     names = [f"{image_column}_file_name", image_column] + ["file_name"] * (image_column == "image")
     lines = list(lines_of(folder, "" if caption_column is None else caption))
-
-    def check(line: Line) -> Example | InputError:
-        try:
-            return example_of(folder, line, names, caption_column, smallest)
-        except InputError as error:
-            return error
-
+    check = partial(example_of, folder, names, caption_column, smallest)
     with ThreadPoolExecutor() as pool:
         checked = list(tqdm(pool.map(check, lines), total=len(lines), desc="checking pictures", unit="picture", disable=None))
     examples = [found for found in checked if isinstance(found, Example)]
@@ -91,8 +81,7 @@ def read_examples(
         elif found.mask and times[os.path.normpath(found.mask)] > 1:
             faults.append(f"{where}: {found.path.name} shares the mask {found.mask} with another picture; rename one")
     if faults or not examples:
-        none = f'{folder}: names no pictures; write a {METADATA} of lines {{"file_name": ..., "text": ...}}'
-        raise InputError(*faults or [none])
+        raise InputError(*faults or [f"{folder}: names no pictures; write a {METADATA} of lines {LINE}"])
     warn_of_the_rest(folder, examples)
     return examples
 
@@ -100,11 +89,10 @@ def read_examples(
 def read_aged(folder: str | Path) -> list[Example]:
     """Return the pictures whose lines all have an `age`, as read_examples() does; captions are not needed."""
     examples = read_examples(folder, caption_column=None)
-    ages = [example.row.get("age") for example in examples]
     faults = [
         f"{example.path}: its age is {age!r}, not a number from 0 to 120; write it as `age` in its line"
-        for example, age in zip(examples, ages)
-        if type(age) not in (int, float) or not 0 <= age <= 120
+        for example in examples
+        if type(age := example.row.get("age")) not in (int, float) or not 0 <= age <= 120
     ]
     if faults:
         raise InputError(*faults)
@@ -124,85 +112,46 @@ def read_captioning(folder: str | Path) -> dict[str, Any]:
 
 def lines_of(folder: Path, caption: str | None) -> Iterator[Line]:
     """Yield the lines of all metadata in the folder, unread; without any metadata, a line for each picture."""
-    files = sorted(path for path in folder.rglob("*") if path.name in FORMATS)
-    beside = Counter(path.parent for path in files)
+    files = sorted(folder.rglob(METADATA))
     for path in files:
-        try:
-            inside(folder, path)
-            if beside[path.parent] > 1:
-                raise InputError(f"{path}: lies beside other metadata, of {', '.join(FORMATS)}; remove all but one")
-            if path.suffix == ".parquet":
-                raise InputError(f"{path}: is in a format that is not read here; write it as {METADATA}")
-            rows = {".jsonl": json_lines, ".csv": csv_lines, ".json": json_entries}[path.suffix](path)
-            yield from ((where, path.parent, read) for where, read in rows)
-        except InputError as error:
-            yield str(path), path.parent, partial(refuse, *error.args)
+        with open(inside(folder, path), "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip(b"\xef\xbb\xbf \t\r\n"):  # with the byte-order mark of UTF-8
+                    yield f"{path}:{number}", path.parent, partial(json_row, line)
     for path in pictures_below(folder) if not files else ():
         yield str(path), folder, partial(text_row, folder, path, caption)
 
 
-def refuse(*faults: str) -> Row:
-    """Raise an InputError."""
-    raise InputError(*faults)
-
-
-def as_row(value: Any, where: str) -> Row:
-    """Return the value, or the value of a JSON text; raises InputError unless it is an object."""
-    value = parse_json(value, where, LONGEST) if isinstance(value, bytes) else value
-    return value if isinstance(value, dict) else refuse(f"{where}: {repr(value)[:80]} is not an object; {CURE}")
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Yield the lines of a .jsonl."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip(b"\xef\xbb\xbf \t\r\n"):  # with the byte-order mark of UTF-8
-                yield f"{path}:{number}", partial(as_row, line, f"{path}:{number}")
-
-
-def json_entries(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Yield the entries of a list in a .json."""
-    values = read_json(path)
-    if not isinstance(values, list):
-        raise InputError(f'{path}: is not a list; make it [{{"image": ..., "text": ...}}, ...]')
-    for number, value in enumerate(values, 1):
-        yield f"{path}: entry {number}", partial(as_row, value, f"{path}: entry {number}")
-
-
-def csv_lines(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Yield the rows of a .csv with a header."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                where, whole = f"{path}:{reader.line_num}", None not in row and None not in row.values()
-                fault = f"{where}: has not as many columns as the first line; correct it"
-                yield where, partial(as_row, row, where) if whole else partial(refuse, fault)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not readable as CSV in UTF-8 ({error}); save it as that") from None
+def json_row(line: bytes) -> Row:
+    """Return the columns of a line of metadata."""
+    row = parse_json(line, "the line", LONGEST)
+    if not isinstance(row, dict):
+        raise InputError(f"{repr(row)[:80]} is not an object; make it {LINE}")
+    return row
 
 
 def text_row(folder: Path, path: Path, caption: str | None) -> Row:
-    """Return the row of a picture without metadata, whose caption is `caption` or in the .txt beside it."""
+    """Return the columns of a picture without metadata, whose caption is `caption` or in the .txt beside it."""
     file = path.with_suffix(".txt")
+    if caption is None and not os.path.lexists(file):
+        raise InputError(f"it has no caption, neither in a {METADATA} nor in {file.name}; write one of them")
     if caption is None:
-        if not os.path.lexists(file):
-            raise InputError(f"{path}: has no caption, neither in a {METADATA} nor in {file.name}; write one of them")
+        if inside(folder, file).stat().st_size > LONGEST:
+            raise InputError(f"{file}: is longer than {LONGEST} bytes, too long for a caption; shorten it")
         try:
-            with open(inside(folder, file), "rb") as opened:
-                if len(text := opened.read(LONGEST + 1)) > LONGEST:
-                    raise InputError(f"{file}: is longer than {LONGEST} bytes, too long for a caption; shorten it")
-            caption = text.decode("utf-8-sig").strip()
+            caption = file.read_text(encoding="utf-8-sig").strip()
         except UnicodeDecodeError as error:
             raise InputError(f"{file}: is not UTF-8 ({error.reason} at byte {error.start}); save it as that") from None
     return {"file_name": str(path.relative_to(folder)), "text": caption}
 
 
-def example_of(folder: Path, line: Line, columns: Sequence[str], caption_column: str | None, smallest: int) -> Example:
-    """Return the example of a line; raises InputError for the first fault of the line, its picture or its mask."""
+def example_of(
+    folder: Path, columns: Sequence[str], caption_column: str | None, smallest: int, line: Line
+) -> Example | InputError:
+    """Return the example of a line, or the first fault of the line, its picture or its mask."""
     where, base, read = line
-    row = read()
     try:
+        row = read()
         name = next((row[column] for column in columns if column in row), None)
         if not isinstance(name, str):
             raise InputError(f"{str(row)[:80]} names no picture as {columns[-1]!r}; add it, or give --image_column")
@@ -216,12 +165,11 @@ def example_of(folder: Path, line: Line, columns: Sequence[str], caption_column:
         if min(size) < smallest:
             raise InputError(f"{path}: is {size[0]}x{size[1]} pixels, too small; below {smallest} there is little to learn")
         mask = base / MASKS / Path(name).with_suffix(".png")
-        if not os.path.lexists(mask):
-            return Example(path, text, size, None, row)
-        open_mask(inside(folder, mask), size)
-        return Example(path, text, size, mask, row)
+        if os.path.lexists(mask):
+            open_mask(inside(folder, mask), size)
+        return Example(path, text, size, mask if os.path.lexists(mask) else None, row)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        return InputError(f"{where}: {error}")
 
 
 def inside(folder: Path, path: Path) -> Path:

@@ -1,7 +1,7 @@
 """Captions that name a person's age: their template, how a dataset or an adapter records it, and the prompt for an age."""
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from ..doors.json import Range, typed
 DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
 FIELDS = ("subject", "gender", "decade", "age")
 CHILD, OLD = 13, 65  # below the first a man is a boy; from the second on he is an old man
+CHILDREN = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
 Age = Annotated[int, Range(0, 120)]
 
 
@@ -23,7 +24,7 @@ def caption(template: str, subject: str, age: int) -> str:
 
 def with_article(subject: str) -> str:
     """Return the subject as captions have it: "a man", but a name as it is."""
-    return f"a {subject}" if subject in ("man", "woman", "person") else subject
+    return f"a {subject}" if f"a {subject}" in CHILDREN else subject
 
 
 def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) -> str:
@@ -31,17 +32,16 @@ def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) ->
 
     Names stay as they are. 0 for `child` or `old` leaves that noun out.
     """
-    children = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
-    if subject in children and age < child:
-        return children[subject]
-    return f"an old {subject.removeprefix('a ')}" if subject in children and old and age >= old else subject
+    if subject in CHILDREN and age < child:
+        return CHILDREN[subject]
+    return f"an old {subject.removeprefix('a ')}" if subject in CHILDREN and old and age >= old else subject
 
 
 @dataclass(frozen=True)
 class Captioning:
     """How ages are written in captions: the template, the youngest and oldest age in training, and noun_of's two ages.
 
-    Raises InputError for a template without an age, or with more than FIELDS.
+    Raises InputError for a template without an age, or with other fields than FIELDS.
     """
 
     template: str = DEFAULT_TEMPLATE
@@ -50,7 +50,7 @@ class Captioning:
     old: Age = 0
 
     def __post_init__(self) -> None:
-        check_template(self.template, "template")
+        check_template(self.template)
         if self.ages[0] > self.ages[1]:
             raise InputError(f"ages: {list(self.ages)} are not the youngest and the oldest, such as [2, 80]")
 
@@ -71,20 +71,18 @@ class Captioning:
         return {lower: 1 - age % 10 / 10, upper: age % 10 / 10}
 
 
-def check_template(
-    template: str, where: str = "--template", names: Sequence[str] = FIELDS, ages: Sequence[str] = ("decade", "age")
-) -> str:
-    """Return the template; raises InputError for fields other than `names`, or with a format, or for none of `ages`."""
-    cure = f"its fields are {', '.join(f'{{{name}}}' for name in names)}, without a format"
+def check_template(template: str) -> None:
+    """Raise InputError for a template with other fields than FIELDS, or one with a format, or neither {decade} nor {age}."""
     try:
         parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise InputError(f"{where} {template!r}: {error}; {cure}") from None
-    if len(template) > 1000 or any(name not in names or form or conversion for name, form, conversion in parts):
-        raise InputError(f"{where} {template[:80]!r}: cannot be filled in; {cure}")
-    if ages and not any(name in ages for name, *_ in parts):
-        raise InputError(f"{where} {template!r}: must name {' or '.join(f'{{{name}}}' for name in ages)}; {cure}")
-    return template
+        sound = len(template) <= 1000 and all(name in FIELDS and not form and not how for name, form, how in parts)
+    except ValueError:  # such as a brace that is not closed
+        sound = False
+    if not sound:
+        cure = f"its fields are {', '.join(f'{{{name}}}' for name in FIELDS)}, without a format"
+        raise InputError(f"template {template[:80]!r}: cannot be filled in; {cure}")
+    if not {"decade", "age"} & {name for name, *_ in parts}:
+        raise InputError(f"template {template!r}: must name {{decade}} or {{age}}")
 
 
 def recorded(values: Mapping[str, Any], where: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from ..doors.json import parse_json, read_json
 from ..doors.pictures import opened, save_image
 
 # IPTC's terms for pictures that a trained model made, or had a part in
-SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/{}"
 PAINTED, REPAINTED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
- Iptc4xmpExt:DigitalSourceType="{source}"/></rdf:RDF></x:xmpmeta>
+ Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{source}"/></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
 KEY = "lida"  # of the settings in a PNG
 
@@ -39,17 +39,14 @@ def encoding_of(path: str | Path) -> Encoding:
     Raises InputError for a file in another format.
     """
     with opened(path) as image:
-        if image.format == "PNG":
-            return Encoding()
+        if image.format in ("JPEG", "MPO"):  # MPO is a JPEG with further pictures
+            tables = {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
+            return Encoding(".jpg", tables if image.mode == "RGB" else {"quality": 95})  # others are saved in RGB
         if image.format == "WEBP":
             return Encoding(".webp", {"quality": 95})
-        jpeg = image.format in ("JPEG", "MPO")  # MPO is a JPEG with further pictures
-        if jpeg and image.mode == "RGB":
-            sampling = JpegImagePlugin.get_sampling(image)
-            return Encoding(".jpg", {"qtables": image.quantization, "subsampling": sampling})
-        if jpeg:  # grey and CMYK ones have other tables
-            return Encoding(".jpg", {"quality": 95})
-        raise InputError(f"--format same: {path} is {image.format}, not JPEG, WebP or PNG; leave the flag out for PNG")
+        if image.format != "PNG":
+            raise InputError(f"--format same: {path} is {image.format}, not JPEG, WebP or PNG; leave the flag out for PNG")
+        return Encoding()
 
 
 def file_hash(path: str | Path) -> str:
@@ -65,7 +62,7 @@ def save_marked(
 
     `path` has no ending. A PNG also holds the settings, as JSON under the key "lida". Returns the path written to.
     """
-    text, xmp = json.dumps(settings, indent=2), XMP.format(source=SOURCE.format(source))
+    text, xmp = json.dumps(settings, indent=2), XMP.format(source=source)
     path = path.with_name(path.name + encoding.suffix)
     options = {"icc_profile": image.info.get("icc_profile"), "exif": image.info.get("exif", b""), **encoding.options}
     if encoding.suffix == ".png":
@@ -85,16 +82,15 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
     Raises InputError where there are none, or no JSON object.
     """
-    path = Path(path)
+    path, cure = Path(path), "give a picture that lida made"
     try:
         with opened(path) as image:
             text = image.info.get(KEY)
         settings = read_json(path.with_suffix(".json")) if text is None else parse_json(text, path)
     except InputError as error:
-        cure = "give a picture that lida made"
         raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); {cure}") from None
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: its settings are no JSON object; give a picture that lida made")
+        raise InputError(f"{path}: its settings are no JSON object; {cure}")
     return settings
 
 
@@ -104,17 +100,15 @@ def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, 
     A picture cannot name a file to read without its hash, nor a model to fetch.
     """
     recorded, files = settings.get("arguments"), settings.get("files") or {}
-    if not isinstance(recorded, dict) or not isinstance(files, dict):
+    if not isinstance(recorded, dict) or not isinstance(files, dict) or not isinstance(recorded.get("photo") or [], list):
         raise InputError(f"--reproduce {path}: does not say how it was made; it may be of an older version")
     for file, digest in files.items():
         if not Path(file).is_file() or file_hash(file) != digest:
             raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
-    photos = recorded.get("photo") or []
-    mask = Path(str(recorded.get("mask")))
-    if not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):
+    read = [*map(str, recorded.get("photo") or []), *filter(os.path.isfile, [str(recorded.get("mask"))])]
+    if set(read) - set(files):
         raise InputError(f"--reproduce {path}: its settings have no hash of its photograph; it may be of an older version")
     for name in ("pretrained_model_name_or_path", "age_estimator"):
         if (model := str(recorded.get(name, ""))) and not Path(model).exists():
-            cure = "a picture cannot ask to fetch one"
-            raise InputError(f"--reproduce {path}: its model {model!r} is not on this disk, and {cure}")
+            raise InputError(f"--reproduce {path}: {model!r} is not on this disk, and a picture cannot ask to fetch a model")
     return recorded

@@ -1,12 +1,9 @@
 """Masks, white where the face is repainted: from a file, a box, landmarks or the face finder; and at the latents' size."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,16 +12,12 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from ..doors.errors import InputError
-from ..doors.files import regular_file
 from ..doors.pictures import open_image
-
-if TYPE_CHECKING:
-    from .faces import Face
+from .faces import Face, FaceNetworks
 
 # Parts of a face: centre and half size, across and down the face, in units of half the face's size
 ZONES = {"eyes": ((0.0, -0.27), (0.85, 0.16)), "mouth": ((0.0, 0.38), (0.5, 0.17)), "hairline": ((0.0, -0.85), (1.0, 0.3))}
 BLACK = 8  # of 255: darker values are the ringing of JPEG, and count as 0
-LONGEST = 100_000  # bytes of a file of landmarks
 
 
 @dataclass(frozen=True)
@@ -84,15 +77,11 @@ def read_masks(
     """
     if mask != "auto":
         return [open_mask(mask, image.size) if os.path.lexists(mask) else mask_from_box(mask, image.size)]
-    from .faces import FaceNetworks  # masks from files need no face finder
-
     try:
         networks = FaceNetworks(face_models)
     except InputError as error:
         raise InputError(f"{error}; or give --mask a picture or a box x0,y0,x1,y1") from None
-    found = networks.find(image)
-    chosen = found if face == "all" and found else [choose_face(found, None if face == "all" else face)]
-    return [mask_from_landmarks(face.landmarks, image.size, outline) for face in chosen]
+    return [mask_from_landmarks(found.landmarks, image.size, outline) for found in choose_faces(networks.find(image), face)]
 
 
 def read_mask(
@@ -102,104 +91,86 @@ def read_mask(
     return read_masks(mask, image, face_models, face)[0]
 
 
-def choose_face(faces: list[Face], number: int | None) -> Face:
-    """Return the only face, or the one of that number; raises InputError, listing the faces, where that is none."""
+def choose_faces(faces: list[Face], chosen: int | str | None) -> list[Face]:
+    """Return the faces that read_masks()'s `face` means; raises InputError, listing the faces, where there is none such."""
     if not faces:
         raise InputError("--mask auto: no face is found in the photograph; give a mask as a picture or as x0,y0,x1,y1")
-    boxes = [f"{i}: {w:.0f}x{h:.0f} at {x:.0f},{y:.0f}" for i, (x, y, w, h) in enumerate((face.box for face in faces), 1)]
-    if number is None and len(faces) > 1:
-        raise InputError(f"--mask auto: {len(faces)} faces are found ({'; '.join(boxes)}); choose one with --face")
-    if number is not None and not 1 <= number <= len(faces):
-        raise InputError(f"--face {number}: the photograph has {len(faces)} ({'; '.join(boxes)}); choose one of them")
-    return faces[(number or 1) - 1]
-
-
-def read_landmarks(path: str | Path, count: int | None = None) -> np.ndarray:
-    """Return the landmarks (N, 2) in a text file, x and y in pixels a line.
-
-    Raises InputError unless they are `count`, by default 5, 49 or 68, and those of a face.
-    """
-    try:
-        if regular_file(path, "file of landmarks").stat().st_size > LONGEST:
-            raise ValueError("the file is too long")
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        landmarks = np.array([[float(x) for x in line.split()] for line in lines if line.strip()], ndmin=2)
-        face_frame(landmarks)
-        if not np.abs(landmarks).max() < 1e5:
-            raise ValueError("a number is no place in a picture")
-        if len(landmarks) != (count or len(landmarks)):
-            raise ValueError(f"they are {len(landmarks)}, not {count}")
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as landmarks ({error}); write x and y in pixels a line") from None
-    return landmarks
+    if chosen == "all":
+        return faces
+    boxes = "; ".join("{}: {:.0f}x{:.0f} at {:.0f},{:.0f}".format(i, *f.box[2:], *f.box[:2]) for i, f in enumerate(faces, 1))
+    if chosen is None and len(faces) > 1:
+        raise InputError(f"--mask auto: {len(faces)} faces are found ({boxes}); choose one with --face")
+    number = chosen or 1
+    if not 1 <= number <= len(faces):
+        raise InputError(f"--face {number}: the photograph has {len(faces)} ({boxes}); choose one of them")
+    return [faces[number - 1]]
 
 
 def mask_from_landmarks(landmarks: np.ndarray, size: tuple[int, int], outline: Outline = Outline()) -> Image.Image:
     """Return the mask (L, of `size`) of the face of landmarks (N, 2): their hull, extended over the forehead and the jaw.
 
-    N is 5 (eyes, nose, corners of the mouth), 49 (All-Age-Faces: brows, nose, eyes, mouth) or 68 (a jaw before these).
-    What lies beyond the landmarks follows the proportions of a face and its tilt.
+    What lies beyond the landmarks follows the proportions of a face and its tilt. N is as for face_frame().
     """
     middle, axes, half = face_frame(landmarks)
-    turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    border = np.concatenate([landmarks, middle + half * np.stack([np.cos(turn), np.sin(turn)], -1) @ axes])
-    away, height = border - middle, 2 * half[1]
+    height, turn = 2 * half[1], np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn)], -1)
+    border = np.concatenate([landmarks, middle + half * circle @ axes])
+    away = border - middle
     further = outline.growth * height + 1  # a pixel more, to hold the pixels of the landmarks themselves
     border = border + further * away / np.linalg.norm(away, axis=1, keepdims=True).clip(1e-6)
-    mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).polygon(hull(border), fill=255)
-    if outline.feather:
-        mask = mask.filter(ImageFilter.GaussianBlur(float(outline.feather * height / 2)))
+    mask = filled(hull(border), size, outline.feather * height / 2)
     values = np.asarray(mask, dtype=np.float32)
     for name, factor in outline.zones.items():
         place, extent = (np.array(pair) for pair in ZONES[name])
-        ellipse = middle + half * (place + extent * np.stack([np.cos(turn), np.sin(turn)], -1)) @ axes
-        zone = Image.new("L", size, 0)
-        ImageDraw.Draw(zone).polygon([tuple(point) for point in ellipse.tolist()], fill=255)
-        inside = np.asarray(zone.filter(ImageFilter.GaussianBlur(float(0.03 * height))), dtype=np.float32) / 255
-        values = values * (1 + (factor - 1) * inside)
+        zone = filled(middle + half * (place + extent * circle) @ axes, size, 0.03 * height)
+        values = values * (1 + (factor - 1) * np.asarray(zone, dtype=np.float32) / 255)
     return without_ringing(Image.fromarray(values.clip(0, 255).round().astype(np.uint8)))
+
+
+def filled(corners: np.ndarray, size: tuple[int, int], blur: float) -> Image.Image:
+    """Return a polygon of corners (N, 2), white on black, blurred by a Gaussian of `blur` pixels."""
+    mask = Image.new("L", size, 0)
+    ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners.tolist()], fill=255)
+    return mask.filter(ImageFilter.GaussianBlur(float(blur)))
 
 
 def face_frame(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a face's centre (2,), its directions across and down (2, 2) and half its size (2,) from landmarks (N, 2).
 
-    The size follows the proportions of a face, from the brows to the mouth or from the eyes and the mouth. Raises ValueError
-    for another N than mask_from_landmarks() takes, and where the eyes and the mouth are less than a pixel apart.
+    N is 5 (eyes, nose, corners of the mouth) or 49 (All-Age-Faces: brows, nose, eyes, mouth). The size follows the proportions
+    of a face. Raises ValueError for another N, and where the eyes and the mouth are less than a pixel apart.
     """
-    parts = {5: (slice(0, 2), slice(3, 5)), 49: (slice(19, 31), slice(31, 49)), 68: (slice(36, 48), slice(48, 68))}
-    if landmarks.shape not in [(count, 2) for count in parts]:
-        raise ValueError(f"landmarks are {' x '.join(map(str, landmarks.shape))} numbers, not 5, 49 or 68 x 2")
-    eyes, mouth = (landmarks[part].mean(0) for part in parts[len(landmarks)])
+    if landmarks.shape not in ((5, 2), (49, 2)):
+        raise ValueError(f"landmarks are {' x '.join(map(str, landmarks.shape))} numbers, not 5 or 49 x 2")
+    five = len(landmarks) == 5
+    eyes = landmarks[:2].mean(0) if five else landmarks[19:31].mean(0)
+    mouth = landmarks[3:].mean(0) if five else landmarks[31:].mean(0)
     unit = np.linalg.norm(mouth - eyes)
     if not 1 <= unit < np.inf:
         raise ValueError("the landmarks' eyes and mouth are in one place")
     down = (mouth - eyes) / unit
     axes = np.stack([[down[1], -down[0]], down])
-    if len(landmarks) == 5:  # the means, over 290 faces of All-Age-Faces, of what their 49 landmarks give
+    if five:  # the means, over 290 faces of All-Age-Faces, of what their 49 landmarks give
         apart = np.linalg.norm(landmarks[1] - landmarks[0])
         return eyes + 0.41 * unit * down, axes, np.array([max(1.16 * apart, 0.95 * unit), 1.53 * unit])
-    inner = (landmarks[-51:] - eyes) @ axes.T  # without the jaw
-    low, high = inner.min(0), inner.max(0)
+    places = (landmarks - eyes) @ axes.T
+    low, high = places.min(0), places.max(0)
     return eyes + (low + high) / 2 @ axes, axes, np.array([0.66, 0.92]) * (high - low)
 
 
-def hull(points: np.ndarray) -> list[tuple[float, float]]:
-    """Return the corners of the convex hull of points (N, 2), in order, by Andrew's monotone chain."""
-    ordered, corners = sorted(map(tuple, points.tolist())), []
-    for way in (ordered, ordered[::-1]):
-        chain: list[tuple[float, float]] = []
-        for x, y in way:
-            while len(chain) > 1:
-                (x0, y0), (x1, y1) = chain[-2:]
-                if (x1 - x0) * (y - y0) > (y1 - y0) * (x - x0):  # a left turn
-                    break
-                chain.pop()
-            chain.append((x, y))
-        corners += chain[:-1]
-    return corners
+def hull(points: np.ndarray) -> np.ndarray:
+    """Return the corners (M, 2) of the convex hull of points (N, 2), in order, by quickhull."""
+
+    def beyond(a: np.ndarray, b: np.ndarray, points: np.ndarray) -> list[np.ndarray]:
+        """Return the corners after a up to b, of the points to the right of the line from a to b."""
+        away = (b[1] - a[1]) * (points[:, 0] - a[0]) - (b[0] - a[0]) * (points[:, 1] - a[1])
+        if away.max(initial=0) <= 1e-9:
+            return [b]
+        farthest, outside = points[away.argmax()], points[away > 1e-9]
+        return beyond(a, farthest, outside) + beyond(farthest, b, outside)
+
+    left, right = points[np.lexsort(points.T[::-1])][[0, -1]]
+    return np.array(beyond(left, right, points) + beyond(right, left, points))
 
 
 def mask_to_tensor(mask: Image.Image) -> Tensor:

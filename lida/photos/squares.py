@@ -54,10 +54,8 @@ def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, f
     The patch fades in from the mask's border inwards, over `feather` times the square's side.
     """
     left, top, side = box
-    layer = image.copy()
-    layer.paste(patch.resize((side, side), Image.Resampling.LANCZOS), (left, top))
-    pasted = Image.composite(layer, image, fade_inwards(mask, feather * side))
-    pasted.info = dict(image.info)
+    pasted, fading = image.copy(), fade_inwards(mask, feather * side).crop((left, top, left + side, top + side))
+    pasted.paste(patch.resize((side, side), Image.Resampling.LANCZOS), (left, top), fading)
     return pasted
 
 
@@ -94,17 +92,10 @@ def is_grey(image: Image.Image, tolerance: int = 6) -> bool:
     return bool((pixels.max(-1) - pixels.min(-1)).max() <= tolerance)
 
 
-def seam_report(before: Image.Image, after: Image.Image, mask: Image.Image) -> dict[str, float]:
-    """Return the largest change of a pixel outside the mask, and the mean step of grey across its border, before and after."""
-    a, b, inside = (np.asarray(x, dtype=np.int16) for x in (before, after, mask.point(lambda value: 255 * (value > 0))))
-    outside = np.abs(a - b).max(-1)[inside == 0]
-    report = {"largest_change_outside": int(outside.max()) if outside.size else 0}
-    for name, pixels in (("seam_gradient_before", a), ("seam_gradient", b)):
-        grey = pixels.mean(-1)
-        steps = [np.abs(np.diff(grey, axis=axis))[np.diff(inside, axis=axis) != 0] for axis in (0, 1)]
-        across = np.concatenate(steps)
-        report[name] = round(float(across.mean()), 3) if across.size else 0.0
-    return report
+def largest_change_outside(before: Image.Image, after: Image.Image, mask: Image.Image) -> int:
+    """Return the largest change of a pixel's value where the mask is 0."""
+    a, b, inside = (np.asarray(x, dtype=np.int16) for x in (before, after, mask))
+    return int(np.abs(a - b)[inside == 0].max(initial=0))
 
 
 def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
@@ -121,18 +112,24 @@ def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
     return painted
 
 
-def sheet(images: Sequence[Image.Image], labels: Sequence[str], height: int = 320) -> Image.Image:
-    """Return the pictures in a row at one height, each above its label."""
-    font = ImageFont.load_default(size=20)
+def sheet(
+    images: Sequence[Image.Image], labels: Sequence[str], height: int = 320, columns: int | None = None, size: int = 20
+) -> Image.Image:
+    """Return the pictures at one height, each above its label in letters of `size`, in rows of `columns` (None: one row)."""
+    font, gap, columns = ImageFont.load_default(size), 8, columns or len(images)
+    strip = round(1.7 * size) * max(label.count("\n") + 1 for label in labels)
     scaled = [i.resize((round(i.width * height / i.height), height), Image.Resampling.BICUBIC) for i in images]
-    gap, strip = 8, 34
-    row = Image.new("RGB", (sum(i.width + gap for i in scaled) + gap, height + gap + strip), "white")
-    draw, x = ImageDraw.Draw(row), gap
-    for image, label in zip(scaled, labels, strict=True):
-        row.paste(image, (x, gap))
-        draw.text((x + image.width / 2, gap + height + strip / 2), label, fill="black", font=font, anchor="mm")
-        x += image.width + gap
-    return row
+    rows = [list(zip(scaled, labels, strict=True))[start : start + columns] for start in range(0, len(images), columns)]
+    width = max(sum(image.width + gap for image, _ in row) for row in rows) + gap
+    page = Image.new("RGB", (width, len(rows) * (height + gap + strip)), "white")
+    draw = ImageDraw.Draw(page)
+    for number, row in enumerate(rows):
+        x, y = gap, number * (height + gap + strip) + gap
+        for image, label in row:
+            page.paste(image, (x, y))
+            draw.text((x + image.width / 2, y + height + strip / 2), label, fill="black", font=font, anchor="mm")
+            x += image.width + gap
+    return page
 
 
 def film(pictures: Sequence[Image.Image], path: Path, between: int = 6) -> None:

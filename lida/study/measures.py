@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..adapters import Adapter, load_adapter
 from ..adapters.comparison import MEASURES, compare
-from ..photos.squares import seam_report
+from ..photos.squares import largest_change_outside
 from .judges import IdentityJudge, Judges, Vectors
 from .painting import Unit
 from .people import Reference, Subject
@@ -34,7 +34,7 @@ def judged(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
             for judge, vector, own in zip(judges.identities, judges.vectors(back, subject.mask), subject.vectors):
                 row[judges.column("similarity_back", judge)] = mean_similarity(judge, vector, [own])
         row["psnr_inside"] = psnr_inside(subject.image, picture, subject.mask)
-        row["largest_change_outside"] = seam_report(subject.image, picture, subject.mask)["largest_change_outside"]
+        row["largest_change_outside"] = largest_change_outside(subject.image, picture, subject.mask)
         rows.append(row)
     return rows
 

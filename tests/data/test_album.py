@@ -1,21 +1,18 @@
 """Albums: whom the pictures show, which are left out and why, and what is written."""
 
-import json
 import os
 from dataclasses import replace
-from functools import cache, partial
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import pytest
-from conftest import ROOT, box_mask, noise_image
+from conftest import ROOT, noise_image
 from PIL import Image, ImageFilter
 
 import lida
-from lida.data.album import Framing, by_networks, choose_portraits, framed, main, person_in
+from lida.data.album import choose_portraits, main, person_in, portraits_in
 from lida.data.folder import read_examples
 from lida.doors.pictures import open_image
-from lida.photos.ages import AgeEstimator
 from lida.photos.faces import FaceNetworks
 from lida.photos.masks import face_frame
 
@@ -93,13 +90,12 @@ def test_an_album_keeps_the_person_and_says_what_it_leaves_out(photos, tmp_path,
     ):
         assert told[name].startswith(reason)
     assert told["small.png"].startswith("the face is too small, ") and told["soft.png"].startswith("the face is too blurred")
-    record = json.loads((tmp_path / "out" / "album.json").read_text())
-    kept = set(record["pictures"].values())
-    assert record["left_out"] == told and not kept & set(told) and kept | set(told) == {p.name for p in photos.iterdir()}
+    examples = read_examples(tmp_path / "out")
+    kept = {example.row["photograph"] for example in examples}
+    assert not kept & set(told) and kept | set(told) == {path.name for path in photos.iterdir()}
     duplicates = {name for name, reason in told.items() if reason.startswith("a near-duplicate of ")}
     assert len({"copy.jpg", "own0.png"} & duplicates) >= 1  # the album itself, repaintings of one portrait, may have more
     assert all(name.startswith("own") or name == "copy.jpg" for name in kept | duplicates)
-    examples = read_examples(tmp_path / "out")
     assert {e.text for e in examples} == {"a portrait photo of Person A"} and len(examples) == len(kept) >= 3
     networks = FaceNetworks()
     for example in examples:
@@ -110,7 +106,7 @@ def test_an_album_keeps_the_person_and_says_what_it_leaves_out(photos, tmp_path,
         left, top, right, bottom = Image.open(example.mask).getbbox()
         assert (face.landmarks > (left, top)).all() and (face.landmarks < (right, bottom)).all()
     assert (tmp_path / "out-sheet.png").is_file()
-    with pytest.raises(lida.InputError, match="metadata.jsonl: exists"):
+    with pytest.raises(lida.InputError, match="out: is not empty"):
         command(photos, "--subject", "x", "--output_dir", tmp_path / "out")
 
 
@@ -124,18 +120,8 @@ def test_a_reference_says_who_is_meant(photos, tmp_path, command):
         command(photos, "--subject", "B", "--output_dir", tmp_path / "c", "--reference", photos / "none.png")
 
 
-@pytest.mark.filterwarnings("ignore:.*were enlarged", "ignore:.*are few", "ignore:.*reach beyond")
-def test_ages_in_the_captions_are_the_estimators(photos, tmp_path, command):
-    command(photos, "--subject", "sks", "--output_dir", tmp_path / "out", "--resolution", 128, "--ages")
-    estimator = AgeEstimator(WEIGHTS / "age-estimator")
-    for example in read_examples(tmp_path / "out"):
-        age = example.row["age"]
-        assert age == round(estimator.of(open_image(example.path), Image.open(example.mask)))
-        assert example.text == f"a portrait photo of sks, age {age // 10 * 10}s"
-
-
 @pytest.mark.filterwarnings("ignore:.*were enlarged")
-def test_squares_beyond_their_photographs_are_reported_or_left_out(tmp_path, command):
+def test_squares_beyond_their_photographs_are_reported(tmp_path, command):
     """One face in the middle of a photograph, one of which the photograph shows the face alone."""
     (tmp_path / "photos").mkdir()
     portrait = enlarged(WEIGHTS / "demo" / "person-a.png")
@@ -143,27 +129,11 @@ def test_squares_beyond_their_photographs_are_reported_or_left_out(tmp_path, com
     page = noise_image(900, 900, 1)
     page.paste(portrait.rotate(5).crop((40, 40, 260, 260)), (340, 340))
     page.save(tmp_path / "photos" / "far.png")
-    call = partial(command, tmp_path / "photos", "--subject", "sks", "--resolution", 64)
     with pytest.warns(UserWarning) as warned:
-        call("--output_dir", tmp_path / "all")
+        command(tmp_path / "photos", "--subject", "sks", "--resolution", 64, "--output_dir", tmp_path / "all")
     messages = [str(warning.message) for warning in warned]
-    assert any("squares reach beyond their photographs" in text and "--context below 1.5" in text for text in messages)
+    assert any(text.startswith("1 of ") and "squares reach beyond their photographs" in text for text in messages)
     assert any("pictures are few; an album needs 20 to 30" in text for text in messages)
-    with pytest.warns(UserWarning, match="1 pictures are few") as warned:
-        out = call("--output_dir", tmp_path / "some", "--max_padding", 0.1)
-    assert not any("reach beyond" in str(warning.message) for warning in warned)
-    assert "left out: near.png: " in out and "of the square lies beyond the photograph; --max_padding is 0.1" in out
-    assert "far.png" not in out
-
-
-def test_the_square_about_a_mask_stays_in_the_photograph_where_it_fits():
-    image, mask = noise_image(100, 80), box_mask(100, 80, (0, 10, 40, 50))
-    portrait = framed(Path("a.png"), image, mask, Framing(60, 1.5, 20))
-    assert portrait.padded == 0 and portrait.enlarged == 1 and portrait.square.size == (60, 60)
-    assert np.array_equal(np.asarray(portrait.square), np.asarray(image.crop((0, 0, 60, 60))))
-    assert np.array_equal(np.asarray(portrait.mask), np.asarray(mask.crop((0, 0, 60, 60))))
-    with pytest.raises(lida.InputError, match="the face is too small, 40 pixels wide; --min_face is 50"):
-        framed(Path("a.png"), image, mask, Framing(60))
 
 
 def test_a_small_face_in_the_background_leaves_no_photograph_out(tmp_path):
@@ -173,15 +143,15 @@ def test_a_small_face_in_the_background_leaves_no_photograph_out(tmp_path):
     page.save(tmp_path / "a.png")
     networks = FaceNetworks()
     assert len(networks.find(page)) == 2
-    (portrait,) = by_networks(networks, Framing(64), tmp_path / "a.png")
+    (portrait,) = portraits_in(tmp_path / "a.png", networks, 64)
     assert portrait.vector @ networks.embed(enlarged(WEIGHTS / "demo" / "person-a.png")) > 0.6
 
 
 def test_a_blurred_face_is_not_called_somebody_else(photos, tmp_path):
     """However far from the person its embedding is."""
-    framing, networks = Framing(64), FaceNetworks()
-    own = [by_networks(networks, framing, photos / f"own{i}.png") for i in range(3)]
-    blurred = by_networks(networks, framing, photos / "soft.png")
+    networks = FaceNetworks()
+    own = [portraits_in(photos / f"own{i}.png", networks, 64) for i in range(3)]
+    blurred = portraits_in(photos / "soft.png", networks, 64)
     blurred[0] = replace(blurred[0], vector=-own[0][0].vector)
     kept, left_out = choose_portraits([*own, blurred])
     reasons = [reason for path, reason in left_out if path.name == "soft.png"]
@@ -212,32 +182,11 @@ def test_the_face_is_level_in_the_middle_of_the_square(tmp_path):
     networks = FaceNetworks()
     for degrees in (-90, -25, 0, 25, 180):
         portrait.rotate(degrees, Image.Resampling.BICUBIC).save(tmp_path / "a.png")
-        (cut,) = by_networks(networks, Framing(200, 1.5, 20), tmp_path / "a.png")
+        (cut,) = portraits_in(tmp_path / "a.png", networks, 200)
         (face,) = networks.find(cut.square)
         middle, axes, half = face_frame(face.landmarks)
         assert np.abs(middle - 100).max() < 12 and abs(np.degrees(np.arctan2(axes[0, 1], axes[0, 0]))) < 8
         assert 2 * half.max() == pytest.approx(200 / 1.5, rel=0.12)
-
-
-@pytest.mark.filterwarnings("ignore:with --landmarks", "ignore:.*were enlarged", "ignore:.*are few", "ignore:.*reach beyond")
-def test_landmarks_or_masks_do_instead_of_the_networks(tmp_path, command, monkeypatch):
-    for folder in ("photos", "points", "masks"):
-        (tmp_path / folder).mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
-        np.savetxt(tmp_path / "points" / f"{i}.txt", np.array([[80.0, 80], [120, 80], [100, 100], [85, 120], [115, 120]]))
-        Image.new("L", (200, 200), 255).save(tmp_path / "masks" / f"{i}.png")
-    (tmp_path / "points" / "2.txt").write_text("1 2 3\n")
-    (tmp_path / "masks" / "1.png").unlink()
-    monkeypatch.setattr("lida.photos.faces.find_spec", lambda name: None)
-    options = ("--subject", "x", "--resolution", 64)
-    out = command(tmp_path / "photos", "--output_dir", tmp_path / "a", "--landmarks", tmp_path / "points", *options)
-    assert "left out: 2.png: " in out and "landmarks are 1 x 3 numbers" in out and "2 pictures of x" in out
-    out = command(tmp_path / "photos", "--output_dir", tmp_path / "b", "--masks", tmp_path / "masks", *options)
-    assert "left out: 1.png: " in out and "1.png: no such file" in out and len(read_examples(tmp_path / "b")) == 2
-    with pytest.raises(lida.InputError, match=r"pip install lida-aging\[face\]; or give --landmarks or --masks"):
-        command(tmp_path / "photos", "--output_dir", tmp_path / "c", *options)
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_written(photos, tmp_path, command):
@@ -246,15 +195,8 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(photos, tmp_path
         ((tmp_path / "nowhere",), "nowhere: no such folder"),
         ((tmp_path / "empty",), "empty: none of its 0 files can be used; an album needs 20 to 30 sharp photographs"),
         ((photos, "--output_dir", photos / "x"), "lies among the photographs"),
-        ((photos, "--template", "{name}"), "its fields are {subject}"),
-        ((photos, "--template", "{subject"), "its fields are {subject}"),
-        ((photos, "--template", "{subject:>9999999999}"), "its fields are {subject}"),
-        ((photos, "--template", "{subject}, age {age}"), "its fields are {subject}, without"),
-        ((photos, "--template", " "), "makes empty captions"),
-        ((photos, "--ages", tmp_path / "empty"), "empty: no age estimator"),
         ((photos, "--resolution", 4), "--resolution: '4' is not a whole number from 8"),
-        ((photos, "--max_padding", 2), "--max_padding: '2' is not a number from 0 to 1"),
-        ((photos, "--masks", tmp_path, "--landmarks", tmp_path), "give one of the two"),
+        ((photos, "--context", 9), "--context: '9' is not a number from 1 to 4"),
     ):
         with pytest.raises(lida.InputError, match=message):
             command("--subject", "x", "--output_dir", tmp_path / "out", *arguments)

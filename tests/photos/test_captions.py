@@ -10,7 +10,7 @@ def test_a_template_is_filled_in():
     assert caption("{subject} {age} {decade}", "Anna", 7) == "Anna 7 0s"
     assert caption("a {gender} in his {decade}", "a man", 64) == "a man in his 60s"
     assert caption("{subject}, {gender}", "an old man", 70) == "an old man, old man"
-    assert check_template("a {age} year old {{x}}") == "a {age} year old {{x}}"
+    check_template("a {age} year old {{x}}")
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_template_is_filled_in():
      "{age:{decade}}", "{age}" + "x" * 1000],
 )  # fmt: skip
 def test_other_templates_are_refused_before_they_are_filled_in(template):
-    with pytest.raises(InputError, match="--template"):
+    with pytest.raises(InputError, match="^template "):
         check_template(template)
     with pytest.raises(InputError, match="^x: template"):
         captioning_of({"x": {"template": template}})

@@ -223,5 +223,5 @@ def test_landmarks_outside_of_the_picture_are_refused(aaf, tmp_path, command):
 
 def test_two_runs_do_not_fill_a_folder_at_once(aaf, tmp_path, command):
     (tmp_path / "out").mkdir()
-    with locked(tmp_path / "out"), pytest.raises(lida.InputError, match="in use by process"):
+    with locked(tmp_path / "out"), pytest.raises(lida.InputError, match="in use by another process"):
         command(aaf, "--output_dir", tmp_path / "out")

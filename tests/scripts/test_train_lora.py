@@ -454,7 +454,7 @@ def test_an_earlier_run_is_not_overwritten_without_a_word(train, tmp_path):
 
 def test_one_run_at_a_time_writes_to_a_folder(train, tmp_path):
     (tmp_path / "a").mkdir()
-    with locked(tmp_path / "a"), pytest.raises(lida.InputError, match=f"a: in use by process {os.getpid()} on "):
+    with locked(tmp_path / "a"), pytest.raises(lida.InputError, match="a: in use by another process"):
         train("a")
     assert train("a")
 

@@ -255,7 +255,7 @@ def test_a_slider_at_other_settings_warns_and_of_another_model_is_refused(infer,
 
 
 def test_weights_by_block_and_timestep(infer, script, photo, adapter):
-    options, found = (*WHOLE, "--ages", 10, "--strength", 0.8, "--detail", 0), {}
+    options, found = (*WHOLE, "--ages", 10, "--strength", 0.8, "--detail", 0, "--current_age", 30), {}
     for weight in ("1", "1@999-0", "1@500-0", "1@500-0,up=0.5", "0"):
         infer(photo, "--adapter", f"{adapter}={weight}", *options, "--overwrite")
         found[weight] = pixels("outputs/anna-age10.png")

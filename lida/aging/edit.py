@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..photos.captions import captioning_of
 from .stable_diffusion import Prompt, StableDiffusion
 
 METHODS = ("ddim_inversion", "inversion", "inpaint")
@@ -89,8 +88,7 @@ def age_targets(
     Each age is asked for by the caption of its decade, or a mixture of two, as the merged Age-LoRA's captions have it, for a
     `subject` such as "a man" or "sks". An inpainting model paints all at the highest strength.
     """
-    captioning = captioning_of({name: sd.adapters[name].metadata for name in sd.weights})
-    prompts = [captioning.prompt(subject, min(max(round(age), 0), 99)) for age in ages]
+    prompts = [sd.captioning.prompt(subject, min(max(round(age), 0), 99)) for age in ages]
     edits = [edit.towards(age, current) for age in ages]
     if sd.unet.inpaints:
         edits = [replace(chosen, strength=max(other.strength for other in edits)) for chosen in edits]

@@ -148,8 +148,7 @@ def age_to(
 ) -> list[Image.Image]:  # fmt: skip
     """Return the face at each of `ages`, from the `current` one, as infer.py does it.
 
-    `subject` is what captions call the person: "a man", or the name that an Identity-LoRA learnt, "sks". Raises what age_face
-    raises.
+    `subject` is what captions call the person: "a man", or the name that an Identity-LoRA learnt, "sks".
     """
     edit = aging_edit(subject) if edit is None else edit
     targets = age_targets(sd, ages, current, subject, edit)

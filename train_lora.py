@@ -8,14 +8,15 @@ The algorithm stands in train(), top to bottom. Several processes train together
 import argparse
 import copy
 import itertools
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,10 +25,10 @@ from lida.adapters import FILE_NAME, load_adapter
 from lida.adapters.dialects import TEXT
 from lida.aging import StableDiffusion, generate
 from lida.checkpoints import load_text_encoder, load_vae
-from lida.data.folder import read_examples
+from lida.data.folder import read_captioning, read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
 from lida.doors.arguments import Parser, checked, non_negative, non_negative_int, positive, positive_int, seed
-from lida.doors.errors import OUT_OF_MEMORY, InputError, run
+from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
 from lida.kernels.amx import compiler
@@ -35,12 +36,15 @@ from lida.nn import LoRALinear, inject_lora, lora_parameters
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION
 from lida.nn.text import encode_prompts
 from lida.photos.captions import captioning_of
-from lida.training import CLASS, LR_SCHEDULERS, REPORTERS, VALIDATION, DropoutLoRALinear, MicroBatches, Monitor, Processes
-from lida.training import Run, SampleDropout, TextCache, add_to_contact_sheet, finished, lr_schedule, metadata_of
-from lida.training import micro_batches, new_optimizer, output_of, plan, read_data, settings_of
+from lida.training.batches import CLASS, micro_batches, read_data
+from lida.training.caches import TextCache
+from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
+from lida.training.processes import Processes
+from lida.training.run import Run, finished, metadata_of, output_of, settings_of
 
 DEFAULT_MODEL = os.path.relpath(Path(lida.__file__).parent / "weights" / "lida-tiny")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=formatter, allow_abbrev=False)
     add, fraction = parser.add_argument, checked(float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
-    rate = checked(float, "a learning rate above 1e-7 and up to 1", lambda x: 1e-7 < x <= 1)  # polynomial ends at 1e-7
+    rate = checked(float, "a learning rate above 0 and up to 1", lambda x: 0 < x <= 1)
     # Model and data
     add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder, .safetensors file or hub id")
     add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')
@@ -60,11 +64,9 @@ def parse_args() -> argparse.Namespace:
     add("--resolution", type=positive_int, help="side of the training squares in pixels; the model's own if not given")
     add("--center_crop", action="store_true", help="cut longer pictures in the middle, not at random")
     add("--random_flip", action="store_true", help="mirror half of the pictures")
-    add("--enable_bucket", action="store_true", help="train on pictures in about their own shapes, not on squares")
     # The adapter
     add("--rank", type=positive_int, default=8, help="rank of the low-rank matrices")
     add("--lora_alpha", "--alpha", type=positive, help="the change is scaled by alpha / rank; the rank if not given")
-    add("--lora_dropout", type=fraction, default=0.0, help="share of a layer's inputs that are hidden from the adapter")
     add("--targets", nargs="+", default=list(CROSS_ATTENTION), help="linear layers to adapt, by the end of their path")
     add("--train_text_encoder", action="store_true", help="adapt the text encoder's attention too")
     add("--role", choices=("age", "identity", "other"), help="purpose, written into the file; read off the data if not given")
@@ -89,12 +91,8 @@ def parse_args() -> argparse.Namespace:
     add("--max_train_steps", type=positive_int, default=1000, help="optimiser steps")
     add("--num_train_epochs", type=positive_int, help="passes over all pictures, in place of --max_train_steps")
     add("--learning_rate", type=rate, default=1e-4, help="AdamW's learning rate")
-    add("--text_encoder_lr", type=rate, help="the text encoder's; --learning_rate if not given")
-    add("--scale_lr", action="store_true", help="multiply the learning rates by the number of pictures in a step")
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="how the learning rate changes")
     add("--lr_warmup_steps", type=non_negative_int, default=0, help="steps to rise to the full learning rate")
-    add("--lr_num_cycles", type=positive_int, default=1, help="cycles of cosine_with_restarts")
-    add("--lr_power", type=positive, default=1.0, help="power of polynomial")
     add("--adam_beta1", type=fraction, default=0.9, help="decay of the first moment")
     add("--adam_beta2", type=fraction, default=0.999, help="decay of the second moment")
     add("--adam_weight_decay", type=non_negative, default=1e-2, help="decay of the weights")
@@ -108,7 +106,6 @@ def parse_args() -> argparse.Namespace:
     add("--cache_dir", help="do so, and keep the latents in this folder, which runs may share")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice rather than keep them")
     add("--attention", choices=ATTENTION, help="kernel; the fastest one that is there, if not given")
-    add("--enable_xformers_memory_efficient_attention", dest="attention", action="store_const", const="xformers")
     add("--allow_tf32", action="store_true", help="multiply float32 with 10 bits of mantissa, on a CUDA GPU")
     add("--compile", action="store_true", help="compile the UNet by torch.compile")
     add("--dataloader_num_workers", type=non_negative_int, default=0, help="processes that read pictures")
@@ -117,12 +114,10 @@ def parse_args() -> argparse.Namespace:
     add("--checkpointing_steps", type=positive_int, default=500, help="steps between checkpoints")
     add("--checkpoints_total_limit", type=positive_int, help="keep only so many of the latest")
     add("--resume_from_checkpoint", help="latest, or a checkpoint's folder, to go on from")
-    add("--validation_split", type=fraction, default=0.0, help="share of the pictures to hold out and measure the loss on")
     add("--validation_prompt", help="paint this prompt to see what the adapter does")
     add("--num_validation_images", type=positive_int, default=4, help="pictures to paint each time")
-    add("--validation_steps", type=positive_int, default=200, help="steps between measuring and painting")
+    add("--validation_steps", type=positive_int, default=200, help="steps between paintings")
     add("--report_to", choices=REPORTERS, default="none", help="where metrics go besides metrics.jsonl")
-    add("--dry_run", action="store_true", help="check everything, say what the run would take, and stop")
     args = parser.parse_args()
     args.cache_latents = args.cache_latents or args.cache_dir is not None
     check_flags(args, parser.get_default)
@@ -132,11 +127,8 @@ def parse_args() -> argparse.Namespace:
 def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> None:
     """Warn of flags that do nothing beside the others, and raise InputError for those that contradict each other."""
     needs = {"mask_loss": ("unmasked_weight", "normalize_mask_loss"), "prior_adapter": ("prior_weight", "prior_subject")}
-    needs |= {"class_data_dir": ("class_prompt", "prior_loss_weight"), "train_text_encoder": ("text_encoder_lr",)}
-    needs |= {"validation_prompt": ("num_validation_images",)}
+    needs |= {"class_data_dir": ("class_prompt", "prior_loss_weight"), "validation_prompt": ("num_validation_images",)}
     idle = {flag: f"without --{other}" for other, flags in needs.items() for flag in flags if not getattr(args, other)}
-    idle |= {"lr_num_cycles": "without cosine_with_restarts"} if args.lr_scheduler != "cosine_with_restarts" else {}
-    idle |= {"lr_power": "without polynomial"} if args.lr_scheduler != "polynomial" else {}
     idle |= {"lr_warmup_steps": "with constant; give constant_with_warmup"} if args.lr_scheduler == "constant" else {}
     idle |= {"max_train_steps": "beside --num_train_epochs"} if args.num_train_epochs else {}
     idle |= {"dataloader_num_workers": "beside cached latents"} if args.cache_latents else {}
@@ -151,6 +143,10 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
         raise InputError("--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too")
     if args.attention == "xformers" and not args.device.startswith("cuda"):
         raise InputError(f"--attention xformers: needs a CUDA GPU, and the device is {args.device}; leave it out")
+    if args.use_8bit_adam and not args.device.startswith("cuda"):
+        raise InputError(f"--use_8bit_adam: needs a CUDA GPU, and the device is {args.device}; leave it out")
+    if args.use_8bit_adam and find_spec("bitsandbytes") is None:
+        raise InputError("--use_8bit_adam: bitsandbytes is not installed; pip install lida-aging[bitsandbytes]")
     if args.compile and args.device == "cpu" and not compiler():
         raise InputError("--compile: needs a C++ compiler on the CPU, and finds none; install g++, or leave it out")
 
@@ -194,21 +190,39 @@ def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module
     return teacher, sorted({captioning.caption(args.prior_subject, age) for age in range(low, high + 1)})
 
 
-def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDropout) -> dict[str, LoRALinear]:
+def add_adapter(sd: StableDiffusion, args: argparse.Namespace) -> dict[str, LoRALinear]:
     """Put the layers that train into the model and return them by path, the text encoder's behind `text_encoder.`."""
-    layer = partial(DropoutLoRALinear, dropout=dropout) if args.lora_dropout else None
-    inject = partial(inject_lora, rank=args.rank, alpha=args.lora_alpha, layer=layer)
     torch.manual_seed(args.seed)
     try:
-        layers = inject(sd.unet, targets=args.targets)
+        layers = inject_lora(sd.unet, rank=args.rank, alpha=args.lora_alpha, targets=args.targets)
     except ValueError as error:
         raise InputError(f"--targets: {error}") from None
     if args.train_text_encoder:
         inner = getattr(sd.text_encoder.model, "text_model", sd.text_encoder.model)  # transformers 5.6 flattened the model
-        layers |= {TEXT + path: layer for path, layer in inject(inner, targets=TEXT_ATTENTION).items()}
-    for layer in layers.values():
-        layer.train()
+        of_text = inject_lora(inner, rank=args.rank, alpha=args.lora_alpha, targets=TEXT_ATTENTION)
+        layers |= {TEXT + path: layer for path, layer in of_text.items()}
     return layers
+
+
+def new_optimizer(parameters: Sequence[nn.Parameter], args: argparse.Namespace) -> torch.optim.Optimizer:
+    """Return AdamW (Loshchilov and Hutter 2019), or bitsandbytes' with 8-bit moments (Dettmers et al. 2022)."""
+    options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2)}
+    options |= {"weight_decay": args.adam_weight_decay, "eps": args.adam_epsilon}
+    if args.use_8bit_adam:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, **options)
+    return torch.optim.AdamW(parameters, fused=True, **options)
+
+
+def learning_rate(step: int, args: argparse.Namespace) -> float:
+    """Return the learning rate of a step, counted from 0, as transformers' get_scheduler has it."""
+    warmup = 0 if args.lr_scheduler == "constant" else args.lr_warmup_steps
+    if step < warmup:
+        return args.learning_rate * step / warmup
+    share = (step - warmup) / max(1, args.max_train_steps - warmup)
+    falling = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+    return args.learning_rate * falling.get(args.lr_scheduler, 1.0)
 
 
 @dataclass
@@ -217,7 +231,6 @@ class Objective:
 
     sd: StableDiffusion
     args: argparse.Namespace
-    dropout: SampleDropout
     teacher: nn.Module | None = None
     ages: tuple[str, ...] = ()  # captions for the teacher
     texts: TextCache | None = None
@@ -249,42 +262,30 @@ class Objective:
         args, weights = self.args, None
         if "mask" in batch and teacher is None:
             weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss)
-        self.dropout.seeds = batch["seed"].tolist()
         drawn = {name: batch[name] for name in ("noise", "timesteps")}
         options = {"snr_gamma": args.snr_gamma, "pixel_weights": weights, "teacher": teacher}
         with self.autocast:
-            captions = batch["caption"]
-            hidden = self.texts(captions) if self.texts else encode_prompts(self.sd.text_encoder, captions)
+            hidden = self.texts(batch["caption"]) if self.texts else encode_prompts(self.sd.text_encoder, batch["caption"])
             hidden = hidden.to(args.device, DTYPES[args.mixed_precision])  # (B, 77, C)
             return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, **drawn, **options)
 
 
 @torch.no_grad()
-def validate(objective: Objective, layers: dict, held_out: MicroBatches | None, monitor: Monitor, step: int) -> None:
-    """Measure the loss on the same pictures, noise and timesteps each time, without dropout, and paint the prompt."""
+def validate(objective: Objective, step: int) -> None:
+    """Paint the validation prompt, from the same noise each time."""
     sd, args = objective.sd, objective.args
-    for layer in layers.values():
-        layer.eval()
-    if held_out:
-        batches = held_out.load(0, held_out.sampler.steps_per_epoch)
-        losses = [objective.loss(objective.with_latents(batch)).item() for batch in batches]
-        monitor.record(step, validation_loss=float(np.mean(losses)))
-    if args.validation_prompt is not None:
-        sampling = Sampling(num_inference_steps=25, guidance_scale=3.0)
-        options = {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
-        with objective.autocast:
-            latents = generate(sd, args.validation_prompt, sampling, output_type="latent", **options)
-        add_to_contact_sheet(Path(args.output_dir), step, to_images(sd.vae.decode(latents)))
-    for layer in layers.values():
-        layer.train()
+    sampling, options = Sampling(num_inference_steps=25, guidance_scale=3.0), {"output_type": "latent"}
+    options |= {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
+    with objective.autocast:
+        latents = generate(sd, args.validation_prompt, sampling, **options)
+    add_to_contact_sheet(Path(args.output_dir), step, to_images(sd.vae.decode(latents)))
 
 
-def train(args: argparse.Namespace) -> Path | None:
-    """Train an adapter by these flags; return its file, or None after a dry run."""
+def train(args: argparse.Namespace) -> Path:
+    """Train an adapter by these flags; return its file."""
     processes = Processes.join(args.device)
     sd, args = load_model(args, processes)
-    examples, others, captioning = read_data(args)
-    held_out = micro_batches(others, sd, args, Processes(), VALIDATION) if others else None
+    examples = read_data(args)
     data = [micro_batches(examples, sd, args, processes)]
     if args.class_data_dir:
         pictures = read_examples(args.class_data_dir, args.image_column, args.caption_column, caption=args.class_prompt)
@@ -292,58 +293,47 @@ def train(args: argparse.Namespace) -> Path | None:
     if args.num_train_epochs:
         args = replace(args, max_train_steps=args.num_train_epochs * data[0].sampler.steps_per_epoch)
     settings = settings_of(args, sd.base, data) | {"vae_dtype": str(sd.vae.dtype)}
+    about = metadata_of(args, examples, read_captioning(args.train_data_dir), sd.base)
 
     with output_of(args, processes) as folder:
         if finished(args, settings):
             return folder / FILE_NAME
-        objective = Objective(sd, args, SampleDropout(args.lora_dropout), *teacher_of(sd, args))
-        layers = add_adapter(sd, args, objective.dropout)
+        objective = Objective(sd, args, *teacher_of(sd, args))
+        layers = add_adapter(sd, args)
         parameters = lora_parameters(layers.values())
-        optimizer = new_optimizer(layers, args, data[0].sampler.batch)
-        set_learning_rate = lr_schedule(optimizer, args)
+        optimizer = new_optimizer(parameters, args)
         scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.mixed_precision == "fp16")
         monitor = Monitor(folder, args.max_train_steps, data[0].sampler.batch, processes.first)
         parts = {"adapter": nn.ParameterList(parameters), "optimizer": optimizer, "scaler": scaler, "monitor": monitor}
-        about, look = metadata_of(args, examples, captioning, sd.base), partial(validate, objective, layers, held_out, monitor)
-        run = Run(args, settings, about, layers, parts, monitor, look, processes.first)
+        run = Run(args, folder, settings, about, layers, parts, monitor, partial(validate, objective))
         first = run.resume()
-        last = min(first + 2, args.max_train_steps) if args.dry_run else args.max_train_steps
         if not args.train_text_encoder:
-            drawn = [micro.captions(first, last) for micro in data] + [{example.text for example in others}]
+            drawn = [micro.captions(first, args.max_train_steps) for micro in data]
             objective.texts = TextCache(sd.text_encoder, {"", *objective.ages}.union(*drawn), args.validation_prompt is None)
-        if args.dry_run:
-            print(plan(args, objective, data[0], parameters, range(first, last)))
-            return None
 
         batches = zip(*(micro.load(first, args.max_train_steps) for micro in data))
-        with run.begin(first) as signals:
+        with monitor.shown(first, args.report_to):
             for step in range(first, args.max_train_steps):
-                lr, loss = set_learning_rate(step), 0.0
+                lr, loss = learning_rate(step, args), 0.0
                 for batch in itertools.islice(batches, args.gradient_accumulation_steps):
                     for term in objective(*batch):
                         scaler.scale(term / args.gradient_accumulation_steps).backward()
                         loss += term.item() / args.gradient_accumulation_steps
-                loss, stop = processes.average(parameters, [loss, max(signals, default=0)])
+                loss = processes.average(parameters, loss)
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
                 if norm.isfinite():
                     scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
-                run.after(step + 1, loss, lr, norm.item(), stop)
+                run.after(step + 1, loss, lr, norm.item())
         return run.end()
 
 
 def main() -> None:
-    """Run the script, and say what helps where memory runs out."""
-    try:
-        train(parse_args())
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
-            raise
-        cures = "--cache_latents, --mixed_precision bf16, --gradient_checkpointing, a smaller --train_batch_size with more "
-        cures += "--gradient_accumulation_steps, a smaller --resolution, --rank or --targets, in this order"
-        raise InputError(f"out of memory ({str(error).splitlines()[0][:120]}); what helps: {cures}") from None
+    train(parse_args())
 
 
 if __name__ == "__main__":

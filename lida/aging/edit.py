@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..photos.captions import captioning_of
 from .stable_diffusion import Prompt, StableDiffusion
 
 METHODS = ("ddim_inversion", "inversion", "inpaint")
@@ -50,16 +49,26 @@ class Edit:
         share = min(abs(age - current), FULL_GAP) / FULL_GAP
         strength = LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * share
         detail = min(max(1 - (current - age) / NO_DETAIL, 0.0), 1.0) if self.method != "inpaint" else 0.0
-        return replace(
-            self,
-            strength=strength if self.strength is None else self.strength,
-            detail=detail if self.detail is None else self.detail,
-        )
+        return self.filled(strength, detail)
 
     def without_age(self) -> "Edit":
         """Return the edit with the strength and detail for a prompt that asks for no age, where they are left open."""
-        strength = PLAIN_STRENGTH if self.strength is None else self.strength
-        return replace(self, strength=strength, detail=0.0 if self.detail is None else self.detail)
+        return self.filled(PLAIN_STRENGTH, 0.0)
+
+    def filled(self, strength: float, detail: float) -> "Edit":
+        """Return the edit with these in the place of None."""
+        strength = strength if self.strength is None else self.strength
+        return replace(self, strength=strength, detail=detail if self.detail is None else self.detail)
+
+
+def aging_edit(subject: str = "a person", **options) -> Edit:
+    """Return an Edit that leads from the subject at no age: the prompt that inverts the photograph is also the negative one.
+
+    `options` are Edit's other fields. Noise that is drawn (method inpaint) has no negative prompt.
+    """
+    source = options.pop("source_prompt", f"a portrait photo of {subject}")
+    negative = "" if options.get("method") == "inpaint" else source
+    return Edit(**{"source_prompt": source, "negative_prompt": negative, **options})
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,8 @@ def age_targets(
     Each age is asked for by the caption of its decade, or a mixture of two, as the merged Age-LoRA's captions have it, for a
     `subject` such as "a man" or "sks". An inpainting model paints all at the highest strength.
     """
-    captioning = captioning_of({name: sd.adapters[name].metadata for name in sd.weights})
-    targets = []
-    for age in ages:
-        chosen = edit.towards(age, current)
-        prompt = captioning.prompt(subject, min(max(round(age), 0), 99))
-        targets.append(Target(prompt, chosen.strength, chosen.detail))
+    prompts = [sd.captioning.prompt(subject, min(max(round(age), 0), 99)) for age in ages]
+    edits = [edit.towards(age, current) for age in ages]
     if sd.unet.inpaints:
-        highest = max(target.strength for target in targets)
-        targets = [replace(target, strength=highest) for target in targets]
-    return targets
+        edits = [replace(chosen, strength=max(other.strength for other in edits)) for chosen in edits]
+    return [Target(prompt, chosen.strength, chosen.detail) for prompt, chosen in zip(prompts, edits)]

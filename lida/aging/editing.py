@@ -14,17 +14,14 @@ from ..diffusion.schedule import randn_like
 from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
 from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..photos.squares import Box, colour_matched, cut, is_grey, paste, square_about, with_detail
-from .edit import Edit, Target, age_targets
-from .generation import Callback, Progress, finite, repeated, step_rule
+from .edit import Edit, Target, age_targets, aging_edit
+from .generation import Progress, finite, repeated, step_rule
 from .stable_diffusion import Prompt, StableDiffusion
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A photograph that was led up to the noise, ready to be repainted towards any number of prompts.
-
-    Paintings of one Prepared share its noise and differ by their prompts alone.
-    """
+    """A photograph that was led up to the noise. Paintings of one Prepared share its noise and differ by their prompts alone."""
 
     image: Image.Image
     mask: Image.Image
@@ -41,15 +38,9 @@ class Prepared:
 
 @torch.no_grad()
 def prepare(
-    sd: StableDiffusion,
-    image: Image.Image,
-    mask: Image.Image,
-    edit: Edit = Edit(),
-    sampling: Sampling = Sampling(),
-    *,
-    num_images_per_prompt: int = 1,
-    generator: Generator | None = None,
-) -> Prepared:
+    sd: StableDiffusion, image: Image.Image, mask: Image.Image, edit: Edit = Edit(), sampling: Sampling = Sampling(), *,
+    num_images_per_prompt: int = 1, generator: Generator | None = None,
+) -> Prepared:  # fmt: skip
     """Cut the square about the mask, encode it, and lead it up to the noise as far as the edit's strength says.
 
     image is RGB, mask L of the same size, white where it is repainted. Raises ValueError for another mode or size, for a black
@@ -68,8 +59,7 @@ def prepare(
     if sd.unet.inpaints and edit.strength == 1 and inpaint:  # the photograph's own latents are not used
         init_latents = torch.zeros(count, sd.unet.config.out_channels, side, side, dtype=sd.dtype, device=sd.device)
     else:
-        encoded = sd.vae.encode(pixel_values, generator, sample=inpaint).to(sd.dtype)
-        init_latents = encoded.repeat(count, 1, 1, 1)
+        init_latents = sd.vae.encode(pixel_values, generator, sample=inpaint).to(sd.dtype).repeat(count, 1, 1, 1)
     latent_mask = mask_to_latents(pixel_mask, (side, side)).to(init_latents)
     noise = randn_like(init_latents, generator) if inpaint else None
     condition = sd.inpainting_condition(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
@@ -91,15 +81,9 @@ def prepare(
 
 @torch.no_grad()
 def repaint(
-    sd: StableDiffusion,
-    prepared: Prepared,
-    targets: Sequence[Target],
-    sampling: Sampling = Sampling(),
-    *,
-    output_type: str = "pil",
-    progress: Progress = list,
-    callback: Callback | None = None,
-) -> list[Image.Image] | Tensor:
+    sd: StableDiffusion, prepared: Prepared, targets: Sequence[Target], sampling: Sampling = Sampling(), *,
+    output_type: str = "pil", progress: Progress = list,
+) -> list[Image.Image] | Tensor:  # fmt: skip
     """Paint a prepared photograph towards each target, all in one batch.
 
     A target whose strength is below the photograph's stays with it for the first steps. Returns pictures of the photograph's
@@ -115,53 +99,34 @@ def repaint(
     predict = sd.merging(sd.predictor(prompts, negative, sampling, prepared.condition))
     generator = None if prepared.generator is None else prepared.generator.clone_state()
     rule = step_rule(sampling, generator, len(targets)) if prepared.step_noise is None else replay(prepared.step_noise)
-    latents = sample(
-        predict,
-        sd.schedule,
-        prepared.latents.repeat(len(targets), 1, 1, 1),
-        progress(prepared.steps),
-        rule,
-        prepared.blend and prepared.blend.for_row(fractions),
-        callback,
-    )
+    start, blend = prepared.latents.repeat(len(targets), 1, 1, 1), prepared.blend and prepared.blend.for_row(fractions)
+    latents = sample(predict, sd.schedule, start, progress(prepared.steps), rule, blend)
     return latents if output_type == "latent" else composed(sd, prepared, finite(latents), targets)
 
 
 def composed(sd: StableDiffusion, prepared: Prepared, latents: Tensor, targets: Sequence[Target]) -> list[Image.Image]:
     """Decode latents (targets x images, C, h, w), match their colours, give detail back, and paste them into the photograph."""
-    count, detailed = len(prepared.latents), any(target.detail for target in targets)
-    patches = to_images(sd.vae.decode(latents))
-    unchanged = to_images(sd.vae.decode(prepared.blend.init_latents)) if detailed else []
-    if prepared.edit.match_colour:
-        small = cut(prepared.mask, prepared.box, sd.resolution)
-        patches, unchanged = (
-            [colour_matched(picture, prepared.square, small) for picture in part] for part in (patches, unchanged)
-        )
+    image, mask, box, count = prepared.image, prepared.mask, prepared.box, len(prepared.latents)
+    patches, unchanged = to_images(sd.vae.decode(latents)), []
+    detailed = any(target.detail for target in targets)
     if detailed:
-        square = in_srgb(cut(prepared.image, prepared.box, prepared.box[2]))
-        patches = [
-            with_detail(patch, unchanged[k % count], square, targets[k // count].detail) for k, patch in enumerate(patches)
-        ]
+        unchanged = to_images(sd.vae.decode(prepared.blend.init_latents))
+    if prepared.edit.match_colour:
+        small = cut(mask, box, sd.resolution)
+        patches, unchanged = ([colour_matched(x, prepared.square, small) for x in part] for part in (patches, unchanged))
+    if detailed:
+        square, shares = in_srgb(cut(image, box, box[2])), [target.detail for target in targets for _ in range(count)]
+        patches = [with_detail(patch, unchanged[k % count], square, shares[k]) for k, patch in enumerate(patches)]
     if is_grey(prepared.square):  # a black-and-white photograph stays one
         patches = [patch.convert("L").convert("RGB") for patch in patches]
-    image = prepared.image
-    return [paste(image, from_srgb(patch, image), prepared.box, prepared.mask) for patch in patches]
+    return [paste(image, from_srgb(patch, image), box, mask) for patch in patches]
 
 
 def age_face(
-    sd: StableDiffusion,
-    image: Image.Image,
-    mask: Image.Image,
-    prompt: Prompt | Sequence[Prompt],
-    edit: Edit = Edit(),
-    sampling: Sampling = Sampling(),
-    *,
-    num_images_per_prompt: int = 1,
-    generator: Generator | None = None,
-    output_type: str = "pil",
-    progress: Progress = list,
-    callback: Callback | None = None,
-) -> list[Image.Image] | Tensor:
+    sd: StableDiffusion, image: Image.Image, mask: Image.Image, prompt: Prompt | Sequence[Prompt], edit: Edit = Edit(),
+    sampling: Sampling = Sampling(), *, num_images_per_prompt: int = 1, generator: Generator | None = None,
+    output_type: str = "pil", progress: Progress = list,
+) -> list[Image.Image] | Tensor:  # fmt: skip
     """Repaint where `mask` (L, the size of `image`) is not black towards each prompt, and leave every other pixel as it is.
 
     The square about the mask is worked on at the model's resolution: led up to the noise (SDEdit, Meng et al. 2022, or an
@@ -171,46 +136,37 @@ def age_face(
     ValueError as prepare() and repaint() do.
     """
     edit = edit.without_age()
-    prepared = prepare(
-        sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator
-    )
+    prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
     targets = [Target(p, edit.strength, edit.detail) for p in repeated(prompt, 1)]
-    return repaint(sd, prepared, targets, sampling, output_type=output_type, progress=progress, callback=callback)
+    return repaint(sd, prepared, targets, sampling, output_type=output_type, progress=progress)
 
 
 def age_to(
-    sd: StableDiffusion,
-    image: Image.Image,
-    mask: Image.Image,
-    ages: Sequence[float],
-    current: float,
-    subject: str = "a person",
-    edit: Edit | None = None,
-    sampling: Sampling = Sampling(),
-    *,
-    generator: Generator | None = None,
-    progress: Progress = list,
-) -> list[Image.Image]:
+    sd: StableDiffusion, image: Image.Image, mask: Image.Image, ages: Sequence[float], current: float,
+    subject: str = "a person", edit: Edit | None = None, sampling: Sampling = Sampling(), *,
+    generator: Generator | None = None, progress: Progress = list,
+) -> list[Image.Image]:  # fmt: skip
     """Return the face at each of `ages`, from the `current` one, as infer.py does it.
 
-    `subject` is what captions call the person: "a man", or the name that an Identity-LoRA learnt, "sks". Raises what age_face
-    raises.
+    `subject` is what captions call the person: "a man", or the name that an Identity-LoRA learnt, "sks".
     """
     edit = aging_edit(subject) if edit is None else edit
     targets = age_targets(sd, ages, current, subject, edit)
-    highest = max(target.strength for target in targets)
-    prepared = prepare(sd, image, mask, replace(edit, strength=highest), sampling, generator=generator)
-    return repaint(sd, prepared, targets, sampling, progress=progress)
+    return repaint_all(sd, image, mask, targets, edit, sampling, generator=generator, progress=progress)
 
 
-def aging_edit(subject: str = "a person", **options) -> Edit:
-    """Return an Edit that leads from the subject at no age: the prompt that inverts the photograph is also the negative one.
-
-    `options` are Edit's other fields. Noise that is drawn (method inpaint) has no negative prompt.
-    """
-    neutral = f"a portrait photo of {subject}"
-    negative = "" if options.get("method") == "inpaint" else neutral
-    return Edit(**{"source_prompt": neutral, "negative_prompt": negative, **options})
+def repaint_all(
+    sd: StableDiffusion, image: Image.Image, mask: Image.Image, targets: Sequence[Target], edit: Edit,
+    sampling: Sampling = Sampling(), *, num_images_per_prompt: int = 1, batch_size: int | None = None,
+    generator: Generator | None = None, progress: Progress = list,
+) -> list[Image.Image]:  # fmt: skip
+    """Prepare a photograph as far up as its strongest target asks for, and repaint it, `batch_size` targets at a time."""
+    edit = replace(edit, strength=max(target.strength for target in targets))
+    prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
+    size, pictures = batch_size or len(targets), []
+    for start in range(0, len(targets), size):
+        pictures += repaint(sd, prepared, targets[start : start + size], sampling, progress=progress)
+    return pictures
 
 
 def check_photograph(image: Image.Image, mask: Image.Image) -> None:

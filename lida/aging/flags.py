@@ -5,9 +5,9 @@ import argparse
 from ..diffusion.samplers import SCHEDULERS, Sampling
 from ..doors import arguments
 from ..doors.errors import InputError
-from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, Edit
+from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, Edit, aging_edit
 
-GUIDANCE = arguments.checked(float, "a number from -100 to 100", lambda x: abs(x) <= 100)
+GUIDANCE = arguments.between(-100, 100)
 STRENGTH = arguments.checked(float, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
 
 
@@ -26,20 +26,19 @@ def add_sampling_flags(parser: argparse.ArgumentParser, default: Sampling = Samp
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
     """Return the Sampling that the flags ask for. Raises InputError if they do not go together."""
+    names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "eta")
     interval = args.guidance_interval and tuple(args.guidance_interval)
     try:
-        return Sampling(
-            args.num_inference_steps, args.guidance_scale, args.guidance_rescale, interval, args.scheduler, args.eta
-        )
+        return Sampling(guidance_interval=interval, **{name: getattr(args, name) for name in names})
     except ValueError as error:
         raise InputError(f"--{error}") from None
 
 
-def add_edit_flags(parser: argparse.ArgumentParser, default: Edit = Edit()) -> None:
+def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     """Add --method, --strength, --detail and the other fields of Edit."""
     add = parser.add_argument
     help = "ddim_inversion leads the photograph up to the noise without drawing any; inversion, with noise that leads back to it"
-    add("--method", choices=METHODS, default=default.method, help=f"{help}; inpaint draws noise (default: {default.method})")
+    add("--method", choices=METHODS, default=Edit.method, help=f"{help}; inpaint draws noise (default: {Edit.method})")
     help = f"how far up to the noise, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the years between)"
     add("--strength", type=STRENGTH, help=help)
     help = "share that comes back of what the autoencoder loses of the photograph, 0 to 1 (default: by the years between)"
@@ -52,7 +51,8 @@ def add_edit_flags(parser: argparse.ArgumentParser, default: Edit = Edit()) -> N
 
 def edit_of(args: argparse.Namespace, subject: str) -> Edit:
     """Return the Edit that the flags ask for, of a subject such as "a man"."""
-    source = f"a portrait photo of {subject}" if args.source_prompt is None else args.source_prompt
-    negative = source if args.prompt is None and args.method != "inpaint" else ""
-    negative = negative if args.negative_prompt is None else args.negative_prompt
-    return Edit(args.method, args.strength, args.detail, source, negative, match_colour=not args.no_colour_match)
+    prompts = {name: getattr(args, name) for name in ("source_prompt", "negative_prompt") if getattr(args, name) is not None}
+    if args.prompt is not None:
+        prompts.setdefault("negative_prompt", "")
+    options = {"method": args.method, "strength": args.strength, "detail": args.detail}
+    return aging_edit(subject, **options, **prompts, match_colour=not args.no_colour_match)

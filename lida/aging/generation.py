@@ -12,24 +12,14 @@ from ..doors.pictures import to_images
 from .stable_diffusion import Prompt, StableDiffusion
 
 Progress = Callable[[Sequence], Iterable]  # wraps the list of steps, as tqdm does; has its length
-Callback = Callable[[int, int, Tensor], object]  # (number of the step, t, latents)
 
 
 @torch.no_grad()
 def generate(
-    sd: StableDiffusion,
-    prompt: Prompt | Sequence[Prompt],
-    sampling: Sampling = Sampling(),
-    *,
-    negative_prompt: str | Sequence[str] = "",
-    num_images_per_prompt: int = 1,
-    height: int | None = None,
-    width: int | None = None,
-    generator: Generator | None = None,
-    output_type: str = "pil",
-    progress: Progress = list,
-    callback: Callback | None = None,
-) -> list[Image.Image] | Tensor:
+    sd: StableDiffusion, prompt: Prompt | Sequence[Prompt], sampling: Sampling = Sampling(), *,
+    negative_prompt: str | Sequence[str] = "", num_images_per_prompt: int = 1, height: int | None = None,
+    width: int | None = None, generator: Generator | None = None, output_type: str = "pil", progress: Progress = list,
+) -> list[Image.Image] | Tensor:  # fmt: skip
     """Paint from prompts. `height` and `width` in pixels default to the model's own.
 
     Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for a size that the VAE cannot have.
@@ -47,8 +37,7 @@ def generate(
         condition = sd.inpainting_condition(blank, everywhere, mask, torch.Generator().manual_seed(0))
     negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
     predict = sd.merging(sd.predictor(prompts, negative, sampling, condition))
-    steps = progress(sampling.steps(sd.schedule))
-    latents = sample(predict, sd.schedule, latents, steps, step_rule(sampling, generator), callback=callback)
+    latents = sample(predict, sd.schedule, latents, progress(sampling.steps(sd.schedule)), step_rule(sampling, generator))
     return latents if output_type == "latent" else to_images(sd.vae.decode(finite(latents)))
 
 

@@ -16,14 +16,11 @@ from .stable_diffusion import StableDiffusion
 
 @dataclass(frozen=True)
 class Slider:
-    """Years gained, by the years asked for: a curve that never falls, of one model with its adapters and one estimator.
-
-    `error` is the mean distance in years from what was wanted, on photographs that the curve was not fitted to.
-    """
+    """Years gained, by the years asked for: a curve that never falls, of one model with its adapters and one estimator."""
 
     asked: list[float]
     years: list[float]
-    error: float
+    error: float  # the mean distance in years from what was wanted, on photographs that the curve was not fitted to
     faces: int
     base: dict[str, str]  # StableDiffusion.base
     adapters: dict[str, str]  # fingerprints and weights of the adapters that know ages

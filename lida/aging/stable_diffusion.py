@@ -24,6 +24,7 @@ from ..nn.lora import LoRALinear
 from ..nn.text import TextEncoder, encode_prompts
 from ..nn.unet import UNet
 from ..nn.vae import VAE
+from ..photos.captions import Captioning, captioning_of
 from ..photos.masks import mask_to_latents
 
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
@@ -47,13 +48,11 @@ class StableDiffusion:
         return f"StableDiffusion({self.name or 'unnamed'}, {self.resolution} px, {dtype} on {self.device}, {merged})"
 
     @classmethod
-    def load(
-        cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-    ) -> "StableDiffusion":
+    def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "StableDiffusion":
         """Load a folder in diffusers' layout, a single .safetensors file, or a model of the hub by its id.
 
         The VAE stays in float32 if `dtype` is float16, in which its activations can overflow. Raises InputError that names
-        the file and what is wrong with it.
+        what is wrong.
         """
         try:
             torch.empty(0, device=device)
@@ -61,13 +60,12 @@ class StableDiffusion:
             raise InputError(f"device {device}: {str(error).splitlines()[0]}; cpu always works") from None
         unet, text_encoder = load_unet(source, dtype, device), load_text_encoder(source, dtype, device)
         vae = load_vae(source, torch.float32 if dtype == torch.float16 else dtype, device)
-        widths = {"latent channels": (unet.config.out_channels, vae.config.latent_channels)}
-        widths["text width"] = (unet.config.cross_attention_dim, text_encoder.width)
-        if not unet.inpaints:
-            widths["input channels"] = (unet.config.in_channels, unet.config.out_channels)
-        for what, (a, b) in widths.items():
-            if a != b:
-                raise InputError(f"{source}: the UNet's {what}, {a}, should be {b}; the parts are not of one model")
+        wanted = {"out_channels": vae.config.latent_channels, "cross_attention_dim": text_encoder.width}
+        wanted |= {} if unet.inpaints else {"in_channels": unet.config.out_channels}
+        for name, value in wanted.items():
+            if getattr(unet.config, name) != value:
+                found = getattr(unet.config, name)
+                raise InputError(f"{source}: the UNet's {name}, {found}, should be {value}; the parts are not of one model")
         name = Path(source).resolve().name if Path(source).exists() else MOVED.get(str(source), str(source))
         return cls(unet, vae, text_encoder, load_schedule(source), name)
 
@@ -80,6 +78,11 @@ class StableDiffusion:
     def rule(self) -> Rule:
         """Return the rule by which the adapters are merged."""
         return self.merger.rule
+
+    @property
+    def captioning(self) -> Captioning:
+        """Return how ages are written in the captions of the merged adapters."""
+        return captioning_of({name: self.adapters[name].metadata for name in self.weights})
 
     @property
     def base(self) -> dict[str, str]:
@@ -108,8 +111,8 @@ class StableDiffusion:
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the model, with what is merged into it, as a folder in diffusers' layout.
 
-        Raises ValueError while the model holds layers of inject_lora, and for a schedule made from betas; InputError for a
-        folder that holds other things, and for weights that do not fit into `dtype`.
+        Raises ValueError for a model that is being trained or has a schedule made from betas; InputError for a folder that
+        holds other things, and for weights that do not fit into `dtype`.
         """
         if self.schedule.config is None:
             raise ValueError("a schedule made from betas has no scheduler_config.json; save the other parts by themselves")
@@ -130,22 +133,11 @@ class StableDiffusion:
         check_fits(adapter, self.module, str(name if isinstance(source, Adapter) else source))
         base = adapter.metadata.get("base")
         if isinstance(base, dict) and base.get("unet", self.unet.fingerprint) != self.unet.fingerprint:
-            warnings.warn(
-                f"adapter {name}: was trained on another base ({base.get('name')}), its effect may differ", stacklevel=2
-            )
+            warnings.warn(f"adapter {name}: was trained on another base ({base.get('name')}), its effect may differ")
         if name in self.weights:
             raise ValueError(f"adapter {name!r} is merged; call set_adapters without it before it is replaced")
         self.adapters[name] = adapter
         return adapter
-
-    def remove_adapter(self, name: str) -> None:
-        """Forget an adapter; the others stay merged. Raises ValueError for a name that was not loaded."""
-        if name not in self.adapters:
-            raise ValueError(f"adapter {name!r} is not loaded; loaded are {sorted(self.adapters)}")
-        if name in self.weights:
-            others = {other: weight for other, weight in self.weights.items() if other != name}
-            self.set_adapters(list(others), list(others.values()), self.rule)
-        del self.adapters[name]
 
     def set_adapters(self, names: Sequence[str], weights: Sequence[Weight], rule: Rule = weighted_sum) -> None:
         """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, always from the base.
@@ -180,17 +172,13 @@ class StableDiffusion:
         return torch.stack([torch.einsum("k,kmc->mc", hidden.new_tensor(list(m.values())), p) for m, p in zip(mixtures, parts)])
 
     def predictor(
-        self,
-        prompts: Sequence[Prompt],
-        negative_prompt: str | Sequence[str] = "",
-        sampling: Sampling = Sampling(),
+        self, prompts: Sequence[Prompt], negative_prompt: str | Sequence[str] = "", sampling: Sampling = Sampling(),
         condition: Tensor | None = None,
-    ) -> NoisePrediction:
+    ) -> NoisePrediction:  # fmt: skip
         """Return the guided noise prediction for these prompts, as a function of latents (B, C, h, w) and timesteps (B,).
 
-        There is one negative prompt for all, or one for each; any other number raises ValueError. An inpainting model also
-        takes the `condition` (1, 5, h, w) of inpainting_condition(). The prompts are encoded now; the prediction follows what is
-        merged into the UNet when it is called.
+        There is one negative prompt for all, or one for each; any other number raises ValueError. `condition` is an inpainting
+        model's. The prompts are encoded now; the prediction follows what is merged into the UNet when it is called.
         """
         negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
         if len(negative) != len(prompts):

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -24,7 +23,7 @@ class InputError(ValueError):
 def run(main: Callable[[], None]) -> None:
     """Run a script's main(). An error of the input or of the system prints one line a fault and exits with code 2.
 
-    Any other exception is a bug and keeps its traceback. LIDA_DEBUG=1 shows the traceback of every error.
+    Any other exception is a bug and keeps its traceback.
     """
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print("warning:", one_line(message), file=sys.stderr)
@@ -40,19 +39,16 @@ def run(main: Callable[[], None]) -> None:
             faults = faults_of(error)
             if not faults:
                 raise
-            if os.environ.get("LIDA_DEBUG") == "1":
-                traceback.print_exc()
-            for fault in faults[:SHOWN]:
+            hidden = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+            for fault in [*faults[:SHOWN], *hidden]:
                 print("error:", one_line(fault), file=sys.stderr)
-            if len(faults) > SHOWN:
-                print(f"error: ... and {len(faults) - SHOWN} more", file=sys.stderr)
             sys.exit(2)
 
 
 def faults_of(error: Exception) -> Sequence[object]:
     """Return one message for each fault that the user can mend; none for a bug."""
     if isinstance(error, InputError):
-        return error.args or ["the input cannot be used"]
+        return error.args
     if isinstance(error, OSError):
         return [f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else error]
     if isinstance(error, UnicodeError):

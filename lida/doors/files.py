@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import tempfile
 import warnings
@@ -18,37 +17,54 @@ from .errors import InputError
 
 # What the system, Rust's safetensors and C++'s torch.save say of a full disk
 FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|os error (27|28|122)\b|iostream error")
-NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)  # of file systems that cannot flush a folder
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems that cannot flush a folder
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. What is written there replaces `path` at the end, or is removed on any failure.
 
-    A reader finds the old file or the new one, each whole, also after a power cut. Threads and processes may write one path
-    at the same time; the last one wins. An existing file keeps its permissions; of a link, the file that it points to is
-    replaced. Raises InputError where the file cannot be written.
+    A reader finds the old file or the new one, each whole, also after a power cut; of several writers the last one wins. An
+    existing file keeps its permissions, a link leads where it led. Raises InputError where the file cannot be written.
     """
     target = Path(os.path.realpath(path))
-    try:
-        mode = target.stat().st_mode
-    except FileNotFoundError:
-        mode = None
-    except OSError as error:  # such as a name too long
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another name") from None
+    mode = target.stat().st_mode if target.exists() else None
     if not target.parent.is_dir() or mode is not None and not stat.S_ISREG(mode):
         fault = "it is not a regular file" if target.parent.is_dir() else "its folder does not exist"
         raise InputError(f"{path}: cannot be written, {fault}; give another place")
-    part = target.with_name(f".lida-{os.getpid()}-{secrets.token_hex(6)}.part")
-    try:
+    with replacing(path, target) as part:
         yield part
         if mode is not None and os.stat(part).st_nlink == 1:  # of a hard link, the other name would change too
             os.chmod(part, stat.S_IMODE(mode))
+
+
+@contextmanager
+def folder_written_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`. It becomes `path` at the end, or is removed on any failure.
+
+    Raises InputError if the path holds anything already: nothing is replaced.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"{path}: is {'not empty' if target.is_dir() else 'not a folder'}; give the name of a new folder")
+    output_folder(target.parent, "the folder")
+    with replacing(path, target) as part:
+        part.mkdir()
+        yield part
+
+
+@contextmanager
+def replacing(path: str | Path, target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`, where `path` leads; it takes the target's place, or is removed on any failure."""
+    part = target.with_name(f".lida-{os.getpid()}-{secrets.token_hex(6)}.part")
+    try:
+        yield part
         sync(part)
         os.replace(part, target)
     except BaseException as error:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            remove = shutil.rmtree if part.is_dir() else os.unlink
+            remove(part)
         if reason := why_not_written(error, part):
             raise InputError(f"{path}: cannot be written ({reason}); make room or give another place") from error
         raise
@@ -64,15 +80,14 @@ def why_not_written(error: BaseException, part: Path) -> str | None:
 
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk, where the file system can."""
+    number = os.open(path, os.O_RDONLY)
     try:
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        os.fsync(number)
     except OSError as error:
         if error.errno not in NO_SYNC:
             raise
+    finally:
+        os.close(number)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -102,59 +117,32 @@ def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:
     return Path(path)
 
 
-@contextmanager
-def folder_written_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`. It becomes `path` at the end, or is removed on any failure.
-
-    Raises InputError if the path holds anything already: nothing is replaced.
-    """
-    path = Path(path)
-    target = Path(os.path.realpath(path))
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{path}: is {'not empty' if target.is_dir() else 'not a folder'}; give the name of a new folder")
-    output_folder(target.parent, "the folder")
-    part = target.with_name(f".lida-{os.getpid()}-{secrets.token_hex(6)}.part")
-    try:
-        part.mkdir()
-        yield part
-        os.replace(part, target)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if reason := why_not_written(error, part):
-            raise InputError(f"{path}: cannot be written ({reason}); make room or give another place") from error
-        raise
-    sync(target.parent)
+def free_folder(folder: Path, names: Collection[str], overwrite: bool = False) -> Path:
+    """Return the folder, or the first numbered one in it, that has no files of these names (without endings)."""
+    chosen, number = folder, 1
+    while not overwrite and chosen.is_dir() and {path.stem for path in chosen.iterdir()} & set(names):
+        number += 1
+        chosen = folder / f"{number}"
+    return output_folder(chosen)
 
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Keep other processes out of the folder while the block runs. Raises InputError, which names the one that is in it."""
+    """Keep other processes out of the folder while the block runs. Raises InputError where one is in it."""
     import fcntl  # of POSIX
 
-    path = Path(folder, ".lida-lock")
-    while True:
-        file = open(path, "a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                holder = file.read(200).strip() or "another process"
-            raise InputError(f"{folder}: in use by {holder}; wait until it ends or give another folder") from None
-        except OSError as error:
-            warnings.warn(f"{folder}: cannot be locked ({error.strerror}); let no other process write to it")
-        with suppress(FileNotFoundError):
-            if os.path.samefile(path, file.fileno()):
-                break
-        file.close()  # the last holder has just removed it
-    with file:
-        try:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        raise InputError(f"{folder}: in use by another process; wait until it ends or give another folder") from None
+    except OSError as error:
+        warnings.warn(f"{folder}: cannot be locked ({error.strerror}); let no other process write to it")
+    try:
+        yield
+    finally:
+        os.close(number)
 
 
 def regular_file(path: str | Path, what: str = "file") -> Path:
@@ -169,17 +157,3 @@ def regular_file(path: str | Path, what: str = "file") -> Path:
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}; give a {what}")
     return Path(path)
-
-
-def free_folder(folder: Path, names: Collection[str], overwrite: bool = False) -> Path:
-    """Return the folder, or the first numbered one in it that has no files of these names (without endings).
-
-    Raises InputError for a name that is too long for a file.
-    """
-    if any(len(os.fsencode(name)) > 240 for name in names):
-        raise InputError(f"{max(names, key=len)[:60]}...: the name is too long for a file; rename the photograph")
-    chosen, number = folder, 1
-    while not overwrite and chosen.is_dir() and {path.stem for path in chosen.iterdir()} & set(names):
-        number += 1
-        chosen = folder / f"{number}"
-    return output_folder(chosen)

@@ -29,6 +29,9 @@ class Range:
     least: float = -math.inf
     most: float = math.inf
 
+    def __repr__(self) -> str:
+        return f"from {self.least:g} to {self.most:g}"
+
 
 def read_json(path: str | Path, limit: int = LIMIT) -> Any:
     """Return the value of a JSON file. Raises InputError for what parse_json() refuses, and for no regular file."""
@@ -70,30 +73,26 @@ def number(text: str) -> int | float:
     return value
 
 
-def check_inside(value: Any) -> None:
+def check_inside(value: Any, depth: int = 0) -> None:
     """Raise ValueError for nesting deeper than DEPTH, and for strings that are not text."""
-    level = [value]
-    for _ in range(DEPTH + 1):
-        texts = [x for x in level if isinstance(x, str)] + [key for x in level if isinstance(x, dict) for key in x]
-        if bad := next(filter(NOT_TEXT.search, texts), None):
-            raise ValueError(f"{SHORT.repr(bad)} holds NUL or half a surrogate pair")
-        level = [y for x in level if isinstance(x, dict | list) for y in (x.values() if isinstance(x, dict) else x)]
-        if not level:
-            return
-    raise ValueError(f"it is nested deeper than {DEPTH}")
+    if depth > DEPTH:
+        raise ValueError(f"it is nested deeper than {DEPTH}")
+    if isinstance(value, str) and NOT_TEXT.search(value):
+        raise ValueError(f"{SHORT.repr(value)} holds NUL or half a surrogate pair")
+    if isinstance(value, dict | list):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            check_inside(inner, depth + 1)
 
 
 def typed(cls: type[T], value: Any, where: str | Path, ignore: Collection[str] = ()) -> T:
-    """Return an instance of the dataclass `cls` from a JSON object, every field checked against its annotation.
+    """Return an instance of the dataclass `cls` from a JSON object without the keys in `ignore`.
 
     Annotations are int, float, str, bool, None, Any, list[X], tuple[X, ...], tuple[X, Y], dict[str, X], Literal, unions,
-    dataclasses and Annotated[int, Range(1, 64)]. An integer passes for a float, a bool for no number. The fields in `ignore`
-    are left out. Raises one InputError with a message for every fault: its place, the value, and what is wanted.
+    dataclasses and Annotated[int, Range(1, 64)]. An integer passes for a float, a bool for no number. Raises one InputError
+    with a message for every fault: its place, the value, and what is wanted.
     """
-    faults: list[str] = []
-    if isinstance(value, dict):
-        value = {key: x for key, x in value.items() if key not in ignore}
-    result = convert(cls, value, str(where), faults)
+    kept = {key: x for key, x in value.items() if key not in ignore} if isinstance(value, dict) else value
+    result = convert(cls, kept, str(where), faults := [])
     if faults:
         raise InputError(*faults)
     return result
@@ -115,8 +114,8 @@ def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
             if not inner:
                 return result
     elif origin is Annotated:
-        before, result = len(faults), convert(parts[0], value, where, faults)
-        if len(faults) > before or result is None or parts[1].least <= result <= parts[1].most:
+        result = convert(parts[0], value, where, inner := [])
+        if not inner and parts[1].least <= result <= parts[1].most:
             return result
     elif origin in (list, tuple) and isinstance(value, list | tuple):
         kinds = parts if origin is tuple and parts[-1] is not ... else parts[:1] * len(value)
@@ -137,9 +136,8 @@ def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
 def build(cls: type, value: dict, where: str, faults: list[str]) -> Any:
     """Return the dataclass made of an object's fields, or append what is wrong to `faults`."""
     hints, known, before = get_type_hints(cls, include_extras=True), {}, len(faults)
-    names = [field.name for field in fields(cls)]
-    for key in sorted(value.keys() - set(names), key=str):
-        faults.append(f"{where}: {SHORT.repr(key)} is not a field; these are: {', '.join(names)}")
+    for key in sorted(value.keys() - hints.keys(), key=str):
+        faults.append(f"{where}: {SHORT.repr(key)} is not a field; these are: {', '.join(hints)}")
     for field in fields(cls):
         if field.name in value:
             known[field.name] = convert(hints[field.name], value[field.name], f"{where}: {field.name}", faults)
@@ -155,12 +153,5 @@ def build(cls: type, value: dict, where: str, faults: list[str]) -> Any:
 
 def wanted(kind: Any) -> str:
     """Return the annotation as people write it: `int | None`, `tuple[int, ...]`, `int from 1 to 64`."""
-    if get_origin(kind) is Annotated:
-        inner, bounds = get_args(kind)[:2]
-        return f"{wanted(inner)} from {bounds.least:g} to {bounds.most:g}"
-    if get_origin(kind) in (list, tuple):
-        inner = ("..." if part is ... else wanted(part) for part in get_args(kind))
-        return f"{get_origin(kind).__name__}[{', '.join(inner)}]"
-    if get_origin(kind) in (Union, types.UnionType):
-        return " | ".join("None" if part is type(None) else wanted(part) for part in get_args(kind))
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    return re.sub(r"Annotated\[(\w+), (from [^]]+)\]", r"\1 \2", text)

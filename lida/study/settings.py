@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..adapters.merging import Weight, parse_weight, varies
-from ..aging.edit import Edit
-from ..aging.editing import aging_edit
+from ..aging.edit import Edit, aging_edit
 from ..aging.flags import GUIDANCE, STRENGTH
 from ..diffusion.samplers import Sampling
 from ..doors import arguments

@@ -17,7 +17,8 @@ from scipy.optimize import isotonic_regression
 from tqdm import tqdm
 
 from ..adapters import parse_pairs
-from ..aging.editing import age_to, aging_edit
+from ..aging.edit import aging_edit
+from ..aging.editing import age_to
 from ..aging.flags import GUIDANCE
 from ..aging.slider import Slider, aging_adapters, inverse
 from ..aging.stable_diffusion import StableDiffusion

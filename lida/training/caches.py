@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 from torch import Tensor
 
-from ..doors.files import output_folder, written_whole
+from ..doors.errors import InputError
+from ..doors.files import output_folder
+from ..doors.tensors import read_tensors, write_tensors
 from ..nn.text import TextEncoder
 from ..nn.vae import VAE
 
@@ -18,44 +18,38 @@ from ..nn.vae import VAE
 class LatentCache:
     """The VAE's posterior of each picture, upright and mirrored, computed when it is first drawn.
 
-    Each is a tensor (2, 4, h, w), mean and log-variance, in memory (131 kB for a picture of 512 px) or in a folder, which
-    runs may share. A picture is encoded alone, so that its latents do not depend on what else is in its batch.
-    `release` frees the memory of the decoder.
+    Each is a tensor (2, 4, h, w), mean and log-variance, in memory or in a folder, which runs may share. A picture is encoded
+    alone, so that its latents do not depend on what else is in its batch. `release` frees the memory of the decoder.
     """
 
     def __init__(self, samples, vae: VAE, folder: str | Path | None = None, release: bool = False):
         self.samples, self.vae = samples, vae
         self.folder = output_folder(folder, "--cache_dir") if folder else None
-        self.cache: dict[tuple[int, bool], Tensor | Path] = {}
+        self.known: dict[tuple[int, bool], Tensor | Path] = {}
         if release:
             vae.decoder.to("meta")
 
     def __call__(self, index: int, flipped: bool) -> Tensor:
-        posterior = self.cache.get((index, flipped))
-        if posterior is None:
-            posterior = self.cache[index, flipped] = self.file(index, flipped) if self.folder else self.encode(index, flipped)
-        return posterior if isinstance(posterior, Tensor) else load(posterior.read_bytes())["posterior"]
+        if (index, flipped) not in self.known:
+            self.known[index, flipped] = self.file(index, flipped) if self.folder else self.encode(index, flipped)
+        known = self.known[index, flipped]
+        return known if isinstance(known, Tensor) else read_tensors(known)["posterior"].clone()
 
     @torch.no_grad()
     def encode(self, index: int, flipped: bool) -> Tensor:
         """Return the posterior of a picture in float32 on the CPU."""
-        device = next(self.vae.encoder.parameters()).device
-        posterior = self.vae.posterior(self.samples.pixels(index, flipped)[None].to(device))
-        return torch.cat(posterior).float().cpu()
+        pixel_values = self.samples.pixels(index, flipped)[None].to(next(self.vae.encoder.parameters()).device)
+        return torch.cat(self.vae.posterior(pixel_values)).float().cpu()
 
     def file(self, index: int, flipped: bool) -> Path:
-        """Return the file of a picture's posterior, written now if it is missing or damaged.
-
-        Its name depends on the VAE, the picture's bytes, its training size and whether it is mirrored.
-        """
-        picture = hashlib.sha256(self.samples.examples[index].path.read_bytes()).hexdigest()
-        key = f"{self.vae.fingerprint} {self.vae.dtype} {picture} {self.samples.sizes[index]} {flipped}"
-        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+        """Return the file of a posterior, named by the VAE and the pixels, and written now if it is missing or damaged."""
+        pixels = self.samples.pixels(index, flipped).numpy().tobytes()
+        digest = hashlib.sha256(f"{self.vae.fingerprint} {self.vae.dtype} ".encode() + pixels).hexdigest()
+        path = self.folder / f"{digest}.safetensors"
         try:
-            load(path.read_bytes())["posterior"]
-        except (OSError, SafetensorError, KeyError):
-            with written_whole(path) as part:
-                save_file({"posterior": self.encode(index, flipped).contiguous()}, part)
+            read_tensors(path, ["posterior"])
+        except InputError:
+            write_tensors(path, {"posterior": self.encode(index, flipped)})
         return path
 
 

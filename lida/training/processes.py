@@ -1,10 +1,7 @@
-"""The processes that train together, and the signals that stop them."""
+"""The processes that train together."""
 
 import os
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,8 +23,7 @@ class Processes:
     @classmethod
     def join(cls, device: str, minutes: float = 30) -> "Processes":
         """Meet the other processes, by NCCL on GPUs and gloo on CPUs. None waits longer than `minutes` for the others."""
-        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-        processes = cls(*(int(os.environ.get(name, default)) for name, default in names.items()))
+        processes = cls(*(int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
         if processes.count > 1:
             dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(minutes=minutes))
         return processes
@@ -41,20 +37,20 @@ class Processes:
         """Return the device of this process, where `name` is a kind of which there may be several."""
         return f"{name}:{self.local_rank}" if self.count > 1 and name in ("cuda", "xpu") else name
 
-    def average(self, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        """Replace every gradient by its mean over the processes, in one message; return the means of the numbers."""
+    def average(self, parameters: Sequence[nn.Parameter], number: float) -> float:
+        """Replace every gradient by its mean over the processes, in one message; return the mean of a number."""
         if self.count == 1:
-            return list(numbers)
-        message = torch.cat([*(p.grad.flatten() for p in parameters), parameters[0].grad.new_tensor(numbers)])
+            return number
+        message = torch.cat([*(p.grad.flatten() for p in parameters), parameters[0].grad.new_tensor([number])])
         try:
             dist.all_reduce(message)
         except RuntimeError as error:
             what = str(error).splitlines()[0]
             raise InputError(f"another process of this run has ended ({what}); start it again, resuming from latest") from None
-        *gradients, means = (message / self.count).split([*(p.numel() for p in parameters), len(numbers)])
+        *gradients, mean = (message / self.count).split([*(p.numel() for p in parameters), 1])
         for p, gradient in zip(parameters, gradients):
             p.grad.copy_(gradient.view_as(p))
-        return means.tolist()
+        return mean.item()
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -63,25 +59,6 @@ class Processes:
 
     def leave(self) -> None:
         """Wait for the other processes, and part from them."""
+        self.wait()
         if self.count > 1:
-            dist.barrier()
             dist.destroy_process_group()
-
-
-@contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """Note Ctrl-C and SIGTERM in a list, so that the step can be finished and saved; a second Ctrl-C ends the program."""
-    noted: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if number == signal.SIGINT in noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-        print("stopping after this step ...", file=sys.stderr)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

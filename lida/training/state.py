@@ -1,10 +1,8 @@
 """Training state on disk: one file that is written whole, checkpoints of a run, and going on from the last whole one."""
 
 import io
-import os
 import shutil
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 
 from ..adapters import Adapter, save_adapter
 from ..doors.errors import InputError
-from ..doors.files import sync, write_bytes, write_json
+from ..doors.files import folder_written_whole, write_bytes, write_json
 from ..doors.json import read_json
 
 STATE, SETTINGS = "state.pt", "settings.json"  # in a checkpoint
@@ -45,7 +43,7 @@ def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """Return the checkpoints checkpoint-<step> in a folder, the latest first. One that is being written has another name."""
+    """Return the checkpoints checkpoint-<step> in a folder, the latest first."""
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit() and (path / STATE).is_file()]
     return sorted(found, key=lambda path: -int(path.name[11:]))
 
@@ -53,26 +51,13 @@ def checkpoints(folder: str | Path) -> list[Path]:
 def write_checkpoint(
     folder: Path, step: int, parts: Mapping[str, Any], adapter: Adapter, settings: dict, limit: int | None = None
 ) -> None:
-    """Write checkpoint-<step>: the state, the adapter and the settings; then keep only the last `limit` checkpoints.
-
-    It is written under another name and renamed: there is a whole checkpoint or none. Raises InputError where that fails.
-    """
-    whole, unfinished = folder / f"checkpoint-{step}", folder / f"writing-{step}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        save_adapter(unfinished, adapter)
-        write_json(unfinished / SETTINGS, settings)
-        save_state(unfinished / STATE, step, parts)
-        shutil.rmtree(whole, ignore_errors=True)
-        os.replace(unfinished, whole)
-        sync(folder)
-    except (OSError, InputError) as error:
-        last = next((path.name for path in checkpoints(folder)), "none")
-        cure = f"the last whole checkpoint is {last}: free space, and resume from latest"
-        raise InputError(f"{whole}: cannot be written ({error}); {cure}") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    """Write checkpoint-<step>, whole or not at all; then keep only the last `limit`. Raises InputError where it cannot."""
+    path = folder / f"checkpoint-{step}"
+    shutil.rmtree(path, ignore_errors=True)  # of a run that went on from before it
+    with folder_written_whole(path) as part:
+        save_adapter(part, adapter)
+        write_json(part / SETTINGS, settings)
+        save_state(part / STATE, step, parts)
     for old in checkpoints(folder)[limit:] if limit else []:
         shutil.rmtree(old)
 
@@ -80,36 +65,26 @@ def write_checkpoint(
 def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) -> int:
     """Restore the parts from a checkpoint, by name or path or "latest", and return its step; 0 where there is none yet.
 
-    Where the latest is damaged or has other settings, the last whole one is taken, with a warning. Raises InputError where
-    a checkpoint that was named cannot be used, or where none can.
+    Raises InputError for a checkpoint that is absent, damaged or of other settings.
     """
-    found, faults = checkpoints(folder), []
+    found = checkpoints(folder)
     if wanted != "latest":
-        found = [path for path in (Path(wanted), folder / wanted) if (path / STATE).is_file()][:1] + found
-        if not found or found[0].name != Path(wanted).name:
+        found = [path for path in (Path(wanted), folder / wanted) if (path / STATE).is_file()]
+        if not found:
             raise InputError(f"--resume_from_checkpoint {wanted}: no such checkpoint; give a folder or latest")
-    for path in found:
-        try:
-            if differing := differences(read_json(path / SETTINGS), settings):
-                raise InputError(f"{path}: was trained with other settings ({'; '.join(differing[:5])})")
-            step = load_state(path / STATE, parts)
-        except InputError as error:
-            faults.append(str(error))
-            continue
-        if faults and wanted != "latest":
-            raise InputError(f"{faults[0]}; the last whole one is {path.name}: --resume_from_checkpoint latest takes it")
-        if faults:
-            warnings.warn(f"{faults[0]}; training goes on from the last whole one, {path.name}")
-        return step
-    if faults:
-        raise InputError(f"{faults[0]}; no other checkpoint in {folder} can be used: --overwrite_output_dir starts anew")
-    print(f"no checkpoint in {folder} yet: training starts from the beginning", file=sys.stderr)
-    return 0
+    if not found:
+        print(f"no checkpoint in {folder} yet: training starts from the beginning", file=sys.stderr)
+        return 0
+    try:
+        if differing := differences(read_json(found[0] / SETTINGS), settings):
+            raise InputError(f"{found[0]}: was trained with other settings ({'; '.join(differing[:5])})")
+        return load_state(found[0] / STATE, parts)
+    except InputError as error:
+        raise InputError(f"{error}; name another checkpoint, or start anew with --overwrite_output_dir") from None
 
 
 def differences(before: Any, now: dict) -> list[str]:
     """Return what differs between a run's settings as they were read from a file and as they are."""
-    if not isinstance(before, dict):
-        return [f"they were {before!r:.40}"]
+    before = before if isinstance(before, dict) else {}
     pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
     return [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]

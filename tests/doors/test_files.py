@@ -4,7 +4,6 @@ import errno
 import os
 import resource
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -66,7 +65,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path):
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "none" / "x", tmp_path / "file" / "x", "/dev/null"):
         with pytest.raises(InputError, match=f"{path}: cannot be written"), written_whole(path):
             pytest.fail("the block was entered")
-    with pytest.raises(InputError, match="x: cannot be written .File name too long"):
+    with pytest.raises(OSError, match="File name too long"):
         write_text(tmp_path / ("x" * 300), "")
 
 
@@ -211,7 +210,7 @@ def test_output_folders(tmp_path):
             output_folder(path, "--out")
 
 
-def test_a_locked_folder_says_who_is_in_it(tmp_path):
+def test_a_locked_folder_is_for_one_process(tmp_path):
     code = """
 import sys, time
 from lida.doors.files import locked
@@ -221,12 +220,12 @@ with locked(sys.argv[1]):
 """
     holder = start(code, tmp_path)
     assert holder.stdout.readline() == "locked\n"
-    with pytest.raises(InputError, match=f"{tmp_path}: in use by process {holder.pid} on {socket.gethostname()}; wait"):
+    with pytest.raises(InputError, match=f"{tmp_path}: in use by another process; wait"):
         with locked(tmp_path):
             pytest.fail("the block was entered")
     holder.kill()  # a lock ends with its process
     holder.wait()
-    with locked(tmp_path), pytest.raises(InputError, match=f"in use by process {os.getpid()} on"), locked(tmp_path):
+    with locked(tmp_path), pytest.raises(InputError, match="in use by another process"), locked(tmp_path):
         pytest.fail("the block was entered")
     assert os.listdir(tmp_path) == []
 

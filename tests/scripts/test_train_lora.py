@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import diffusers
 import numpy as np
@@ -26,7 +27,6 @@ from lida.diffusion import noise_prediction_loss
 from lida.doors.files import locked
 from lida.kernels import fastest_attention
 from lida.training.caches import LatentCache
-from lida.training.monitor import draw_losses
 from lida.training.state import checkpoints
 
 ADAPTER, ABOUT = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.json"
@@ -76,25 +76,18 @@ def arguments(folder, dataset, tmp_path):
 
 
 @pytest.fixture
-def no_chart(monkeypatch):
-    """Leave out the chart, which takes longer than the run."""
-    monkeypatch.setattr("lida.training.monitor.draw_losses", lambda metrics, path: None)
-
-
-@pytest.fixture
-def train(module, arguments, monkeypatch, no_chart):
+def train(module, arguments, monkeypatch):
     """Train in this process; returns the adapter's layers."""
 
     def run(name: str, *more) -> dict:
         monkeypatch.setattr(sys, "argv", ["train_lora.py", *arguments(name, *more)])
-        path = module.train(module.parse_args())
-        return lida.load_adapter(path).layers if path else {}
+        return lida.load_adapter(module.train(module.parse_args())).layers
 
     return run
 
 
 @pytest.fixture
-def command(arguments, monkeypatch, capsys, no_chart):
+def command(arguments, monkeypatch, capsys):
     """Run the script in this process; returns exit code, standard output and standard error."""
 
     def run(name: str, *more) -> tuple[int, str, str]:
@@ -179,6 +172,17 @@ def test_thirty_steps_are_those_of_diffusers_and_peft(module, train, folder, mon
         assert relative(layer.up, modules[path].lora_B["default"].weight) <= 1e-3
 
 
+@pytest.mark.parametrize("name", ["constant", "constant_with_warmup", "linear", "cosine"])
+def test_learning_rates_are_diffusers(module, name):
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    schedule = get_scheduler(name, reference, num_warmup_steps=5, num_training_steps=40)
+    args = Namespace(learning_rate=3e-4, lr_scheduler=name, lr_warmup_steps=5, max_train_steps=40)
+    for step in range(40):
+        assert module.learning_rate(step, args) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6, abs=1e-12), step
+        reference.step()
+        schedule.step()
+
+
 # The objective
 
 
@@ -234,7 +238,6 @@ def test_class_pictures_add_their_loss(module, train, dataset, tmp_path, monkeyp
 # Options that change speed and memory, and not the result
 
 
-@pytest.mark.filterwarnings("ignore:each picture is encoded anew")
 def test_what_is_computed_once_is_what_would_be_computed_each_time(train, tmp_path):
     plain = train("plain", "--center_crop", *SMOOTH)
     assert_equal(train("kept", "--center_crop", "--cache_latents", *SMOOTH), plain, 1e-4)
@@ -250,14 +253,12 @@ def test_no_picture_is_encoded_that_the_run_does_not_see(train, monkeypatch):
     monkeypatch.setattr(LatentCache, "encode", lambda self, *key: encoded.append(key) or encode(self, *key))
     train("a", "--center_crop", "--cache_latents", "--train_batch_size", 1, "--max_train_steps", 2)
     assert len(encoded) == len(set(encoded)) == 2
-    assert train("b", "--center_crop", "--cache_latents", "--train_batch_size", 1, "--dry_run") == {} and len(encoded) == 4
 
 
 def test_in_bf16_latents_are_encoded_in_it_unless_they_are_kept(train):
     """As diffusers' script does; what is kept is worth float32, and a run goes on with what it began with."""
     options = ("--mixed_precision", "bf16", "--center_crop", "--checkpointing_steps", 2)
-    with pytest.warns(UserWarning, match="--cache_latents does it once"):
-        each_time = train("a", *options)
+    each_time = train("a", *options)
     kept = train("b", *options, "--cache_latents")
     assert max(relative(kept[path].up, layer.up) for path, layer in each_time.items()) > 0.01  # bf16's rounding, by Adam
     for path, layer in kept.items():
@@ -304,24 +305,14 @@ def test_all_options_train_something_else(train, dataset):
     for k, options in enumerate([
         ("--center_crop",), ("--random_flip",), ("--noise_offset", 0.5), ("--caption_dropout", 0.9), ("--snr_gamma", 1),
         ("--mask_loss",), ("--mask_loss", "--unmasked_weight", 0.5), ("--mask_loss", "--normalize_mask_loss"),
-        ("--lora_dropout", 0.5), ("--lr_scheduler", "linear"), ("--scale_lr",), ("--lora_alpha", 1), ("--train_text_encoder",),
+        ("--lr_scheduler", "linear"), ("--lora_alpha", 1), ("--train_text_encoder",),
         ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 2), ("--adam_beta1", 0.5), ("--adam_beta2", 0.5),
         ("--adam_weight_decay", 30), ("--adam_epsilon", 1.0), ("--max_grad_norm", 1e-9), ("--num_train_epochs", 2),
-        ("--validation_split", 0.3), ("--mixed_precision", "bf16"), ("--resolution", 64), ("--seed", 1),
+        ("--mixed_precision", "bf16"), ("--resolution", 64), ("--seed", 1),
     ]):  # fmt: skip
         other = train(str(k), "--max_train_steps", 3, *options)
         assert relative(other[path].up, plain[path].up) > 0.01, options  # far more than rounding
         assert any(path.startswith("text_encoder.") for path in other) == ("--train_text_encoder" in options)
-
-
-def test_pictures_train_in_their_own_shapes(train, dataset, capsys):
-    for i in range(3):
-        noise_image(140, 70, i).save(dataset / f"{i}.png")
-    assert train("a", "--enable_bucket", "--dry_run") == {}
-    assert "in sizes 48x16 (3), 32x32 (3)" in capsys.readouterr().out
-    assert train("a", "--enable_bucket", "--max_train_steps", 2)
-    with pytest.raises(lida.InputError, match="--enable_bucket: needs a --resolution of at least 16, not 8"):
-        train("b", "--enable_bucket", "--resolution", 8)
 
 
 def test_training_reads_other_columns_and_balances_by_one(train, dataset, tmp_path):
@@ -365,43 +356,24 @@ def test_an_output_folder_may_have_any_name(train, tmp_path):
     assert (tmp_path / "age.safetensors" / ADAPTER).is_file()
 
 
-def test_what_a_run_shows(train, tmp_path, monkeypatch):
-    options = ("--validation_split", 0.3, "--validation_prompt", "a man", "--validation_steps", 2)
-    options += ("--num_validation_images", 2, "--mixed_precision", "bf16", "--lora_dropout", 0.1, "--train_text_encoder")
-    monkeypatch.setattr("lida.training.monitor.draw_losses", draw_losses)
+def test_what_a_run_shows(train, tmp_path):
+    options = ("--validation_prompt", "a man", "--validation_steps", 2, "--num_validation_images", 2)
+    options += ("--mixed_precision", "bf16", "--train_text_encoder")
     train("a", *options, "--report_to", "tensorboard", "--max_train_steps", 5)
     rows = metrics(tmp_path / "a")
-    assert [row["step"] for row in rows] == [1, 2, 2, 3, 4, 4, 5, 5]
-    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    assert len(losses) == 3 and len(set(losses)) == 3
-    steps = [row for row in rows if "loss" in row]
-    assert steps[0]["smoothed"] == steps[0]["loss"] and all(row["lr"] == 1e-3 and row["gradient_norm"] > 0 for row in steps)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[0]["smoothed"] == rows[0]["loss"] and all(row["lr"] == 1e-3 and row["gradient_norm"] > 0 for row in rows)
     assert sorted(path.name for path in (tmp_path / "a" / "samples").iterdir()) == ["000002.png", "000004.png", "000005.png"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        "loss.png", "metrics.jsonl", ABOUT, ADAPTER, "samples", "samples.png", "tensorboard",
+        "metrics.jsonl", ABOUT, ADAPTER, "samples", "samples.png", "tensorboard",
     ]  # fmt: skip
-
-
-def test_the_validation_loss_changes_with_the_adapter_alone(train, tmp_path):
-    """The same noise and timesteps each time: where nothing is learnt it stays, to the bit."""
-    options = ("--validation_split", 0.3, "--validation_steps", 1, "--lora_dropout", 0.3, "--train_text_encoder")
-    train("a", *options, "--adam_epsilon", 1e30)
-    losses = [row["validation_loss"] for row in metrics(tmp_path / "a") if "validation_loss" in row]
-    assert len(losses) == 4 and len(set(losses)) == 1
-
-
-def test_a_dry_run_checks_and_plans_and_writes_nothing(train, tmp_path, capsys):
-    assert train("a", "--dry_run", "--random_flip", "--validation_prompt", "a man") == {}
-    out = capsys.readouterr().out
-    lines = ("pictures: 6, in sizes 32x32 (6)", "steps: 4 of 2 pictures, 1.3 epochs", "trained: ", "time: ", "memory: ")
-    assert all(line in out for line in (*lines, "disk: ")) and not list((tmp_path / "a").iterdir())
 
 
 # Going on
 
 
 def test_a_resumed_run_ends_as_one_that_never_stopped(train, tmp_path):
-    options = ("--max_train_steps", 9, "--checkpointing_steps", 4, "--lora_dropout", 0.1, "--lr_scheduler", "cosine")
+    options = ("--max_train_steps", 9, "--checkpointing_steps", 4, "--lr_scheduler", "cosine")
     options += ("--center_crop", "--random_flip", "--cache_latents", "--caption_dropout", 0.3)
     whole = train("whole", *options)
     assert [path.name for path in checkpoints(tmp_path / "whole")] == ["checkpoint-8", "checkpoint-4"]
@@ -450,7 +422,7 @@ def test_a_run_that_is_killed_while_it_saves_its_adapter_goes_on(train, tmp_path
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(f"lida.training.run.{place}", killed)
+        patch.setattr(place if place == "os.replace" else f"lida.training.run.{place}", killed)
         patch.setattr("shutil.rmtree", lambda *_, **__: None)  # nobody tidies up
         train("a", "--resume_from_checkpoint", "latest")
     assert not (tmp_path / "a" / ADAPTER).exists()
@@ -463,7 +435,6 @@ def test_an_earlier_run_is_not_overwritten_without_a_word(train, tmp_path):
     before = (tmp_path / "a" / ADAPTER).read_bytes()
     for options, message in (
         ((), f"a: has {ADAPTER} of an earlier run; --resume_from_checkpoint latest .*--overwrite_output_dir starts anew"),
-        (("--dry_run",), "of an earlier run"),
         (("--overwrite_output_dir", "--resume_from_checkpoint", "latest"), "give one of them"),
     ):
         with pytest.raises(lida.InputError, match=message):
@@ -483,7 +454,7 @@ def test_an_earlier_run_is_not_overwritten_without_a_word(train, tmp_path):
 
 def test_one_run_at_a_time_writes_to_a_folder(train, tmp_path):
     (tmp_path / "a").mkdir()
-    with locked(tmp_path / "a"), pytest.raises(lida.InputError, match=f"a: in use by process {os.getpid()} on "):
+    with locked(tmp_path / "a"), pytest.raises(lida.InputError, match="a: in use by another process"):
         train("a")
     assert train("a")
 
@@ -512,17 +483,15 @@ def test_a_constant_rate_may_go_on_for_longer(train):
         train("a", "--max_train_steps", 2, "--resume_from_checkpoint", "latest")
 
 
-def test_a_run_goes_on_past_a_damaged_checkpoint(train, tmp_path):
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(train, tmp_path):
     whole = train("a", "--checkpointing_steps", 1)
     (tmp_path / "a" / ADAPTER).unlink()
     state = tmp_path / "a" / "checkpoint-3" / "state.pt"
     state.write_bytes(state.read_bytes()[:-1000])
     (tmp_path / "a" / "metrics.jsonl").write_bytes(b"\xff\xfe\n" + (tmp_path / "a" / "metrics.jsonl").read_bytes())
-    with pytest.warns() as caught:
-        assert_equal(train("a", "--checkpointing_steps", 1, "--resume_from_checkpoint", "latest"), whole)
-    texts = [str(warning.message) for warning in caught]
-    assert any("checkpoint-3/state.pt: is damaged" in text and "the last whole one, checkpoint-2" in text for text in texts)
-    assert any("metrics.jsonl: 1 of its lines cannot be read" in text for text in texts)
+    with pytest.raises(lida.InputError, match="checkpoint-3/state.pt: is damaged.*; name another checkpoint"):
+        train("a", "--checkpointing_steps", 1, "--resume_from_checkpoint", "latest")
+    assert_equal(train("a", "--checkpointing_steps", 1, "--resume_from_checkpoint", "checkpoint-2"), whole)
     assert [row["step"] for row in metrics(tmp_path / "a")] == [1, 2, 3, 4]
 
 
@@ -540,8 +509,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_adapter(launch, tmp_path):
         time.sleep(rng.uniform(0, 0.2))
         os.kill(run.pid, kill)
         ended.append(run.wait())
-    log = run.log.read_text()
-    assert ended == [-9, -9, 128 + 15] and "stopped after step " in log and "go on with --resume_from_checkpoint latest" in log
+    assert ended == [-9, -9, -15], run.log.read_text()
     last = launch("cut", *options)
     assert last.wait() == 0, last.log.read_text()
     assert (tmp_path / "cut" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
@@ -554,7 +522,7 @@ def test_a_full_disk_costs_no_checkpoint(launch, tmp_path):
     full = launch("a", *options, largest_file=30_000)
     assert full.wait() == 2
     last = full.log.read_text().strip().splitlines()[-1]
-    assert "checkpoint-2: cannot be written" in last and "free space, and resume from latest" in last
+    assert "checkpoint-2: cannot be written" in last and "make room or give another place" in last
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["metrics.jsonl"]
     assert [launch(name, *options).wait() for name in "ab"] == [0, 0]
     assert (tmp_path / "a" / ADAPTER).read_bytes() == (tmp_path / "b" / ADAPTER).read_bytes()
@@ -575,7 +543,7 @@ def test_a_full_disk_anywhere_ends_in_one_line(command, tmp_path, monkeypatch, p
     code, out, err = command("a", "--validation_prompt", "a man", "--num_validation_images", 1, "--max_train_steps", 1)
     monkeypatch.undo()
     assert code == 2 and not out and "No space left" in err.strip().splitlines()[-1] and "Traceback" not in err
-    assert not {path.name for path in (tmp_path / "a").iterdir()} - {"metrics.jsonl", "samples", "samples.png"}
+    assert not {path.name for path in (tmp_path / "a").iterdir()} - {"metrics.jsonl", "samples", "samples.png", ABOUT}
 
 
 # More than one process
@@ -584,7 +552,7 @@ def test_a_full_disk_anywhere_ends_in_one_line(command, tmp_path, monkeypatch, p
 def test_two_processes_train_as_one(launch, tmp_path):
     """Half the pictures each; one of them writes."""
     options = ("--max_train_steps", 5, "--center_crop", "--random_flip", "--caption_dropout", 0.3, "--cache_latents")
-    options += ("--lora_dropout", 0.2, *SMOOTH)
+    options += SMOOTH
     two = [launch("two", *options, env=env) for env in ranks(2)]
     one = launch("one", *options, "--train_batch_size", 4)
     assert [run.wait() for run in (*two, one)] == [0, 0, 0], two[0].log.read_text()
@@ -626,9 +594,9 @@ def test_where_one_process_dies_all_end_and_the_run_goes_on(launch, tmp_path):
 
 def test_a_run_whose_loss_is_not_finite_saves_nothing(train, tmp_path, monkeypatch, module):
     monkeypatch.setattr(module, "noise_prediction_loss", lambda *a, **k: noise_prediction_loss(*a, **k) * float("nan"))
-    with pytest.raises(lida.InputError, match="the loss was not finite for 10 steps in a row"):
+    with pytest.raises(lida.InputError, match="loss or gradient were not finite for 10 steps in a row"):
         train("a", "--max_train_steps", 50)
-    with pytest.raises(lida.InputError, match="the loss of the last step is nan, and nothing is saved"):
+    with pytest.raises(lida.InputError, match="the adapter did not move, and nothing is saved"):
         train("b", "--max_train_steps", 2)
     assert not (tmp_path / "a" / ADAPTER).exists() and not (tmp_path / "b" / ADAPTER).exists()
 
@@ -642,19 +610,9 @@ def test_an_adapter_that_is_not_finite_is_never_saved(command, tmp_path, steps):
 
 
 def test_an_adapter_that_did_not_move_is_not_saved(train, tmp_path):
-    with pytest.warns(match="is not over"), pytest.raises(lida.InputError, match="the adapter did not move"):
+    with pytest.raises(lida.InputError, match="the adapter did not move"):
         train("a", "--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 1000, "--max_train_steps", 1)
     assert not (tmp_path / "a" / ADAPTER).exists()
-
-
-def test_out_of_memory_names_what_helps(module, monkeypatch, arguments):
-    def fail(*_, **__):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
-
-    monkeypatch.setattr(module, "train", fail)
-    monkeypatch.setattr(sys, "argv", ["train_lora.py", *arguments("a")])
-    with pytest.raises(lida.InputError, match="out of memory .*what helps: --cache_latents, --mixed_precision bf16, "):
-        module.main()
 
 
 # Bad input
@@ -671,11 +629,11 @@ BAD = [
     (["--rank", "0"], "--rank: '0' is not a whole number from 1 to"),
     (["--rank", "four"], "--rank: 'four' is not a whole number"),
     (["--targets", "attn3.to_q"], "--targets: target 'attn3.to_q' matches no linear layer"),
-    (["--learning_rate", "0"], "--learning_rate: '0' is not a learning rate above 1e-7 and up to 1"),
-    (["--learning_rate", "1e38"], "--learning_rate: '1e38' is not a learning rate above 1e-7 and up to 1"),
-    (["--lr_power", "nan"], "--lr_power: 'nan' is not a number above 0"),
+    (["--learning_rate", "0"], "--learning_rate: '0' is not a learning rate above 0 and up to 1"),
+    (["--learning_rate", "1e38"], "--learning_rate: '1e38' is not a learning rate above 0 and up to 1"),
+    (["--snr_gamma", "nan"], "--snr_gamma: 'nan' is not a number above 0"),
     (["--alpha", "nan"], "--lora_alpha/--alpha: 'nan' is not a number above 0"),
-    (["--lora_dropout", "1"], "--lora_dropout: '1' is not a number of at least 0 and below 1"),
+    (["--caption_dropout", "1"], "--caption_dropout: '1' is not a number of at least 0 and below 1"),
     (["--adam_epsilon", "inf"], "--adam_epsilon: 'inf' is not a number above 0"),
     (["--seed", "-3"], "--seed: '-3' is not a whole number"),
     (["--lr_scheduler", "sine"], "--lr_scheduler: invalid choice: 'sine'"),
@@ -684,10 +642,9 @@ BAD = [
     (["--device", "abacus"], "device abacus: "),
     (["--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too"),
     (["--use_8bit_adam"], "--use_8bit_adam: needs a CUDA GPU, and the device is cpu; leave it out"),
-    (["--enable_xformers_memory_efficient_attention"], "--attention xformers: needs a CUDA GPU, and the device is cpu"),
+    (["--attention", "xformers"], "--attention xformers: needs a CUDA GPU, and the device is cpu"),
     (["--cache_latents"], "--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop"),
     (["--mask_loss"], "0.png: has no mask masks/0.png, which --mask_loss needs"),
-    (["--validation_split", "0.99"], "--validation_split 0.99: leaves none of the 6 pictures to train on"),
     (["--resume_from_checkpoint", "checkpoint-9"], "checkpoint-9: no such checkpoint; give a folder or latest"),
 ]
 
@@ -707,20 +664,16 @@ IDLE = [
     (["--unmasked_weight", 0.5], "--unmasked_weight 0.5: does nothing without --mask_loss"),
     (["--prior_subject", "a man"], "--prior_subject a man: does nothing without --prior_adapter"),
     (["--class_prompt", "a man"], "--class_prompt a man: does nothing without --class_data_dir"),
-    (["--text_encoder_lr", 1e-5], "--text_encoder_lr 1e-05: does nothing without --train_text_encoder"),
     (["--lr_warmup_steps", 2], "--lr_warmup_steps 2: does nothing with constant; give constant_with_warmup"),
-    (["--lr_scheduler", "cosine", "--lr_power", 2], "--lr_power 2.0: does nothing without polynomial"),
-    (["--lr_num_cycles", 2], "--lr_num_cycles 2: does nothing without cosine_with_restarts"),
     (["--num_train_epochs", 1], "--max_train_steps 4: does nothing beside --num_train_epochs"),
     (["--center_crop", "--cache_latents", "--dataloader_num_workers", 1], "does nothing beside cached latents"),
-    (["--lr_scheduler", "linear", "--lr_warmup_steps", 9], "--lr_warmup_steps 9: is not over within 4 steps"),
 ]
 
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("options", "message"), IDLE, ids=[message for _, message in IDLE])
 def test_flags_that_do_nothing_are_reported(command, options, message):
-    code, _, err = command("a", "--dry_run", *options)
+    code, _, err = command("a", *options)
     assert code == 0 and message in err
 
 
@@ -733,11 +686,8 @@ def test_small_pictures_are_enlarged_with_a_warning_or_refused(command):
 
 
 @pytest.mark.filterwarnings("default")
-def test_poor_data_is_reported(command, dataset):
-    lines = [json.dumps({"file_name": f"{i}.png", "text": f"a man {'very ' * 80}old {i}"}) for i in range(4)]
+def test_captions_that_are_too_long_are_reported_once(command, dataset):
+    lines = [json.dumps({"file_name": f"{i}.png", "text": f"a man {'very ' * 80}old {i}"}) for i in range(6)]
     (dataset / "metadata.jsonl").write_text("\n".join(lines))
-    for i in (4, 5):
-        (dataset / f"{i}.png").unlink()
-    code, _, err = command("a", "--dry_run", "--max_train_steps", 2)
-    assert code == 0 and "warning: there are only 4 pictures" in err
-    assert err.count("longer than 75 tokens") == 1 and "and so with 3 other captions" in err
+    code, _, err = command("a", "--max_train_steps", 2)
+    assert code == 0 and err.count("longer than 75 tokens") == 1 and "and so with 3 other captions" in err

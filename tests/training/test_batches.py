@@ -1,5 +1,6 @@
-"""What a step sees: the order of the pictures, what is drawn for each, and sizes of the pictures' own shapes."""
+"""What a step sees: the order of the pictures, and what is drawn for each."""
 
+from argparse import Namespace
 from collections import Counter
 
 import numpy as np
@@ -8,48 +9,41 @@ import torch
 from conftest import noise_image
 
 from lida.data.folder import read_examples
-from lida.training.batches import (
-    Augmentation,
-    BatchSampler,
-    MicroBatches,
-    Samples,
-    bucket_of,
-    hold_out,
-    random_generator,
-)
+from lida.training.batches import BatchSampler, MicroBatches, Samples, random_generator
 from lida.training.processes import Processes
 
-SQUARE = (64, 64)
-ALL = Augmentation(1000, random_flip=True, random_crop=True, caption_dropout=0.3, noise_offset=0.1)
+ALL = {
+    "resolution": 64, "seed": 3, "random_flip": True, "center_crop": False, "caption_dropout": 0.3, "noise_offset": 0.1,
+    "mask_loss": False, "cache_latents": False, "cache_dir": None, "validation_prompt": None,
+}  # fmt: skip
 
 
-def samples_of(dataset, sd, augmentation=ALL, sizes=None, **more) -> Samples:
-    examples = read_examples(dataset)
-    return Samples(examples, sizes or [SQUARE] * len(examples), augmentation, (4, sd.vae.factor), seed=3, **more)
+def samples_of(dataset, sd, stream: int = 0, **more) -> Samples:
+    return Samples(read_examples(dataset), sd, Namespace(**{**ALL, **more}), stream)
 
 
 def test_an_epoch_sees_every_picture_in_another_order_each():
-    order = BatchSampler([SQUARE] * 20, 5, seed=0)
+    order = BatchSampler(20, 5, seed=0)
     epochs = [np.concatenate([order.step(4 * e + k) for k in range(4)]) for e in range(3)]
     assert order.steps_per_epoch == 4 and all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
-    again = BatchSampler([SQUARE] * 20, 5, seed=0)
+    again = BatchSampler(20, 5, seed=0)
     assert all(np.array_equal(again.step(s), order.step(s)) for s in (11, 3, 7, 0))  # whatever was asked before
-    assert not np.array_equal(BatchSampler([SQUARE] * 20, 5, seed=1).step(0), order.step(0))
+    assert not np.array_equal(BatchSampler(20, 5, seed=1).step(0), order.step(0))
 
 
-def test_a_last_batch_is_filled_up_and_a_batch_has_one_size():
-    sizes = [(64, 96)] * 7 + [(96, 64)] * 2 + [(64, 64)] * 4
-    order = BatchSampler(sizes, 3, seed=0)
-    steps = [order.step(s).tolist() for s in range(order.steps_per_epoch)]
-    assert order.steps_per_epoch == 3 + 1 + 2 and all(len({sizes[i] for i in step}) == 1 for step in steps)
-    seen = Counter(i for step in steps for i in step)
-    assert set(seen) == set(range(13)) and max(seen.values()) <= 2
+def test_a_last_batch_is_filled_up():
+    for count, batch in ((13, 4), (3, 8)):
+        order = BatchSampler(count, batch, seed=0)
+        steps = [order.step(s).tolist() for s in range(order.steps_per_epoch)]
+        seen = Counter(i for step in steps for i in step)
+        assert order.steps_per_epoch == -(-count // batch) and all(len(step) == batch for step in steps)
+        assert set(seen) == set(range(count)) and max(seen.values()) - min(seen.values()) <= 1
 
 
 def test_rare_values_are_seen_as_often_as_common_ones():
     balance = ["80s"] * 2 + ["20s"] * 48
-    order = BatchSampler([SQUARE] * 50, 10, seed=0, balance=balance)
+    order = BatchSampler(50, 10, seed=0, balance=balance)
     seen = np.concatenate([order.step(s) for s in range(200)])
     assert (seen < 2).mean() == pytest.approx(0.5, abs=0.045)  # 2000 draws: four deviations
 
@@ -76,7 +70,7 @@ def test_what_is_drawn_depends_on_seed_step_and_number_alone(sd, dataset):
 def test_processes_share_a_step_without_changing_it(sd, dataset):
     """One process with passes of 4, one with two passes of 2, two with a pass of 2 each: the same eight... four samples."""
     samples = samples_of(dataset, sd)
-    order = BatchSampler(samples.sizes, 4, seed=0)
+    order = BatchSampler(len(samples.examples), 4, seed=0)
     whole = list(MicroBatches(samples, order, 4).keys(0, 6))
     halves = list(MicroBatches(samples, order, 2).keys(0, 6))
     ranks = [list(MicroBatches(samples, order, 2, Processes(rank, 2)).keys(0, 6)) for rank in (0, 1)]
@@ -99,31 +93,12 @@ def test_masks_are_cut_and_mirrored_with_the_picture(sd, dataset):
     (dataset / "masks").mkdir()
     for i in range(6):
         noise_image(70, 80, i).getchannel("R").point(lambda v: max(v, 8)).save(dataset / "masks" / f"{i}.png")
-    samples = samples_of(dataset, sd, masked=True)
+    samples = samples_of(dataset, sd, mask_loss=True)
     for key in [(i, step, 0) for i in range(6) for step in range(3)]:
         sample = samples[key]
         red = (sample["pixel_values"][0] / 2 + 0.5).clamp(8 / 255, 1)
         assert sample["mask"].shape == (1, 8, 8)
         assert (torch.nn.functional.avg_pool2d(red[None], 8) - sample["mask"]).abs().max() < 0.02
-
-
-@pytest.mark.parametrize(("size", "expected"), [
-    ((1000, 1000), (512, 512)), ((1000, 1500), (384, 640)), ((1500, 1000), (640, 384)), ((100, 1000), (256, 1024)),
-    ((300, 340), (512, 512)), ((4000, 3000), (576, 448)),
-])  # fmt: skip
-def test_buckets_have_the_pictures_shapes_and_the_squares_area(size, expected):
-    width, height = bucket_of(size, 512, 64)
-    assert (width, height) == expected and width * height <= 512**2 and width % 64 == height % 64 == 0
-
-
-def test_pictures_are_held_out_by_the_seed_alone(dataset):
-    examples = read_examples(dataset)
-    kept, held = hold_out(examples, 0.3, 0)
-    assert len(held) == 2 and sorted(e.path for e in kept + held) == sorted(e.path for e in examples)
-    assert hold_out(examples, 0.3, 0) == (kept, held) != hold_out(examples, 0.3, 1)
-    assert hold_out(examples, 0, 0) == (examples, [])
-    with pytest.raises(ValueError, match="--validation_split 0.9: leaves none of the 6 pictures"):
-        hold_out(examples, 0.9, 0)
 
 
 def test_neighbouring_seeds_draw_unlike_numbers():

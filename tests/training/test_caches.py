@@ -1,23 +1,26 @@
 """Caches: what is computed once is what would be computed each time, and no more is computed than is drawn."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from conftest import noise_image
 from safetensors.torch import load_file
 
 from lida.data.folder import read_examples
-from lida.training.batches import Augmentation, BatchSampler, MicroBatches, Samples
+from lida.training.batches import BatchSampler, MicroBatches, Samples
 from lida.training.caches import LatentCache, TextCache
 from lida.training.processes import Processes
 
-FLIPPED = Augmentation(1000, random_flip=True)
+FLAGS = {
+    "seed": 3, "random_flip": True, "center_crop": True, "caption_dropout": 0.0, "noise_offset": 0.0, "mask_loss": False,
+    "validation_prompt": "a man",
+}  # fmt: skip
 
 
-def samples_of(dataset, sd, cached=False, folder=None, size=(64, 64)) -> Samples:
-    examples = read_examples(dataset)
-    samples = Samples(examples, [size] * len(examples), FLIPPED, (4, sd.vae.factor), seed=3)
-    samples.latents = LatentCache(samples, sd.vae, folder) if cached else None
-    return samples
+def samples_of(dataset, sd, cached=False, folder=None, size=64) -> Samples:
+    args = Namespace(**FLAGS, resolution=size, cache_latents=cached, cache_dir=folder)
+    return Samples(read_examples(dataset), sd, args)
 
 
 def files(folder) -> dict:
@@ -40,7 +43,7 @@ def test_only_what_is_drawn_is_encoded_and_once(sd, dataset, monkeypatch):
     encoded, encode = [], LatentCache.encode
     monkeypatch.setattr(LatentCache, "encode", lambda self, *key: encoded.append(key) or encode(self, *key))
     samples = samples_of(dataset, sd, True)
-    own = MicroBatches(samples, BatchSampler(samples.sizes, 2, seed=0), 2)
+    own = MicroBatches(samples, BatchSampler(6, 2, seed=0), 2)
     assert not encoded
     next(own.load(0, 5))
     assert len(encoded) == 2
@@ -53,7 +56,7 @@ def test_only_what_is_drawn_is_encoded_and_once(sd, dataset, monkeypatch):
 def test_latents_depend_on_no_other_picture(sd, dataset):
     """To the bit: a resumed run draws pictures first in other batches, and so does each of two processes."""
     whole, half = samples_of(dataset, sd, True), samples_of(dataset, sd, True)
-    sampler = BatchSampler(whole.sizes, 4, seed=0)
+    sampler = BatchSampler(6, 4, seed=0)
     (batch,) = MicroBatches(whole, sampler, 4).load(7, 8)
     parts = [next(MicroBatches(half, sampler, 2, Processes(rank, 2)).load(7, 8)) for rank in (0, 1)]
     assert torch.equal(batch["posterior"], torch.cat([part["posterior"] for part in parts]))
@@ -73,7 +76,7 @@ def test_a_folder_of_latents_is_shared_by_runs_and_named_by_content(sd, dataset,
     assert len(before) == 12 and files(folder) == before  # six pictures, and their mirror images
     noise_image(70, 80, 99).save(dataset / "0.png")
     fill()
-    fill(size=(64, 72))
+    fill(size=72)
     assert len(files(folder)) == 12 + 2 + 12
 
 

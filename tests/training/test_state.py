@@ -1,7 +1,6 @@
 """Training state on disk: going on from it is going on, and no fault of the disk leaves half of it."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -90,23 +89,16 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_the_last_whole_one_taken(run, name, damage):
+def test_a_damaged_checkpoint_is_named_and_another_can_be_taken(run, name, damage):
     damage(run / "checkpoint-6" / name)
     parts, whole = new_parts(), new_parts()
-    with pytest.warns(UserWarning, match="checkpoint-6.*training goes on from the last whole one, checkpoint-4"):
-        assert resume("latest", run, OF, parts) == 4
+    for wanted in ("latest", "checkpoint-6"):
+        with pytest.raises(lida.InputError, match="checkpoint-6.*name another checkpoint, or start anew") as error:
+            resume(wanted, run, OF, new_parts())
+        assert len(error.value.args) == 1
+    assert resume("checkpoint-4", run, OF, parts) == 4
     train(whole, 0, 4)
     assert all(torch.equal(a, b) for a, b in zip(whole["model"].parameters(), parts["model"].parameters()))
-    with pytest.raises(lida.InputError, match="checkpoint-6.*the last whole one is checkpoint-4") as error:
-        resume("checkpoint-6", run, OF, new_parts())
-    assert len(error.value.args) == 1
-
-
-def test_where_no_checkpoint_is_whole_the_run_ends(run):
-    for path in checkpoints(run):
-        truncated(path / STATE)
-    with pytest.raises(lida.InputError, match="checkpoint-6.*is damaged.*no other checkpoint.*can be used"):
-        resume("latest", run, OF, new_parts())
 
 
 def test_other_settings_are_named_and_refused(run):
@@ -133,12 +125,10 @@ def test_a_checkpoint_is_whole_or_absent(run, monkeypatch, place, error):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     if isinstance(error, OSError):
-        message = str(raised.value)
-        assert "checkpoint-8: cannot be written" in message and "the last whole checkpoint is checkpoint-6" in message
+        assert "checkpoint-8: cannot be written (No space left on device)" in str(raised.value)
 
 
 def test_a_checkpoint_that_is_written_again_replaces_the_old_one(run):
-    shutil.copytree(run / "checkpoint-6", run / "writing-4")  # as a process that was killed leaves it
-    parts = new_parts()
-    write_checkpoint(run, 4, parts, ADAPTER, {"other": 1})
-    assert json.loads((run / "checkpoint-4" / SETTINGS).read_text()) == {"other": 1} and not (run / "writing-4").exists()
+    write_checkpoint(run, 4, new_parts(), ADAPTER, {"other": 1})
+    assert json.loads((run / "checkpoint-4" / SETTINGS).read_text()) == {"other": 1}
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]

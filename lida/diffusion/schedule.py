@@ -31,9 +31,7 @@ class NoiseScheduleConfig:
         "trained_betas": None, "prediction_type": "epsilon", "clip_sample": False, "thresholding": False,
         "timestep_spacing": "leading", "rescale_betas_zero_snr": False,
     }  # fmt: skip
-    advisory: ClassVar[tuple] = (  # of what is off, and of PNDM
-        "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps",
-    )  # fmt: skip
+    advisory: ClassVar[tuple] = ()
 
 
 class NoiseSchedule:

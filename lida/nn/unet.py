@@ -47,6 +47,8 @@ class UNetConfig:
         "mid_block_only_cross_attention": None, "cross_attention_norm": None, "addition_embed_type_num_heads": 64,
     }  # fmt: skip
 
+    advisory: ClassVar[tuple] = ()
+
     def __post_init__(self):
         for name in ("down_block_types", "up_block_types"):
             types, kind = getattr(self, name), "DownBlock2D" if name.startswith("down") else "UpBlock2D"

@@ -1,7 +1,6 @@
 """The autoencoder of Stable Diffusion: pixels <-> scaled latents (Kingma & Welling 2014; Rombach et al. 2022, section 3.1)."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..doors.json import Range
-from .layers import Attention, Downsample, ResnetBlock, Upsample
+from .layers import Attention, Downsample, ResnetBlock, Upsample, pipe
 
 EPS = 1e-6  # of every GroupNorm here
 Width = Annotated[int, Range(1, 8192)]
@@ -70,39 +69,37 @@ def resolutions(
     blocks = []
     for before, width in zip([widths[0], *widths], widths):
         inputs = [before] + [width] * (layers - 1)
-        parts = {"resnets": nn.Sequential(*(ResnetBlock(channels, width, groups, EPS) for channels in inputs))}
+        block = pipe(resnets=nn.Sequential(*(ResnetBlock(channels, width, groups, EPS) for channels in inputs)))
         if len(blocks) < len(widths) - 1:
-            parts[name] = nn.Sequential(sampler(width))
-        blocks.append(nn.Sequential(OrderedDict(parts)))
+            block.add_module(name, nn.Sequential(sampler(width)))
+        blocks.append(block)
     return nn.Sequential(*blocks)
 
 
 def encoder(config: VAEConfig) -> nn.Sequential:
     """(B, 3, H, W) pixels -> (B, 2 * latent_channels, H / f, W / f)."""
     widths, groups, halve = config.block_out_channels, config.norm_num_groups, partial(Downsample, asymmetric=True)
-    layers = {
-        "conv_in": nn.Conv2d(config.in_channels, widths[0], 3, padding=1),
-        "down_blocks": resolutions(widths, config.layers_per_block, groups, "downsamplers", halve),
-        "mid_block": MidBlock(widths[-1], groups),
-        "conv_norm_out": nn.GroupNorm(groups, widths[-1], eps=EPS),
-        "silu": nn.SiLU(),
-        "conv_out": nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1),
-    }
-    return nn.Sequential(OrderedDict(layers))
+    return pipe(
+        conv_in=nn.Conv2d(config.in_channels, widths[0], 3, padding=1),
+        down_blocks=resolutions(widths, config.layers_per_block, groups, "downsamplers", halve),
+        mid_block=MidBlock(widths[-1], groups),
+        conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS),
+        silu=nn.SiLU(),
+        conv_out=nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1),
+    )
 
 
 def decoder(config: VAEConfig) -> nn.Sequential:
     """(B, latent_channels, h, w) -> (B, 3, f h, f w) pixels."""
     widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-    layers = {
-        "conv_in": nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
-        "mid_block": MidBlock(widths[0], groups),
-        "up_blocks": resolutions(widths, config.layers_per_block + 1, groups, "upsamplers", Upsample),
-        "conv_norm_out": nn.GroupNorm(groups, widths[-1], eps=EPS),
-        "silu": nn.SiLU(),
-        "conv_out": nn.Conv2d(widths[-1], config.out_channels, 3, padding=1),
-    }
-    return nn.Sequential(OrderedDict(layers))
+    return pipe(
+        conv_in=nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
+        mid_block=MidBlock(widths[0], groups),
+        up_blocks=resolutions(widths, config.layers_per_block + 1, groups, "upsamplers", Upsample),
+        conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS),
+        silu=nn.SiLU(),
+        conv_out=nn.Conv2d(widths[-1], config.out_channels, 3, padding=1),
+    )
 
 
 class VAE(nn.Module):

@@ -11,28 +11,8 @@ The names below are imported when they are first used, so that `import lida` is 
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-
-if TYPE_CHECKING:
-    from .adapters import Adapter, combine, compare, load_adapter, save_adapter
-    from .aging import (
-        Edit,
-        StableDiffusion,
-        Target,
-        age_face,
-        age_targets,
-        age_to,
-        aging_edit,
-        generate,
-        prepare,
-        repaint,
-    )
-    from .diffusion import NoiseSchedule, Sampling, ddim_step, guided, noise_prediction_loss, sample
-    from .doors.errors import InputError
-    from .nn.attention_maps import recorded_attention
-    from .nn.lora import LoRALinear, eject_lora, inject_lora
 
 # The module of each name
 HOMES = {

@@ -17,22 +17,17 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
-    """Return the help text."""
-    lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["usage: lida COMMAND ...    (lida COMMAND --help has its flags)", "", *lines])
-
-
 def command() -> None:
-    """Run the subcommand that the command line names."""
+    """Run the subcommand that the command line names, or print what there is."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(usage())
-        return
-    if name not in COMMANDS:
+        print("usage: lida COMMAND ...    (lida COMMAND --help has its flags)\n")
+        print(*(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()), sep="\n")
+    elif name not in COMMANDS:
         raise InputError(f"lida {name}: no such command; the commands are {', '.join(COMMANDS)}")
-    sys.argv = [f"lida {name}", *sys.argv[2:]]
-    import_module(COMMANDS[name][0]).main()
+    else:
+        sys.argv = [f"lida {name}", *sys.argv[2:]]
+        import_module(COMMANDS[name][0]).main()
 
 
 def main() -> None:

@@ -13,36 +13,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lida.adapters.combination import combine
-from lida.adapters.comparison import compare, table, write_report
+from lida.adapters.comparison import compare, table
 from lida.adapters.files import FORMATS, load_adapter, parse_pairs, save_adapter
 from lida.adapters.merging import Weight, varies
 from lida.doors import arguments
 from lida.doors.errors import InputError, run
-from lida.doors.files import folder_written_whole
+from lida.doors.files import folder_written_whole, output_folder, write_json
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = arguments.Parser(prog="python -m lida.adapters", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    helps = {
-        "info": "what is in a file",
-        "convert": "the same changes in another format",
-        "combine": "several adapters in one, exactly",
-        "compare": "where two adapters change the same weights, and how alike",
-        "fuse": "a model with adapters in its weights",
-    }
-    info, convert, combining, comparing, fusing = (commands.add_parser(name, help=text) for name, text in helps.items())
+    info = commands.add_parser("info", help="what is in a file")
+    convert = commands.add_parser("convert", help="the same changes in another format")
+    combining = commands.add_parser("combine", help="several adapters in one, exactly")
+    comparing = commands.add_parser("compare", help="where two adapters change the same weights, and how alike")
+    fusing = commands.add_parser("fuse", help="a model with adapters in its weights")
     for command in (info, convert):
         command.add_argument("adapter", help="file or folder in any format")
-    comparing.add_argument("a", help="an adapter")
-    comparing.add_argument("b", help="another")
+    comparing.add_argument("both", nargs=2, metavar="adapter", help="file or folder in any format")
     fusing.add_argument("model", help="model folder, .safetensors file or hub id")
     for command in (combining, fusing):
         command.add_argument("adapters", nargs="+", metavar="PATH=WEIGHT", help="an adapter and its weight")
-    outputs = {convert: "file or folder", combining: "file or folder", comparing: "folder", fusing: "new folder"}
-    for command, what in outputs.items():
-        command.add_argument("-o", "--output", type=Path, required=True, help=f"{what} to write")
+    for command in (convert, combining, comparing, fusing):
+        command.add_argument("-o", "--output", type=Path, required=True, help="file or folder to write")
     for command in (convert, combining):
         command.add_argument("--format", choices=FORMATS, default="diffusers", help="(default: diffusers)")
     combining.add_argument("--rank", type=arguments.positive_int, help="truncate to this rank (default: the exact sum's)")
@@ -53,14 +48,8 @@ def combine_files(pairs: Sequence[tuple[str, Weight]], rank: int | None, output:
     """Write one adapter that does what several do together, and print how exact it is."""
     if not all(isinstance(weight, float) for _, weight in pairs):
         raise InputError("combine: one file has one weight for all blocks and timesteps; give a number for each")
-    try:
-        adapter = combine([(load_adapter(path), weight) for path, weight in pairs], rank)
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"combine: {error}") from None
-    numbers = adapter.metadata["combination"]
-    print(f"largest relative error of a layer: {max(numbers['relative_error'].values()):.1e}")
-    if numbers["retained_energy"]:
-        print(f"least energy retained by a layer: {min(numbers['retained_energy'].values()):.4f}")
+    adapter = combine([(load_adapter(path), weight) for path, weight in pairs], rank)
+    print(f"largest relative error of a layer: {max(adapter.metadata['combination']['relative_error'].values()):.1e}")
     print(save_adapter(output, adapter, format))
 
 
@@ -70,17 +59,12 @@ def fuse(source: str, pairs: Sequence[tuple[str, Weight]], folder: Path) -> None
 
     if any(varies(weight) for _, weight in pairs):
         raise InputError("fuse: a model's weights are the same at all timesteps; give weights without @")
-    if folder.exists() and Path(source).exists() and folder.samefile(source):
-        raise InputError(f"{folder}: is the model that is read; give another folder to write")
     with folder_written_whole(folder) as part:
         sd = StableDiffusion.load(source)
         for path, _ in pairs:
             sd.load_adapter(path, path)
         sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
-        try:
-            sd.save(part)
-        except InputError as error:  # such as what does not fit into float16
-            raise InputError(f"with {', '.join(f'{path}={weight}' for path, weight in pairs)}: {error}") from None
+        sd.save(part)
 
 
 def main() -> None:
@@ -93,11 +77,8 @@ def main() -> None:
     elif args.command == "combine":
         combine_files(parse_pairs(args.adapters, "combine"), args.rank, args.output, args.format)
     elif args.command == "compare":
-        try:
-            report = compare(load_adapter(args.a), load_adapter(args.b))
-        except ValueError as error:
-            raise error if isinstance(error, InputError) else InputError(f"compare: {error}") from None
-        write_report(report, args.output)
+        report = compare(*map(load_adapter, args.both))
+        write_json(output_folder(args.output, "-o") / "report.json", report)
         print(table(report))
     else:
         fuse(args.model, parse_pairs(args.adapters, "fuse"), args.output)

@@ -15,7 +15,7 @@ from .dialects import TEXT
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank changes by module path, and metadata in JSON's types. The text encoder's paths begin with `text_encoder.`."""
+    """Low-rank changes by module path, and metadata in JSON's types."""
 
     layers: dict[str, LowRank]
     metadata: dict = field(default_factory=dict)
@@ -41,15 +41,11 @@ class Adapter:
 
     def describe(self) -> dict:
         """Return the numbers of layers, ranks, scales, the Frobenius norm of all changes together, and the metadata."""
-        text = sum(path.startswith(TEXT) for path in self.layers)
-        layers = self.layers.values()
-        return {
-            "layers": {"unet": len(layers) - text, "text_encoder": text},
-            "ranks": sorted({layer.rank for layer in layers}),
-            "scales": sorted({layer.scale for layer in layers}),
-            "norm": math.sqrt(sum(frobenius(layer) ** 2 for layer in layers)),
-            "metadata": self.metadata,
-        }
+        text, layers = sum(path.startswith(TEXT) for path in self.layers), self.layers.values()
+        counts = {"unet": len(layers) - text, "text_encoder": text}
+        ranks, scales = (sorted({getattr(layer, name) for layer in layers}) for name in ("rank", "scale"))
+        norm = math.sqrt(sum(frobenius(layer) ** 2 for layer in layers))
+        return {"layers": counts, "ranks": ranks, "scales": scales, "norm": norm, "metadata": self.metadata}
 
 
 def frobenius(layer: LowRank) -> float:
@@ -69,19 +65,7 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
 def check_fits(adapter: Adapter, module_of: Callable[[str], nn.Module | None], name: str) -> None:
     """Raise InputError unless each layer changes a weight of its shape. `module_of` returns the model's module at a path."""
     for path, layer in adapter.layers.items():
-        weight = getattr(module_of(path), "weight", None)
-        shape = None if weight is None else tuple(weight.shape)
+        shape = getattr(getattr(module_of(path), "weight", None), "shape", None)
         if shape not in (layer.shape, layer.shape + (1, 1)):  # the factors of a 1x1 convolution may be flat
-            found = "no such layer" if shape is None else f"a weight {shape}"
-            cure = "it was trained on another model, give that one"
-            raise InputError(f"{name}: changes {path} by {layer.shape}, where this model has {found}; {cure}")
-
-
-def random_adapter(like: Adapter, seed: int) -> Adapter:
-    """Draw an adapter of independent normal factors, with the ranks and the norm of each change of another adapter."""
-    generator, layers = torch.Generator().manual_seed(seed), {}
-    for path, layer in like.layers.items():
-        down, up = (torch.randn(factor.shape, generator=generator) for factor in (layer.down, layer.up))
-        other = LowRank(down, up, layer.alpha)
-        layers[path] = LowRank(down, up * (frobenius(layer) / frobenius(other)), layer.alpha)
-    return Adapter(layers)
+            found = "no such layer" if shape is None else f"a weight {tuple(shape)}"
+            raise InputError(f"{name}: changes {path} by {layer.shape}, where this model has {found}; it was trained on another model")

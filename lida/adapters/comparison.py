@@ -1,31 +1,19 @@
-"""Where two adapters change the same weights, and how alike: layer by layer and block by block.
+"""Where two adapters change the same weights, and how alike: layer by layer and block by block, computed from the factors.
 
-Everything is computed from the factors, never from whole matrices. The numbers describe weights. They did not predict pictures,
-neither identity nor years lost, where that was measured (docs/tradeoff.md).
+The numbers describe weights. They did not predict pictures, where that was measured (docs/tradeoff.md).
 """
 
 import math
-import re
-from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
-from ..doors.files import output_folder, write_json, write_text
-from ..doors.pictures import save_image
+from ..doors.errors import InputError
 from ..nn.lora import LowRank, thin_svd
 from .adapter import Adapter, frobenius
-from .dialects import block_of
+from .merging import block_of
 
-MEASURES = ("cosine", "columns", "rows", "b_inside_a", "a_inside_b")
-HEADINGS = ("layer", "norm a", "norm b", *MEASURES)
-
-
-def part_of(path: str) -> str:
-    """Return the block and the kind of a layer: "up self", "mid cross", "down other", "text"."""
-    block, attention = block_of(path), re.search(r"\.attn([12])\.", path)
-    kind = {"1": "self", "2": "cross"}[attention[1]] if attention else "other"
-    return block if block == "text" else f"{block} {kind}"
+MEASURES = ("cosine", "columns", "rows")
+NAMES = ("norm_a", "norm_b", *MEASURES)
 
 
 def compare_layer(a: LowRank, b: LowRank) -> dict[str, float]:
@@ -33,48 +21,36 @@ def compare_layer(a: LowRank, b: LowRank) -> dict[str, float]:
 
     norm_a, norm_b: Frobenius norms. dot: their inner product. cosine: of the angle between them as vectors. columns, rows: the
     mean squared cosine of the principal angles between their column spaces and between their row spaces (Bjorck and Golub
-    1973), 0 for orthogonal spaces and 1 if the smaller lies in the larger. b_inside_a: the share of b's energy that lies in
-    both spaces of a; a_inside_b likewise.
+    1973), 0 for orthogonal spaces and 1 if the smaller lies in the larger.
     """
     (ua, sa, va), (ub, sb, vb) = (thin_svd(*layer.factors(torch.float64)) for layer in (a, b))
-    norm_a, norm_b = float(sa.norm()), float(sb.norm())
-    columns, rows = ua.T @ ub, va.T @ vb  # (ka, kb)
-    smaller = min(columns.shape)
-    within = columns @ torch.diag(sb) @ rows.T  # b seen in a's two bases: (ka, ka)
-    within_b = columns.T @ torch.diag(sa) @ rows
-    dot = float((torch.diag(sa) * within).sum())
-    return {
-        "norm_a": norm_a,
-        "norm_b": norm_b,
-        "dot": dot,
-        "cosine": dot / (norm_a * norm_b) if smaller else 0.0,
-        "columns": float(columns.square().sum()) / smaller if smaller else 0.0,
-        "rows": float(rows.square().sum()) / smaller if smaller else 0.0,
-        "b_inside_a": float(within.square().sum()) / norm_b**2 if smaller else 0.0,
-        "a_inside_b": float(within_b.square().sum()) / norm_a**2 if smaller else 0.0,
-    }
+    norm_a, norm_b, columns, rows = float(sa.norm()), float(sb.norm()), ua.T @ ub, va.T @ vb  # (ka, kb)
+    dot = float((sa[:, None] * columns * rows * sb).sum())
+    alike = {"cosine": dot / (norm_a * norm_b or 1.0)}
+    for name, cosines in (("columns", columns), ("rows", rows)):
+        alike[name] = float(cosines.square().sum()) / (min(cosines.shape) or 1)  # 0 where one of them changes nothing
+    return {"norm_a": norm_a, "norm_b": norm_b, "dot": dot, **alike}
 
 
 def compare(a: Adapter, b: Adapter) -> dict[str, dict]:
-    """Return a report on two adapters: `layers` by path, `parts` by block and kind, and `all`.
+    """Return a report on two adapters: `layers` by path, `parts` by block, and `all`.
 
     A part counts as one long vector of all its layers: so are its norms and its cosine, layers that only one adapter changes
-    included. Its other measures are means over the common layers, weighted by the product of the norms. Raises ValueError if a
+    included. Its other measures are means over the common layers, weighted by the product of the norms. Raises InputError if a
     layer has one shape in a and another in b.
     """
-    layers = {}
-    for path in (path for path in a.layers if path in b.layers):
-        sizes = [(x.layers[path].shape[0], math.prod(x.layers[path].shape[1:])) for x in (a, b)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"{path}: changes a weight {a.layers[path].shape} in one, {b.layers[path].shape} in the other")
-        layers[path] = compare_layer(a.layers[path], b.layers[path])
-    for path in a.layers.keys() ^ b.layers.keys():
-        norms = [frobenius(x.layers[path]) if path in x.layers else 0.0 for x in (a, b)]
-        layers[path] = {"norm_a": norms[0], "norm_b": norms[1], "dot": 0.0, **dict.fromkeys(MEASURES, 0.0)}
-    layers = {path: layers[path] for path in {**a.layers, **b.layers}}  # in the order of the adapters
+    layers: dict[str, dict[str, float]] = {}
     parts: dict[str, list] = {}
-    for path, row in layers.items():
-        parts.setdefault(part_of(path), []).append(row)
+    for path in {**a.layers, **b.layers}:
+        x, y = a.layers.get(path), b.layers.get(path)
+        if x is None or y is None:
+            norms = {"norm_a": frobenius(x) if x else 0.0, "norm_b": frobenius(y) if y else 0.0}
+            layers[path] = {**norms, "dot": 0.0, **dict.fromkeys(MEASURES, 0.0)}
+        elif x.shape[0] != y.shape[0] or math.prod(x.shape) != math.prod(y.shape):
+            raise InputError(f"compare: {path}: changes a weight {x.shape} in one, {y.shape} in the other")
+        else:
+            layers[path] = compare_layer(x, y)
+        parts.setdefault(block_of(path), []).append(layers[path])
     summaries = {part: as_one_part(rows) for part, rows in sorted(parts.items())}
     return {"layers": layers, "parts": summaries, "all": as_one_part(list(layers.values()))}
 
@@ -82,41 +58,13 @@ def compare(a: Adapter, b: Adapter) -> dict[str, dict]:
 def as_one_part(rows: list[dict[str, float]]) -> dict[str, float]:
     """Return the measures of several layers as one part."""
     norm_a, norm_b = (math.sqrt(sum(row[name] ** 2 for row in rows)) for name in ("norm_a", "norm_b"))
-    weights = [row["norm_a"] * row["norm_b"] for row in rows]
-    total, dot = sum(weights), sum(row["dot"] for row in rows)
-    means = {name: sum(w * row[name] for w, row in zip(weights, rows)) / total if total else 0.0 for name in MEASURES[1:]}
-    return {"norm_a": norm_a, "norm_b": norm_b, "dot": dot, "cosine": dot / (norm_a * norm_b) if total else 0.0, **means}
+    weights, dot = [row["norm_a"] * row["norm_b"] for row in rows], sum(row["dot"] for row in rows)
+    means = {name: sum(w * row[name] for w, row in zip(weights, rows)) / (sum(weights) or 1.0) for name in MEASURES[1:]}
+    return {"norm_a": norm_a, "norm_b": norm_b, "dot": dot, "cosine": dot / (norm_a * norm_b or 1.0), **means}
 
 
 def table(report: dict) -> str:
     """Return the measures of the parts and of the whole as text."""
-    lines = [f"{HEADINGS[0]:<12}" + "".join(f"{heading:>12}" for heading in HEADINGS[1:])]
-    for part, row in (*report["parts"].items(), ("all", report["all"])):
-        lines.append(f"{part:<12}" + "".join(f"{row[heading.replace(' ', '_')]:>12.3f}" for heading in HEADINGS[1:]))
-    return "\n".join(lines)
-
-
-def heat_map(report: dict) -> Image.Image:
-    """Draw a row for each layer and a column for each measure: blue at -1, white at 0, red at 1."""
-    height, label, width = 14, 480, 90
-    image = Image.new("RGB", (label + width * len(MEASURES), 24 + height * len(report["layers"])), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=11)
-    for column, measure in enumerate(MEASURES):
-        draw.text((label + width * (column + 0.5), 12), measure, fill="black", font=font, anchor="mm")
-    for number, (name, row) in enumerate(report["layers"].items()):
-        top = 24 + height * number
-        draw.text((label - 6, top + height / 2), name, fill="black", font=font, anchor="rm")
-        for column, measure in enumerate(MEASURES):
-            pale, left = round(255 * (1 - min(1.0, abs(row[measure])))), label + width * column
-            colour = (255, pale, pale) if row[measure] > 0 else (pale, pale, 255)
-            draw.rectangle([left, top, left + width - 2, top + height - 2], colour)
-            draw.text((left + width / 2, top + height / 2), f"{row[measure]:.2f}", fill="black", font=font, anchor="mm")
-    return image
-
-
-def write_report(report: dict, folder: str | Path) -> None:
-    """Write report.json, table.txt and heat-map.png into the folder."""
-    folder = output_folder(folder, "-o")
-    write_json(folder / "report.json", report)
-    write_text(folder / "table.txt", table(report) + "\n")
-    save_image(heat_map(report), folder / "heat-map.png")
+    rows = {**report["parts"], "all": report["all"]}
+    lines = [f"{part:<12}" + "".join(f"{row[name]:>12.3f}" for name in NAMES) for part, row in rows.items()]
+    return "\n".join([f"{'block':<12}" + "".join(f"{name:>12}" for name in NAMES), *lines])

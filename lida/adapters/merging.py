@@ -1,4 +1,4 @@
-"""Rules by which several adapters change one weight, and weights that depend on the block and the timestep.
+"""Merging adapters into the weights of a model, and taking them out again exactly.
 
 A rule is a function of a layer's path and its parts, [(LowRank, weight), ...] in the order in which the adapters were named. It
 returns the change as a matrix (out, in kh kw) in float32. Pass a function of your own to `set_adapters(..., rule=...)`.
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from numbers import Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..doors.errors import InputError
-from ..nn.lora import LowRank, thin_svd
-from .dialects import block_of
+from ..doors.tensors import is_finite
+from ..nn.lora import LoRALinear, LowRank
+from .adapter import Adapter
+from .dialects import TEXT
 
 Parts = Sequence[tuple[LowRank, float]]
 Rule = Callable[[str, Parts], Tensor]
@@ -23,31 +25,15 @@ BLOCKS = ("down", "mid", "up", "ends", "text")  # ends: conv_in, conv_out and th
 LARGEST = torch.finfo(torch.float32).max
 
 
+def block_of(path: str) -> str:
+    """Return the part of the model that a layer belongs to: one of BLOCKS."""
+    match = re.match(r"(down|mid|up)_block", path)
+    return "text" if path.startswith(TEXT) else match[1] if match else "ends"
+
+
 def weighted_sum(path: str, parts: Parts) -> Tensor:
     """Compute sum_i w_i (alpha_i / r_i) B_i A_i."""
     return sum(weight * layer.delta.flatten(1) for layer, weight in parts)
-
-
-def orthogonalised(strength: float = 1.0, leading: int | None = None) -> Rule:
-    """Return the rule that takes from each later change what lies in the first one's leading subspace, then sums.
-
-    D_i - strength U U^T D_i V V^T, with the first change's `leading` singular vectors U and V (all of them by default). At
-    strength 1 nothing of D_i is left inside both spaces; at 0 it is the weighted sum. Raises ValueError for a strength outside
-    0 to 1.
-    """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must lie between 0 and 1, not {strength}")
-
-    def rule(path: str, parts: Parts) -> Tensor:
-        (first, weight), *others = parts
-        u, _, v = (factor[..., :leading] for factor in thin_svd(*first.factors(torch.float64)))
-        total = (weight * first.delta.flatten(1)).double()
-        for layer, other in others:
-            change = layer.delta.flatten(1).double()
-            total = total + other * (change - strength * (u @ (u.T @ change @ v) @ v.T))
-        return total.float()
-
-    return rule
 
 
 def weight_at(weight: Weight, path: str, t: int | None) -> float:
@@ -105,11 +91,9 @@ def parse_weight(text: str) -> Weight:
     first, *others = text.split(",")
     weights = {"default": parse_number(first)}
     for other in others:
-        block, equals, part = other.partition("=")
-        if block not in BLOCKS or not equals:
-            raise ValueError(f"{other!r} is not a block and its weight; blocks are {', '.join(BLOCKS)}")
-        if block in weights:
-            raise ValueError(f"the block {block!r} is given twice")
+        block, _, part = other.partition("=")
+        if block not in BLOCKS or block in weights:
+            raise ValueError(f"{other!r} is not a block and its weight; blocks are {', '.join(BLOCKS)}, each once")
         weights[block] = parse_number(part)
     return weights if others else weights["default"]
 
@@ -127,3 +111,75 @@ def parse_number(text: str) -> float | During:
     if not match or int(match[1]) < int(match[2]):
         raise ValueError(f"{times!r} is not a stretch of timesteps; write the noisier first, such as 600-0")
     return During(value, int(match[1]), int(match[2]))
+
+
+class Merger:
+    """Merge adapters into a model: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight that an adapter changes.
+
+    Every merge starts from the untouched base weights. `module_of` returns the module of a path. `version` counts the changes
+    of weights, so that whoever caches what follows from them can tell. One thread merges at a time.
+    """
+
+    def __init__(self, module_of: Callable[[str], nn.Module | None]):
+        self.module_of, self.version = module_of, 0
+        self.weights: dict[str, Weight] = {}  # what is merged, by adapter name, ...
+        self.rule: Rule = weighted_sum
+        self.t = 0  # ... at this timestep
+        self.base_weights: dict[str, Tensor] = {}  # of the changed modules
+        self.merged: dict[str, tuple] = {}  # each path's rule, and its (adapter name, weight as a number) pairs
+
+    @torch.no_grad()
+    def merge(self, adapters: Mapping[str, Adapter], weights: Mapping[str, Weight], rule: Rule, t: int) -> None:
+        """Merge the adapters at their weights at timestep t, and compute only what has changed since the last call.
+
+        Raises ValueError for a weight that cannot be applied, a result that is not finite, and a layer that is being trained.
+        After an exception what was merged before is merged again; if that fails too, the next call starts from the base.
+        """
+        try:
+            self.apply(adapters, weights, rule, t)
+            self.weights, self.rule, self.t = dict(weights), rule, t
+        except BaseException:
+            self.apply(adapters, self.weights, self.rule, self.t)
+            raise
+
+    def apply(self, adapters: Mapping[str, Adapter], weights: Mapping[str, Weight], rule: Rule, t: int) -> None:
+        """Write the weights that differ from those in the model now."""
+        parts: dict[str, dict[str, tuple]] = {}
+        for name, weight in weights.items():
+            for path, layer in adapters[name].layers.items():
+                number = weight_at(weight, path, None if path.startswith(TEXT) else t)
+                parts.setdefault(path, {})[name] = (layer, number)
+        for path in [path for path in self.base_weights if path not in parts]:
+            self.write(path, self.base_weights[path], has_adapters=False)
+            del self.base_weights[path]  # forgotten after it is written: an interrupt loses nothing
+        for path, layers in parts.items():
+            wanted = rule, [(name, number) for name, (_, number) in layers.items()]
+            if self.merged.get(path) != wanted:
+                self.merge_layer(path, layers, rule)
+                self.merged[path] = wanted
+
+    def merge_layer(self, path: str, layers: Mapping[str, tuple], rule: Rule) -> None:
+        """Merge one layer's changes, (LowRank, weight) by adapter name, into its base weight."""
+        module = self.module_of(path)
+        if isinstance(module, LoRALinear):
+            raise ValueError(f"{path}: is being trained (inject_lora), and would count twice; call eject_lora first")
+        if path not in self.base_weights:
+            self.base_weights[path] = module.weight.detach().clone()
+        base = self.base_weights[path]
+        change = rule(path, list(layers.values()))
+        if change.numel() != base.numel():
+            raise ValueError(f"{path}: the merging rule returned {tuple(change.shape)} for a weight {tuple(base.shape)}")
+        merged = (base.float() + change.to(base.device).reshape(base.shape)).to(base.dtype)
+        if not is_finite(merged):
+            at = ", ".join(f"{name} at {number:g}" for name, (_, number) in layers.items())
+            raise InputError(f"{path}: the merged weight is not finite in {base.dtype} ({at}); give smaller weights")
+        self.write(path, merged, has_adapters=True)
+
+    def write(self, path: str, weight: Tensor, has_adapters: bool) -> None:
+        """Write a weight in place; while it is written, nothing counts as merged there. The mark is for inject_lora."""
+        module = self.module_of(path)
+        self.merged.pop(path, None)
+        self.version += 1
+        module.has_adapters = True
+        module.weight.copy_(weight)
+        module.has_adapters = has_adapters

@@ -11,8 +11,7 @@ from torch import Generator, Tensor, nn
 from ..adapters.adapter import Adapter, check_fits, submodule
 from ..adapters.dialects import TEXT
 from ..adapters.files import load_adapter
-from ..adapters.merger import Merger
-from ..adapters.merging import Rule, Weight, varies, weighted_sum
+from ..adapters.merging import Merger, Rule, Weight, varies, weighted_sum
 from ..checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_pipeline
 from ..checkpoints.sources import MOVED
 from ..diffusion.guidance import guided

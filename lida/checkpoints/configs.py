@@ -16,9 +16,8 @@ from .sources import read_object
 MOST_BLOCKS = 8
 Token = Annotated[int, Range(0, 1_000_000)] | None
 Config = TypeVar("Config", UNetConfig, VAEConfig, NoiseScheduleConfig)
-SCHEDULE_FIELDS = {field.name for field in fields(NoiseScheduleConfig)} | {
-    "_class_name", "trained_betas", "prediction_type", "rescale_betas_zero_snr",
-}  # fmt: skip
+# Folders name the sampler that their maker liked (DEIS, Euler, DPM++), with its own fields. These describe the noise process.
+PROCESS = {field.name for field in fields(NoiseScheduleConfig)} | {"trained_betas", "prediction_type", "rescale_betas_zero_snr"}
 
 
 @dataclass(frozen=True)
@@ -45,39 +44,18 @@ def read_config(kind: type[Config], path: Path) -> Config:
     Raises InputError for a field that the config does not have, and for a value out of its range or of another kind of model.
     """
     raw = read_object(path)
-    if kind is NoiseScheduleConfig:
-        raw = noise_process(raw, path)
     values = {name: value for name, value in raw.items() if not name.startswith("_")}
-    fixed, widths = dict(kind.fixed), values.get("block_out_channels")
+    if kind is NoiseScheduleConfig:
+        defaults = {} if raw.get("_class_name", "DDIMScheduler") == "DDIMScheduler" else {"set_alpha_to_one": False}
+        values = defaults | {name: value for name, value in values.items() if name in PROCESS}
     for name, value in values.items():
-        if isinstance(value, list) and len(value) > MOST_BLOCKS:
-            raise InputError(f"{path}: {name} has {len(value)} entries, at most {MOST_BLOCKS} are taken; fetch the file again")
-    if kind is VAEConfig and isinstance(widths, list):
-        fixed |= kind.block_types(len(widths))
-    for name in fixed.keys() & values.keys():
-        value = values.pop(name)
-        if value != fixed[name] and not (value is None and fixed[name] is False):  # old files say null for false
-            wanted = f"lida runs models of SD1.5's kind, where it is {fixed[name]!r}"
-            raise InputError(f"{path}: {name} is {SHORT.repr(value)}; {wanted}")
-    if widths == []:
-        raise InputError(f"{path}: block_out_channels is empty; fetch the file again")
-    return typed(kind, values, path, ignore=getattr(kind, "advisory", ()))
-
-
-def noise_process(raw: dict, path: Path) -> dict:
-    """Return the fields of a scheduler's config that describe the noise process.
-
-    Folders name the sampler that their maker liked (DEIS, Euler, DPM++), with its own fields. lida has samplers of its own,
-    so that the fields of other samplers than DDIM and PNDM are left out.
-    """
-    sampler = raw.get("_class_name", "DDIMScheduler")
-    if sampler == "DDIMScheduler":
-        if "_class_name" in raw and "clip_sample" not in raw:
-            raise InputError(f"{path}: clip_sample is not given, which means true; SD1.5's is false: write that into the file")
-        return raw
-    if sampler != "PNDMScheduler" and not raw.get("use_flow_sigmas"):
-        raw = {name: value for name, value in raw.items() if name in SCHEDULE_FIELDS}
-    return {"set_alpha_to_one": False, **raw}  # the default of the other samplers
+        if isinstance(value, list) and not 0 < len(value) <= MOST_BLOCKS:
+            raise InputError(f"{path}: {name} has {len(value)} entries, 1 to {MOST_BLOCKS} are taken; fetch the file again")
+    for name in kind.fixed.keys() & values.keys():
+        value, fixed = values.pop(name), kind.fixed[name]
+        if value != fixed and not (value is None and fixed is False):  # old files say null for false
+            raise InputError(f"{path}: {name} is {SHORT.repr(value)}; lida runs models of SD1.5's kind, where it is {fixed!r}")
+    return typed(kind, values, path, ignore=kind.advisory)
 
 
 def read_text_config(path: Path) -> TextConfig:
@@ -94,4 +72,4 @@ def refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # transformers raises errors of its own
-        raise error if isinstance(error, InputError) else InputError(f"{path}: {one_line(error)}") from error
+        raise InputError(f"{path}: {one_line(error)}") from error

@@ -18,20 +18,18 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from . import single_file as ldm
 from ..diffusion.schedule import NoiseSchedule, NoiseScheduleConfig
 from ..doors.errors import InputError
-from ..doors.json import typed
-from ..doors.tensors import is_finite, read_tensors
+from ..doors.tensors import check_finite, read_tensors
 from ..nn.text import TextEncoder
 from ..nn.unet import UNet, UNetConfig
 from ..nn.vae import VAE, VAEConfig
-from .configs import TextConfig, read_config, read_text_config, refusing
-from .sources import TEXT_WEIGHTS, is_single_file, local, part_of_single_file, shapes_of, some, weights_file
+from .configs import read_config, read_text_config, refusing
+from .sources import TEXT_WEIGHTS, is_single_file, local, weights_file
 from .tokenizers import check_tokenizer, load_tokenizer
 
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_ATTENTION = re.compile(rf"(?<=mid_block\.attentions\.0\.)({'|'.join(NEW_ATTENTION)})(?=\.)")
-MODELS = {"unet": (UNet, UNetConfig, ldm.unet_config), "vae": (VAE, VAEConfig, ldm.vae_config)}
+MODELS = {"unet": (UNet, UNetConfig), "vae": (VAE, VAEConfig)}
 MOST_PARAMETERS = 5_000_000_000
-TOGETHER = 64  # tensors that are read and checked at a time
 
 
 def build(kind: Callable[[Any], nn.Module], config: Any, path: Path) -> nn.Module:
@@ -59,19 +57,11 @@ def fill(
     """
     shapes = {names[name]: tensor.shape for name, tensor in model.state_dict().items()}
     check_shapes(tensors, shapes, path)
-    converted = any(tensor.dtype != dtype for tensor in tensors.values())
-    state, heads, pairs = {}, {}, list(names.items())
-    for part in (dict(pairs[i : i + TOGETHER]) for i in range(0, len(pairs), TOGETHER)):
-        # The pages of a mapped file that have been read count as memory until it is closed. Where they are only read to be
-        # converted, the file is opened anew for each part.
-        source = read_tensors(path, part.values()) if converted else tensors
-        for name, key in part.items():
-            state[name] = source[key].reshape(shapes[key]).to(device, dtype)
-            heads[name.removeprefix("text_model.")] = source[key].reshape(-1)[:256].to("cpu", torch.float16, copy=True)
-        check_finite({key: state[name] for name, key in part.items()}, source, path)
+    state = {name: tensors[key].reshape(shapes[key]).to(device, dtype) for name, key in names.items()}
+    check_finite({names[name]: tensor for name, tensor in state.items()}, path, "load it in float32, or fetch the file again")
     model.load_state_dict(state, assign=True)
     model.eval().requires_grad_(False)
-    model.fingerprint = fingerprint(heads)
+    model.fingerprint = fingerprint({name.removeprefix("text_model."): tensors[key] for name, key in names.items()})
 
 
 def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], path: Path) -> None:
@@ -79,51 +69,39 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 
     A 1x1 convolution over pixels is a linear layer: where a matrix is wanted, (M, N, 1, 1) passes too.
     """
-    for what, keys in (("misses", shapes.keys() - tensors.keys()), ("has unexpected", tensors.keys() - shapes.keys())):
-        if keys:
-            raise InputError(f"{path}: {what} {len(keys)} tensors: {some(keys)}; is it a whole model of SD1.5's kind?")
 
     def fits(tensor: Tensor, shape: torch.Size) -> bool:
         return tensor.is_floating_point() and (tensor.shape == shape or len(shape) == 2 and tensor.shape == (*shape, 1, 1))
 
-    wrong = [key for key, shape in shapes.items() if not fits(tensors[key], shape)]
-    if wrong:
-        found = (f"{key[:100]} {tensors[key].dtype} {tuple(tensors[key].shape)} for {tuple(shapes[key])}" for key in wrong[:5])
-        raise InputError(
-            f"{path}: {len(wrong)} tensors of another shape: {', '.join(found)}; is it a whole model of SD1.5's kind?"
-        )
+    common = shapes.keys() & tensors.keys()
+    wrong = {key for key in common if not fits(tensors[key], shapes[key])}
+    faults = {"misses": shapes.keys() - common, "has unexpected": tensors.keys() - common, "has misshapen": wrong}
+    for what, keys in faults.items():
+        if keys:
+            some = (f"{key[:100]} {tensors[key].dtype} {tuple(tensors[key].shape)}" if key in wrong else key[:100] for key in keys)
+            found = ", ".join(sorted(some)[:5])
+            raise InputError(f"{path}: {what} {len(keys)} tensors: {found}; is it a whole model of SD1.5's kind?")
 
 
-def check_finite(loaded: Mapping[str, Tensor], source: Mapping[str, Tensor], path: Path) -> None:
-    """Raise InputError if a loaded tensor has NaN or infinity, from the file or from the conversion to its dtype."""
-    for key, tensor in loaded.items():
-        if not is_finite(tensor):
-            if is_finite(source[key]):
-                raise InputError(f"{path}: {key} does not fit into {tensor.dtype}; load the model in float32 or bfloat16")
-            raise InputError(f"{path}: {key} holds NaN or infinity; fetch the file again")
-
-
-def fingerprint(heads: Mapping[str, Tensor]) -> str:
-    """Return SHA-256 over the names and `heads`: the first 256 values of each tensor in float16.
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return SHA-256 over the names and the first 256 values of each tensor in float16.
 
     A folder, a single file and a float16 copy of one model agree. A fine-tune differs, and so does a bfloat16 file.
     """
     digest = hashlib.sha256()
-    for name in sorted(heads):
-        digest.update(name.encode() + heads[name].numpy().tobytes())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].reshape(-1)[:256].to("cpu", torch.float16).numpy().tobytes())
     return digest.hexdigest()
 
 
 def load_model(part: str, source: str | Path, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
     """Return the part "unet" or "vae" of a model."""
-    kind, kind_of_config, config_of = MODELS[part]
+    kind, kind_of_config = MODELS[part]
     if is_single_file(source):
-        path, prefix = Path(source), ldm.PREFIXES[part]
-        tensors = part_of_single_file(path, part)
-        with refusing(path):
-            config = config_of(shapes_of(tensors, prefix))
-        model = build(kind, typed(kind_of_config, asdict(config), path), path)
-        names = {ours: prefix + theirs for ours, theirs in ldm.key_map(model).items()}
+        path = Path(source)
+        tensors, config = ldm.read_part(path, part)
+        model = build(kind, config, path)
+        names = {ours: ldm.PREFIXES[part] + theirs for ours, theirs in ldm.key_map(model).items()}
     else:
         path = weights_file(source, part)
         config_path = path.with_name("config.json")
@@ -155,22 +133,17 @@ def load_text_encoder(
     """Return the text encoder of a model, frozen, with its tokenizer. The file's keys may begin with `text_model.` or not."""
     if is_single_file(source):
         path = config_path = Path(source)
-        tensors, prefix = part_of_single_file(path, "text_encoder"), ldm.PREFIXES["text_encoder"]
+        (tensors, config), prefix = ldm.read_part(path, "text_encoder"), ldm.PREFIXES["text_encoder"]
     else:
         path, prefix = weights_file(source, "text_encoder", TEXT_WEIGHTS), ""
-        tensors, config_path = read_tensors(path), path.with_name("config.json")
+        config_path = path.with_name("config.json")
+        tensors, config = read_tensors(path), read_text_config(config_path)
     theirs = prefix + "text_model." * any(name.startswith(f"{prefix}text_model.") for name in tensors)
     for name in (f"{theirs}embeddings.position_ids", f"{prefix}text_projection.weight"):  # 0, 1, 2, ...; not for prompts
         tensors.pop(name, None)
-    if prefix:
-        with refusing(path):
-            config = typed(TextConfig, ldm.text_config(shapes_of(tensors, theirs)), path)
-    else:
-        config = read_text_config(config_path)
     model = build(lambda config: CLIPTextModel(CLIPTextConfig(**asdict(config))), config, config_path)
     ours = "text_model." if hasattr(model, "text_model") else ""  # transformers 5.6 flattened the model
-    names = {name: theirs + name.removeprefix(ours) for name in model.state_dict()}
-    fill(model, tensors, names, path, dtype, device)
+    fill(model, tensors, {name: theirs + name.removeprefix(ours) for name in model.state_dict()}, path, dtype, device)
     length = config.max_position_embeddings
     getattr(model, "text_model", model).embeddings.position_ids = torch.arange(length, device=device)[None]  # not in the file
     tokenizer, tokenizer_path = load_tokenizer(source)

@@ -1,28 +1,35 @@
-"""Single-file checkpoints: the names that latent diffusion (Rombach et al. 2022) gave the modules, and configs read off shapes.
+"""Single-file checkpoints: the names that latent diffusion (Rombach et al. 2022) gave the modules.
 
-Model sites offer Stable Diffusion 1.5 as one .safetensors file in that layout. It has no config. Values that no shape shows
-(heads, groups, the scaling factor) are taken from SD1.5.
+Model sites offer Stable Diffusion 1.5 as one .safetensors file in that layout. It has no config: it is SD1.5's.
 """
 
 import re
-from collections import Counter
-from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseScheduleConfig
+from ..doors.errors import InputError
+from ..doors.tensors import read_tensors
 from ..nn.layers import ResnetBlock
 from ..nn.unet import UNet, UNetConfig
 from ..nn.vae import VAE, PixelAttention, VAEConfig
+from .configs import TextConfig
 
-PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "cond_stage_model.transformer.",
+SCHEDULE = NoiseScheduleConfig(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
+)
+CONFIGS = {
+    "unet": UNetConfig(sample_size=64, cross_attention_dim=768),
+    "vae": VAEConfig((128, 256, 512, 512), layers_per_block=2, sample_size=512),
+    "text_encoder": TextConfig(hidden_size=768, intermediate_size=3072, projection_dim=768, num_attention_heads=12),
 }
+PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model.transformer."}
 # The averaged copy of the weights, the tables of the schedule, which is SD1.5's, and CLIP's weights for comparing images
 IGNORED = re.compile(
-    r"model_ema\..+|cond_stage_model\.(logit_scale|text_projection)|scale_factor|logvar|lvlb_weights|betas|(sqrt_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod"
+    r"model_ema\..+|cond_stage_model\.(logit_scale|text_projection)|scale_factor|logvar|lvlb_weights|betas"
+    r"|(sqrt_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
 )
 UNET_RESNET = {
@@ -32,11 +39,18 @@ UNET_RESNET = {
 VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
-SCHEDULE = NoiseScheduleConfig(
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
-)
-MOST = 200  # blocks that are looked for
-Shapes = Mapping[str, tuple[int, ...]]
+
+def read_part(path: Path, part: str) -> tuple[dict[str, Tensor], UNetConfig | VAEConfig | TextConfig]:
+    """Return a part's tensors under latent diffusion's names, and its config. Raises InputError for what belongs to no part."""
+    tensors, config = read_tensors(path), CONFIGS[part]
+    unknown = [n for n in tensors if not n.startswith(tuple(PREFIXES.values())) and not IGNORED.fullmatch(n)]
+    if unknown:
+        some = ", ".join(name[:100] for name in sorted(unknown)[:5])
+        raise InputError(f"{path}: has {len(unknown)} tensors that are no part of SD1.5: {some}")
+    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIXES[part])}
+    first = tensors.get(f"{PREFIXES['unet']}input_blocks.0.0.weight")
+    inpaints = first is not None and first.shape[1:2] == (9,)
+    return tensors, replace(config, in_channels=9) if inpaints else config
 
 
 def unet_blocks(config: UNetConfig) -> dict[str, str]:
@@ -102,68 +116,3 @@ def inner_names(model: UNet | VAE, module: nn.Module) -> dict[str, str]:
     if isinstance(module, ResnetBlock):
         return UNET_RESNET if isinstance(model, UNet) else VAE_RESNET
     return VAE_ATTENTION if isinstance(module, PixelAttention) else {}
-
-
-def widths_at(shapes: Shapes, pattern: str) -> int:
-    """Return the most frequent first dimension of the tensors whose name matches the pattern; 0 if there are none."""
-    found = Counter(shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name))
-    return found.most_common(1)[0][0] if found else 0
-
-
-def unet_config(shapes: Shapes) -> UNetConfig:
-    """Return the UNet's config from its tensors' shapes, names without the prefix.
-
-    It tolerates a missing or misshapen tensor, so that the strict comparison that follows can name that tensor.
-    """
-    widths, layers, attends, number = [], [1], [], 1
-    while number < MOST and (width := widths_at(shapes, rf"input_blocks\.{number}\.0\.(in_layers\.2|out_layers\.[03])\.\w+")):
-        if len(widths) < len(layers):
-            widths.append(width)
-            attends.append(any(name.startswith(f"input_blocks.{number}.1.") for name in shapes))
-        else:
-            layers[-1] += 1
-        number += 1
-        if any(name.startswith(f"input_blocks.{number}.0.op.") for name in shapes):
-            layers.append(1)
-            number += 1
-    if not widths:
-        raise ValueError("has no input_blocks of a UNet")
-    keys = ("attn2.to_k.weight", "attn2.to_v.weight")
-    text = Counter(shape[1] for name, shape in shapes.items() if len(shape) == 2 and name.endswith(keys))
-    conv_in = shapes.get("input_blocks.0.0.weight", ())
-    return UNetConfig(
-        sample_size=64, in_channels=conv_in[1] if len(conv_in) == 4 else 4, out_channels=4,
-        down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
-        up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]),
-        block_out_channels=tuple(widths), layers_per_block=layers[0],
-        cross_attention_dim=text.most_common(1)[0][0] if text else 768,
-    )  # fmt: skip
-
-
-def vae_config(shapes: Shapes) -> VAEConfig:
-    """Return the VAE's config from its tensors' shapes, names without the prefix."""
-    widths, layers = [], 0
-    pattern = r"encoder\.down\.{}\.block\.\d+\.(conv1|conv2|norm2)\.\w+"
-    while len(widths) < MOST and (width := widths_at(shapes, pattern.format(len(widths)))):
-        widths.append(width)
-    while layers < MOST and widths_at(shapes, rf"encoder\.down\.0\.block\.{layers}\..+"):
-        layers += 1
-    if not widths:
-        raise ValueError("has no encoder of a VAE")
-    return VAEConfig(block_out_channels=tuple(widths), layers_per_block=layers, sample_size=512)
-
-
-def text_config(shapes: Shapes) -> dict:
-    """Return the fields of a TextConfig, names without the prefix and `text_model.`. Heads are 64 wide, as CLIP's are."""
-    layers = 0
-    while layers < MOST and widths_at(shapes, rf"encoder\.layers\.{layers}\..+"):
-        layers += 1
-    width = widths_at(shapes, r"(final_layer_norm|encoder\.layers\.\d+\.layer_norm[12])\.\w+")
-    if not layers or not width:
-        raise ValueError("has no layers of a CLIP text encoder")
-    return {
-        "vocab_size": (shapes.get("embeddings.token_embedding.weight") or (49408,))[0], "hidden_size": width,
-        "intermediate_size": widths_at(shapes, r"encoder\.layers\.\d+\.mlp\.fc1\.\w+"), "num_hidden_layers": layers,
-        "num_attention_heads": max(1, width // 64), "hidden_act": "quick_gelu", "projection_dim": width,
-        "max_position_embeddings": (shapes.get("embeddings.position_embedding.weight") or (77,))[0],
-    }  # fmt: skip

@@ -3,20 +3,14 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from . import single_file as ldm
-from ..doors.errors import InputError
+from ..doors.errors import InputError, one_line
 from ..doors.json import read_json
-from ..doors.tensors import read_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS = "model.safetensors"
 VARIANTS = ("", ".fp16", ".non_ema")  # what may stand before .safetensors; the first that exists is taken
-MOST_TENSORS = 10_000  # SD1.5 with the averaged copy of its weights has 1,819
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 UNPICKLE = "take its .safetensors, or convert it where nothing can be harmed"
 PARTS = "a model folder has unet/ vae/ text_encoder/ tokenizer/ scheduler/"
@@ -41,66 +35,38 @@ def local(source: str | Path, *patterns: str) -> Path:
 
     Raises InputError where there is none, and for pickled weights.
     """
-    path = Path(source)
+    path, name = Path(source), str(source)
     if path.suffix in PICKLED:
         raise InputError(f"{source}: is a pickle, which may run anything when opened; {UNPICKLE}")
     if os.path.exists(path):
         return path
-    if os.path.lexists(path) or not HUB_ID.fullmatch(str(source)):
-        raise InputError(
-            f"{source}: no such folder or file; give a model in diffusers' layout, a .safetensors file or a hub id"
-        )
-    if str(source) in MOVED:
-        warnings.warn(f"{source} is gone from the hub; taking {MOVED[str(source)]}, the same files", stacklevel=2)
+    if os.path.lexists(path) or not HUB_ID.fullmatch(name):
+        raise InputError(f"{name}: no such folder or file; give a model in diffusers' layout, a .safetensors file or a hub id")
+    if name in MOVED:
+        warnings.warn(f"{source} is gone from the hub; taking {MOVED[name]}, the same files", stacklevel=2)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(MOVED.get(str(source), str(source)), allow_patterns=list(patterns)))
+        return Path(snapshot_download(MOVED.get(name, name), allow_patterns=list(patterns)))
     except Exception as error:  # of the hub, of the network's library, of the disk
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(
-            f"{source}: no such folder, and not to be had from the hub ({reason}); check the id and the network"
-        ) from None
+        reason = one_line(error)[:200] or type(error).__name__
+        cure = "check the id and the network"
+        raise InputError(f"{source}: no such folder, and not to be had from the hub ({reason}); {cure}") from None
 
 
 def weights_file(source: str | Path, part: str, name: str = WEIGHTS) -> Path:
     """Return the weights of a part in a folder or on the hub: the full file, else its .fp16 or .non_ema variant."""
     candidates = [name.replace(".safetensors", f"{variant}.safetensors") for variant in VARIANTS]
     for candidate in candidates:
-        folder = local(source, f"{part}/config.json", f"{part}/{candidate}")
-        if os.path.lexists(folder / part / candidate):
-            return folder / part / candidate
-    if not (folder / part / "config.json").is_file():
-        raise InputError(f"{folder / part / 'config.json'}: no such file; {PARTS}")
-    pickled = [path.name for path in (folder / part).glob("*") if path.suffix in PICKLED]
+        folder = local(source, f"{part}/config.json", f"{part}/{candidate}") / part
+        if os.path.lexists(folder / candidate):
+            return folder / candidate
+    read_object(folder / "config.json")
+    pickled = [path.name for path in folder.glob("*") if path.suffix in PICKLED]
     cure = f"{pickled[0]} is a pickle, which may run anything when opened; {UNPICKLE}" if pickled else "fetch the folder again"
-    raise InputError(f"{folder / part}: has no {' or '.join(candidates)}; {cure}")
+    raise InputError(f"{folder}: has no {' or '.join(candidates)}; {cure}")
 
 
 def is_single_file(source: str | Path) -> bool:
     """Return whether the source is one file that holds all parts. Raises InputError for a pickle."""
     return os.path.isfile(source) and local(source).is_file()  # an id of the hub is never a file
-
-
-def part_of_single_file(path: Path, part: str) -> dict[str, Tensor]:
-    """Return a part's tensors under latent diffusion's names.
-
-    Raises InputError for tensors that belong to no part.
-    """
-    tensors = read_tensors(path)
-    if len(tensors) > MOST_TENSORS:
-        raise InputError(f"{path}: has {len(tensors)} tensors, more than any model of SD1.5's kind; give another file")
-    unknown = [n for n in tensors if not n.startswith(tuple(ldm.PREFIXES.values())) and not ldm.IGNORED.fullmatch(n)]
-    if unknown:
-        raise InputError(f"{path}: has {len(unknown)} tensors that are no part of SD1.5: {some(unknown)}")
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(ldm.PREFIXES[part])}
-
-
-def shapes_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
-    """Return the tensors' shapes, names without the prefix."""
-    return {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def some(names: Iterable[str]) -> str:
-    """Return the first five names, for an error."""
-    return ", ".join(name[:100] for name in sorted(names)[:5])

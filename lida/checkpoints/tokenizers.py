@@ -1,8 +1,6 @@
-"""CLIP's tokenizer, from a model's folder or from the list of merges that OpenAI published."""
+"""CLIP's tokenizer, from a model's folder or the hub."""
 
-import gzip
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -17,21 +15,14 @@ FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", 
 
 
 def load_tokenizer(source: str | Path) -> tuple[CLIPTokenizer, Path]:
-    """Return a model's tokenizer, and the path that it was read from.
-
-    A single file has no tokenizer: the one in the folder tokenizer/ beside it is taken, else open_clip's, else the hub's.
-    """
-    if not is_single_file(source):
-        path = local(source, "tokenizer/*") / "tokenizer"
-    elif (path := Path(source).parent / "tokenizer").is_dir():
-        pass
-    elif (vocabulary := open_clip_vocabulary()) is not None:
-        return read_clip_vocabulary(vocabulary), vocabulary
-    else:
+    """Return a model's tokenizer, and the folder that it was read from: of a single file, tokenizer/ beside it, or CLIP's own."""
+    single = is_single_file(source)
+    path = Path(source).parent / "tokenizer" if single else local(source, "tokenizer/*") / "tokenizer"
+    if single and not path.is_dir():
         try:
             path = local(CLIP_HUB_ID, "vocab.json", "merges.txt")
         except InputError as error:
-            cure = "put one into a folder tokenizer/ beside it, or pip install open_clip_torch"
+            cure = "put one into a folder tokenizer/ beside it"
             raise InputError(f"{source}: a single file has no tokenizer; {cure} ({error})") from None
     if not any(all((path / name).is_file() for name in names) for names in SPELLINGS):
         raise InputError(f"{path}: has neither vocab.json and merges.txt nor tokenizer.json; fetch the folder again")
@@ -55,25 +46,3 @@ def check_tokenizer(tokenizer: CLIPTokenizer, path: Path, vocab_size: int, lengt
         raise InputError(f"{path}: cannot tokenize a prompt ({one_line(error)}); fetch the folder again") from None
     if len(ids) != length or None in ids:
         raise InputError(f"{path}: makes {len(ids)} tokens of a prompt, not {length}; fetch the folder again")
-
-
-def open_clip_vocabulary() -> Path | None:
-    """Return CLIP's list of merges in the package open_clip_torch, or None if it is not installed."""
-    spec = find_spec("open_clip")
-    path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz" if spec else None
-    return path if path and path.is_file() else None
-
-
-def read_clip_vocabulary(path: str | Path) -> CLIPTokenizer:
-    """Build CLIP's tokenizer (49,408 pieces) from the gzipped list of merges that OpenAI published and open_clip carries.
-
-    The list determines the vocabulary: 256 bytes, the same bytes at the end of a word, one piece a merge, and two marks.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these bytes stand for themselves
-    others = [byte for byte in range(256) if byte not in printable]
-    symbols = [chr(byte) for byte in printable] + [chr(256 + k) for k in range(len(others))]
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
-    pieces = symbols + [f"{symbol}</w>" for symbol in symbols] + ["".join(merge) for merge in merges]
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges, model_max_length=77)

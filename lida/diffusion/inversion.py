@@ -8,6 +8,8 @@ from torch import Generator, Tensor
 from .samplers import StepRule, ddim_mean
 from .schedule import NoiseSchedule, randn_like
 
+NoisePrediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timesteps) -> noise_pred
+Steps = Sequence[tuple[int, int]]  # a sampler's pairs (t, t_prev)
 Trajectory = dict[int, Tensor]  # t -> latents at that timestep; -1 is the clean image
 
 
@@ -18,13 +20,8 @@ def ddim_inverse_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tens
     return abar.sqrt() * x0 + (1 - abar).sqrt() * noise_pred
 
 
-def ddim_invert(
-    predict: Callable[[Tensor, Tensor], Tensor],
-    schedule: NoiseSchedule,
-    latents: Tensor,
-    timesteps: Sequence[tuple[int, int]],
-) -> Trajectory:
-    """Walk the sampler's pairs (t, t_prev) backwards from `latents` (B, C, h, w); return the latents at each t.
+def ddim_invert(predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, timesteps: Steps) -> Trajectory:
+    """Walk the steps backwards from `latents` (B, C, h, w); return the latents at each t.
 
     No noise is drawn, so that what is sampled from there differs from the image by the prompt alone.
     """
@@ -36,11 +33,7 @@ def ddim_invert(
 
 
 def ddpm_invert(
-    predict: Callable[[Tensor, Tensor], Tensor],
-    schedule: NoiseSchedule,
-    latents: Tensor,
-    timesteps: Sequence[tuple[int, int]],
-    generator: Generator | None = None,
+    predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, timesteps: Steps, generator: Generator | None = None
 ) -> tuple[Trajectory, Trajectory]:
     """Edit-friendly inversion (Huberman-Spiegelglas et al. 2024, algorithm 1): the latents x_t, and each step's noise.
 

@@ -58,6 +58,13 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
+def check_finite(tensors: Mapping[str, Tensor], where: str | Path, cure: str) -> None:
+    """Raise InputError that names the first tensor with NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise InputError(f"{where}: {name} is not finite in {tensor.dtype}; {cure}")
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] = {}) -> None:
     """Write a safetensors file whole; equal contents give equal bytes. Raises InputError, and writes nothing, if it cannot."""
     with written_whole(path) as part:

@@ -4,6 +4,7 @@ Module names are the keys of diffusers' checkpoints, so that loading a file is `
 """
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,11 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     angles = timesteps.float()[:, None] * frequencies  # (B, dim / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def pipe(**layers: nn.Module) -> nn.Sequential:
+    """Return the layers, one after the other, under these names."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -85,17 +91,6 @@ class GEGLU(nn.Module):
         return h * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
-    """The position-wise network of a transformer block, four times as wide inside: (B, N, C) -> (B, N, C)."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))  # keys net.0 and net.2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to the prompt and a feed-forward network, each added to its input."""
 
@@ -106,7 +101,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.attn2 = Attention(dim, heads, context_dim)
         self.norm3 = nn.LayerNorm(dim)
-        self.ff = FeedForward(dim)
+        self.ff = pipe(net=nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)))  # keys net.0 and net.2
 
     def forward(self, x: Tensor, context: Tensor | CachedContext) -> Tensor:
         x = x + self.attn1(self.norm1(x))

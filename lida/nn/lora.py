@@ -127,7 +127,7 @@ def inject_lora(
         base = model.get_submodule(path)
         kind = layer or (LoRALinear if base.weight.dtype == torch.float32 else HalfLoRALinear)
         layers[path] = kind(base, rank, alpha)
-        replace_submodule(model, path, layers[path])
+        model.set_submodule(path, layers[path])
     return layers
 
 
@@ -140,14 +140,8 @@ def eject_lora(model: nn.Module) -> dict[str, LoRALinear]:
     for path, lora in layers.items():
         linear = nn.Linear(lora.in_features, lora.out_features, bias=lora.bias is not None, device="meta")
         linear.weight, linear.bias = lora.weight, lora.bias
-        replace_submodule(model, path, linear.train(lora.training))
+        model.set_submodule(path, linear.train(lora.training))
     return layers
-
-
-def replace_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of the one at a path."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
 
 
 def lora_parameters(layers: Iterable[LoRALinear]) -> list[nn.Parameter]:

@@ -26,19 +26,15 @@ class TextEncoder(nn.Module):
 
         Warns of the words that are lost where a prompt is longer.
         """
-        length = self.model.config.max_position_embeddings
-        ids = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        for prompt, row in zip(prompts, ids.input_ids):
-            if row[-1] == self.tokenizer.eos_token_id and row[-2] != self.tokenizer.pad_token_id:
-                self.warn_of_lost_words(prompt, length)
-        return ids.input_ids.to(next(self.parameters()).device)
-
-    def warn_of_lost_words(self, prompt: str, length: int) -> None:
-        """Warn of what stands behind the last token that fits, if anything does."""
-        starts = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
-        lost = prompt[starts[length - 2][0] :].strip() if len(starts) > length - 2 else ""
-        if lost:
-            warnings.warn(f"the prompt {prompt[:40]!r}... is longer than {length - 2} tokens; these words are lost: {lost[:200]}")
+        length, prompts = self.model.config.max_position_embeddings, list(prompts)
+        ids = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+        whole = self.tokenizer(prompts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for prompt, places in zip(prompts, whole.offset_mapping):
+            lost = prompt[places[length - 2][0] :].strip() if len(places) > length - 2 else ""
+            if lost:
+                what = f"is longer than {length - 2} tokens; these words are lost: {lost[:200]}"
+                warnings.warn(f"the prompt {prompt[:40]!r}... {what}")
+        return ids.to(next(self.parameters()).device)
 
     def forward(self, prompts: str | Sequence[str]) -> Tensor:
         """Return the last hidden state (B, 77, C), after the final norm."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..doors.json import Range
-from .layers import CachedContext, Downsample, ResnetBlock, Transformer2D, Upsample, timestep_embedding
+from .layers import CachedContext, Downsample, ResnetBlock, Transformer2D, Upsample, pipe, timestep_embedding
 
 Width = Annotated[int, Range(1, 8192)]
 
@@ -47,23 +47,13 @@ class UNetConfig:
         "mid_block_only_cross_attention": None, "cross_attention_norm": None, "addition_embed_type_num_heads": 64,
     }  # fmt: skip
 
+    advisory: ClassVar[tuple] = ()
+
     def __post_init__(self):
         for name in ("down_block_types", "up_block_types"):
             types, kind = getattr(self, name), "DownBlock2D" if name.startswith("down") else "UpBlock2D"
             if len(types) != len(self.block_out_channels) or set(types) - {kind, f"CrossAttn{kind}"}:
                 raise ValueError(f"{name} {types}: one of {kind}, CrossAttn{kind} for each of block_out_channels")
-
-
-class TimeEmbedding(nn.Module):
-    """A network of two layers over the sinusoidal embedding: (B, C) -> (B, 4 C)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(channels, 4 * channels)
-        self.linear_2 = nn.Linear(4 * channels, 4 * channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 class Stage(nn.Module):
@@ -152,7 +142,8 @@ class UNet(nn.Module):
         self.config = config
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0])
+        temb = 4 * widths[0]
+        self.time_embedding = pipe(linear_1=nn.Linear(widths[0], temb), silu=nn.SiLU(), linear_2=nn.Linear(temb, temb))
         self.down_blocks = nn.ModuleList([DownBlock(config, i) for i in range(len(widths))])
         self.mid_block = MidBlock(config)
         self.up_blocks = nn.ModuleList([UpBlock(config, i) for i in range(len(widths))])
@@ -161,7 +152,7 @@ class UNet(nn.Module):
 
     @property
     def inpaints(self) -> bool:
-        """Whether it is an inpainting model, of 4 + 1 + 4 input channels: latents, mask, masked image (Rombach et al. 2022, 4.5)."""
+        """Whether its inputs are latents, mask and masked image, 4 + 1 + 4 channels (Rombach et al. 2022, section 4.5)."""
         return self.config.in_channels == 2 * self.config.out_channels + 1
 
     def set_gradient_checkpointing(self, on: bool) -> None:

@@ -1,16 +1,17 @@
 """The autoencoder of Stable Diffusion: pixels <-> scaled latents (Kingma & Welling 2014; Rombach et al. 2022, section 3.1)."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..doors.json import Range
-from .layers import Attention, Downsample, ResnetBlock, Upsample
+from .layers import Attention, Downsample, ResnetBlock, Upsample, pipe
 
 EPS = 1e-6  # of every GroupNorm here
 Width = Annotated[int, Range(1, 8192)]
@@ -33,12 +34,8 @@ class VAEConfig:
         "act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None,
         "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
     }  # fmt: skip
-    advisory: ClassVar[tuple] = ("force_upcast",)  # the dtype to decode in, which StableDiffusion.load chooses
-
-    @staticmethod
-    def block_types(count: int) -> dict:
-        """Return the block types that `count` resolutions must have."""
-        return {"down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count}
+    # The dtype to decode in, which StableDiffusion.load chooses; what the weights say too
+    advisory: ClassVar[tuple] = ("force_upcast", "down_block_types", "up_block_types")
 
 
 class PixelAttention(Attention):
@@ -65,78 +62,44 @@ class MidBlock(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
-class DownBlock(nn.Module):
-    """Resnets, then half the size unless this is the lowest resolution."""
-
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, downsample: bool):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups, EPS) for a, b in zip(widths, widths[1:])])
-        self.downsamplers = nn.ModuleList([Downsample(out_channels, asymmetric=True)] if downsample else [])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.downsamplers):
-            x = layer(x)
-        return x
-
-
-class UpBlock(nn.Module):
-    """Resnets, then twice the size unless this is the picture's own resolution."""
-
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, upsample: bool):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups, EPS) for a, b in zip(widths, widths[1:])])
-        self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.upsamplers):
-            x = layer(x)
-        return x
+def resolutions(
+    widths: Sequence[int], layers: int, groups: int, name: str, sampler: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """Return the resnets of each resolution, followed by a sampler under its name, unless the resolution is the last."""
+    blocks = []
+    for before, width in zip([widths[0], *widths], widths):
+        inputs = [before] + [width] * (layers - 1)
+        block = pipe(resnets=nn.Sequential(*(ResnetBlock(channels, width, groups, EPS) for channels in inputs)))
+        if len(blocks) < len(widths) - 1:
+            block.add_module(name, nn.Sequential(sampler(width)))
+        blocks.append(block)
+    return nn.Sequential(*blocks)
 
 
-class Encoder(nn.Module):
+def encoder(config: VAEConfig) -> nn.Sequential:
     """(B, 3, H, W) pixels -> (B, 2 * latent_channels, H / f, W / f)."""
-
-    def __init__(self, config: VAEConfig):
-        super().__init__()
-        widths, groups, layers = config.block_out_channels, config.norm_num_groups, config.layers_per_block
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            [DownBlock(widths[max(i - 1, 0)], widths[i], layers, groups, i < last) for i in range(len(widths))]
-        )
-        self.mid_block = MidBlock(widths[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+    widths, groups, halve = config.block_out_channels, config.norm_num_groups, partial(Downsample, asymmetric=True)
+    return pipe(
+        conv_in=nn.Conv2d(config.in_channels, widths[0], 3, padding=1),
+        down_blocks=resolutions(widths, config.layers_per_block, groups, "downsamplers", halve),
+        mid_block=MidBlock(widths[-1], groups),
+        conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS),
+        silu=nn.SiLU(),
+        conv_out=nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1),
+    )
 
 
-class Decoder(nn.Module):
+def decoder(config: VAEConfig) -> nn.Sequential:
     """(B, latent_channels, h, w) -> (B, 3, f h, f w) pixels."""
-
-    def __init__(self, config: VAEConfig):
-        super().__init__()
-        widths, groups, layers = config.block_out_channels[::-1], config.norm_num_groups, config.layers_per_block + 1
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MidBlock(widths[0], groups)
-        self.up_blocks = nn.ModuleList(
-            [UpBlock(widths[max(i - 1, 0)], widths[i], layers, groups, i < last) for i in range(len(widths))]
-        )
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
-        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+    widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+    return pipe(
+        conv_in=nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
+        mid_block=MidBlock(widths[0], groups),
+        up_blocks=resolutions(widths, config.layers_per_block + 1, groups, "upsamplers", Upsample),
+        conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS),
+        silu=nn.SiLU(),
+        conv_out=nn.Conv2d(widths[-1], config.out_channels, 3, padding=1),
+    )
 
 
 class VAE(nn.Module):
@@ -152,8 +115,8 @@ class VAE(nn.Module):
         super().__init__()
         self.config = config
         latents = config.latent_channels
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = encoder(config)
+        self.decoder = decoder(config)
         self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1)
         self.post_quant_conv = nn.Conv2d(latents, latents, 1)
 

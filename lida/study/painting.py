@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..adapters import load_adapter, random_adapter
+from ..adapters import Adapter, load_adapter
+from ..adapters.adapter import frobenius
 from ..aging.editing import age_to
 from ..aging.stable_diffusion import StableDiffusion
 from ..doors.errors import InputError
 from ..doors.files import write_json
 from ..doors.json import read_json
 from ..doors.pictures import open_photo, save_image
+from ..nn.lora import LowRank
 from ..photos.marking import file_hash
 from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..photos.squares import cut, square_about
@@ -157,3 +159,13 @@ def check_same(path: Path, wanted: dict) -> None:
     if keys:
         what = "; ".join(f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}" for key in keys)
         raise InputError(f"{path.parent}: holds pictures made otherwise ({what}); give another --output_dir, or remove them")
+
+
+def random_adapter(like: Adapter, seed: int) -> Adapter:
+    """Draw an adapter of independent normal factors, with the ranks and the norm of each change of another adapter."""
+    generator, layers = torch.Generator().manual_seed(seed), {}
+    for path, layer in like.layers.items():
+        down, up = (torch.randn(factor.shape, generator=generator) for factor in (layer.down, layer.up))
+        other = LowRank(down, up, layer.alpha)
+        layers[path] = LowRank(down, up * (frobenius(layer) / frobenius(other)), layer.alpha)
+    return Adapter(layers)

@@ -8,7 +8,30 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from ..adapters.merging import Parts, Rule, orthogonalised, weighted_sum
+from ..adapters.merging import Parts, Rule, weighted_sum
+from ..nn.lora import thin_svd
+
+
+def orthogonalised(strength: float = 1.0, leading: int | None = None) -> Rule:
+    """Return the rule that takes from each later change what lies in the first one's leading subspace, then sums.
+
+    D_i - strength U U^T D_i V V^T, with the first change's `leading` singular vectors U and V (all of them by default). At
+    strength 1 nothing of D_i is left inside both spaces; at 0 it is the weighted sum. Raises ValueError for a strength outside
+    0 to 1.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie between 0 and 1, not {strength}")
+
+    def rule(path: str, parts: Parts) -> Tensor:
+        (first, weight), *others = parts
+        u, _, v = (factor[..., :leading] for factor in thin_svd(*first.factors(torch.float64)))
+        total = (weight * first.delta.flatten(1)).double()
+        for layer, other in others:
+            change = layer.delta.flatten(1).double()
+            total = total + other * (change - strength * (u @ (u.T @ change @ v) @ v.T))
+        return total.float()
+
+    return rule
 
 
 def ties(density: float = 0.2) -> Rule:

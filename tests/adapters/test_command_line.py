@@ -55,14 +55,15 @@ def test_convert_changes_the_format_and_nothing_else(sd, files, command, tmp_pat
 
 def test_combine_says_how_exact_it_is(files, command, tmp_path):
     code, out, _ = command("combine", f"{files[0]}=0.7", f"{files[1]}=-0.5", "-o", tmp_path / "sum", "--rank", "4")
-    assert code == 0 and "largest relative error" in out and "least energy retained" in out
+    assert code == 0 and "largest relative error" in out
     assert {layer.rank for layer in load_adapter(tmp_path / "sum").layers.values()} <= {2, 4}
 
 
 def test_compare_writes_a_report(files, command, tmp_path):
     code, out, _ = command("compare", *files, "-o", tmp_path / "report")
-    assert code == 0 and out.splitlines()[0].split()[:2] == ["layer", "norm"]
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "table.txt", "heat-map.png"}
+    assert code == 0 and out.splitlines()[0].split()[:2] == ["block", "norm_a"]
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["layers"].keys() == load_adapter(files[0]).layers.keys() | load_adapter(files[1]).layers.keys()
 
 
 def test_fuse_writes_a_model_that_diffusers_loads(sd, folder, files, command, tmp_path):
@@ -89,10 +90,10 @@ REFUSED = [
     ("convert {0} -o {0}/x", "give a folder that can be written to"),
     ("convert {0} -o {new} --format ckpt", "invalid choice"),
     ("compare {0} {1} -o {0}", "File exists"),
-    ("fuse {model} {0}=0.7 -o {model}", "is the model that is read"),
+    ("fuse {model} {0}=0.7 -o {model}", "is not empty"),
     ("fuse {model} {0}=0.7 -o {here}", "is not empty"),
     ("fuse {model} {0}=0.7@600-0 -o {new}", "the same at all timesteps"),
-    ("fuse {model} {0}=1e9 -o {new}", "0.safetensors=1000000000.0: unet: .*does not fit into torch.float16"),
+    ("fuse {model} {0}=1e9 -o {new}", "unet: .*is not finite in torch.float16"),
 ]
 
 

@@ -31,7 +31,7 @@ def test_a_report_on_two_adapters_says_what_whole_matrices_say(sd):
         )
         total = {"aa": total["aa"] + float(x.norm()) ** 2, "bb": total["bb"] + float(y.norm()) ** 2, "ab": total["ab"]}
         if path not in a.layers:
-            assert row["cosine"] == row["columns"] == row["b_inside_a"] == 0.0
+            assert row["cosine"] == row["columns"] == row["rows"] == 0.0
             continue
         total["ab"] += float((x * y).sum())
         assert row["cosine"] == pytest.approx(float((x * y).sum() / (x.norm() * y.norm())), abs=1e-5)
@@ -39,11 +39,9 @@ def test_a_report_on_two_adapters_says_what_whole_matrices_say(sd):
         smaller = min(ua.shape[1], ub.shape[1])
         assert row["columns"] == pytest.approx(float((ua.T @ ub).square().sum()) / smaller, abs=1e-5)
         assert row["rows"] == pytest.approx(float((va.T @ vb).square().sum()) / smaller, abs=1e-5)
-        inside = ua @ ua.T @ y @ va @ va.T
-        assert row["b_inside_a"] == pytest.approx(float(inside.square().sum() / y.square().sum()), abs=1e-5)
     cosine = total["ab"] / math.sqrt(total["aa"] * total["bb"])
     assert report["all"]["cosine"] == pytest.approx(cosine, abs=1e-5)
-    assert {"down self", "down cross", "mid cross", "up self", "up cross"} <= report["parts"].keys()
+    assert report["parts"].keys() == {"down", "mid", "up"}
 
 
 def test_an_adapter_beside_itself_is_alike_in_all(sd):
@@ -51,7 +49,7 @@ def test_an_adapter_beside_itself_is_alike_in_all(sd):
     doubled = lida.Adapter({path: LowRank(layer.down, -2 * layer.up, layer.alpha) for path, layer in a.layers.items()})
     report = compare(a, doubled)
     for row in (*report["layers"].values(), *report["parts"].values(), report["all"]):
-        assert [round(row[name], 6) for name in ("cosine", "columns", "rows", "b_inside_a", "a_inside_b")] == [-1, 1, 1, 1, 1]
+        assert [round(row[name], 6) for name in ("cosine", "columns", "rows")] == [-1, 1, 1]
     with pytest.raises(ValueError, match="changes a weight"):
         path, layer = next(iter(a.layers.items()))
         compare(a, lida.Adapter({path: LowRank(torch.ones(1, 7), torch.ones(9, 1), 1.0)}))

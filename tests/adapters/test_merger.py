@@ -1,6 +1,5 @@
 """Merging is the weighted sum of the changes, and nothing that goes wrong costs the base."""
 
-import threading
 from dataclasses import replace
 from fractions import Fraction
 
@@ -204,32 +203,6 @@ def test_numbers_of_every_kind_are_weights(small):
     for half in (np.float32(0.5), np.float64(0.5), Fraction(1, 2), {"mid": 0.5}, lambda t: 0.5):
         small.set_adapters(["a"], [half])
         assert same(small, expected)
-
-
-def test_a_second_thread_that_merges_is_refused_and_the_first_stays_right(small):
-    small.set_adapters(["a"], [1.0])
-    merging, go_on = threading.Event(), threading.Event()
-
-    def slow(path, parts):
-        merging.set()
-        assert go_on.wait(60)
-        return weighted_sum(path, parts)
-
-    first = threading.Thread(target=small.set_adapters, args=(["b"], [0.5], slow))
-    first.start()
-    assert merging.wait(60)
-    try:
-        with pytest.raises(RuntimeError, match="another thread is merging"):
-            small.set_adapters(["a"], [0.1])
-        assert small.weights == {"a": 1.0}
-    finally:
-        go_on.set()
-        first.join()
-    assert small.weights == {"b": 0.5} and small.rule is slow
-    found = weights_of(small)
-    small.set_adapters([], [])
-    small.set_adapters(["b"], [0.5])
-    assert same(small, found)
 
 
 def test_adapters_are_not_merged_into_layers_that_are_being_trained(small):

@@ -6,39 +6,11 @@ import torch
 from conftest import ATTENTION, adapter_for, box_mask, noise_image, pair, relative
 
 import lida
-from lida.adapters import check_fits, orthogonalised, parse_weight, save_adapter, weighted_sum
+from lida.adapters import check_fits, parse_weight, save_adapter, weighted_sum
 from lida.adapters.dialects import TEXT
 from lida.adapters.merging import During, weight_at
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LowRank
-
-
-def layer(seed: int, rank: int = 4, alpha: float = 3.0) -> LowRank:
-    generator = torch.Generator().manual_seed(seed)
-    return LowRank(torch.randn(rank, 30, generator=generator), torch.randn(20, rank, generator=generator), alpha)
-
-
-PARTS = [(layer(0), 0.7), (layer(1, rank=6), 0.5), (layer(2), -0.3)]
-
-
-def test_orthogonalising_takes_what_lies_in_both_spaces_and_no_more():
-    (first, w), (second, v), _ = PARTS
-    assert torch.allclose(orthogonalised(0.0)("x", PARTS), weighted_sum("x", PARTS), rtol=0, atol=1e-5)
-    u, _, vh = torch.linalg.svd(first.delta.double(), full_matrices=False)
-    u, vh = u[:, :4], vh[:4]
-    for strength in (0.5, 1.0):
-        left = (orthogonalised(strength)("x", PARTS[:2]).double() - w * first.delta) / v
-        inside = u.T @ second.delta.double() @ vh.T
-        assert torch.allclose(u.T @ left @ vh.T, (1 - strength) * inside, atol=1e-4) and inside.norm() > 1
-        assert torch.allclose(left - second.delta, -strength * u @ inside @ vh, atol=1e-4)
-    assert torch.equal(orthogonalised(1.0)("x", PARTS[:1]), w * first.delta)
-    one = orthogonalised(1.0, leading=1)("x", PARTS[:2]).double() - w * first.delta
-    assert (u[:, :1].T @ one @ vh[:1].T).abs() < 1e-4 < (u.T @ one @ vh.T).norm()
-
-
-@pytest.mark.parametrize("strength", [1.5, -0.1, float("nan")])
-def test_bad_strengths_are_refused(strength):
-    with pytest.raises(ValueError, match="strength must"):
-        orthogonalised(strength)
+from lida.study.rules import orthogonalised
 
 
 @pytest.mark.parametrize(("text", "expected"), [

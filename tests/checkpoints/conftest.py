@@ -12,8 +12,20 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
 from lida.checkpoints import single_file as ldm
+from lida.checkpoints.configs import TextConfig
+from lida.nn.unet import UNetConfig
+from lida.nn.vae import VAEConfig
 
 WIDTHS = (32, 64, 96, 96)
+
+
+@pytest.fixture(autouse=True)
+def small_single_files(monkeypatch, tokenizer):
+    """Single files have SD1.5's config: here, that of the model below."""
+    text = TextConfig(len(tokenizer), 64, 96, 64, num_hidden_layers=3, num_attention_heads=1)
+    unet = UNetConfig(sample_size=64, block_out_channels=WIDTHS, cross_attention_dim=64)
+    vae = VAEConfig(WIDTHS, layers_per_block=2, sample_size=512)
+    monkeypatch.setattr(ldm, "CONFIGS", {"unet": unet, "vae": vae, "text_encoder": text})
 
 
 def write_model(folder, tokenizer, in_channels: int = 4) -> None:

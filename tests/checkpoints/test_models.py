@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 import lida
 from lida.checkpoints import load_text_encoder, load_unet, load_vae
-from lida.checkpoints.models import check_finite
 
 VOCABULARY = json.loads((ROOT / "weights" / "lida-tiny" / "tokenizer" / "vocab.json").read_text())
 LOADERS = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}
@@ -184,15 +183,9 @@ def test_weights_that_are_not_finite_are_named(folder, tmp_path, part, dtype, va
     if value == 1e6 and dtype == torch.float32:
         assert LOADERS[part](tmp_path, dtype)
         return
-    message = "does not fit into torch.float16" if value == 1e6 else "holds NaN or infinity"
-    with pytest.raises(lida.InputError, match=message) as error:
+    with pytest.raises(lida.InputError, match=f"is not finite in {dtype}") as error:
         LOADERS[part](tmp_path, dtype)
     assert f"{path}: {name} " in str(error.value) and "\n" not in str(error.value)
-
-
-def test_finite_weights_whose_sum_overflows_are_taken():
-    tensors = {"a": torch.full((100,), 3e38), "b": torch.full((100,), 60000.0).half()}
-    check_finite(tensors, tensors, "file")
 
 
 @pytest.mark.parametrize("fault", ["pipe", "dangling link", "folder"])

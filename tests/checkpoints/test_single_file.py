@@ -109,8 +109,5 @@ def test_thousands_of_blocks_are_not_counted(tmp_path):
     for i in range(9_000):
         file[f"model.diffusion_model.input_blocks.{i}.0.in_layers.2.weight"] = torch.zeros(1)
     save_file(file, path)
-    with pytest.raises(lida.InputError, match=r"model.safetensors: (layers_per_block|block_out_channels|down_block_types)"):
-        LOADERS["unet"](path)
-    save_file(file | {f"{name}.bias": torch.zeros(1) for name in file}, path)
-    with pytest.raises(lida.InputError, match="has 18000 tensors"):
+    with pytest.raises(lida.InputError, match="model.safetensors: misses .* tensors"):
         LOADERS["unet"](path)

@@ -4,11 +4,13 @@ Takes some ten minutes on two CPU cores, 10 GB of memory and 5 GB of disk for a 
 open_clip, which `make test-full` installs.
 """
 
+import gzip
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -16,11 +18,10 @@ import pytest
 import torch
 from conftest import ROOT, SCHEDULE, box_mask, draws, noise_image, relative
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import lida
 from lida.checkpoints import load_text_encoder, load_unet, load_vae
-from lida.checkpoints.tokenizers import open_clip_vocabulary, read_clip_vocabulary
 from lida.doors.pictures import to_images
 from lida.nn.text import TextEncoder
 
@@ -42,8 +43,10 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    path = open_clip_vocabulary()
-    if path is None:
+    """CLIP's list of merges in the package open_clip_torch."""
+    spec = importlib.util.find_spec("open_clip")
+    path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz" if spec else None
+    if path is None or not path.is_file():
         pytest.skip("open_clip_torch is not installed")
     return path
 
@@ -51,6 +54,21 @@ def vocabulary():
 @pytest.fixture(scope="module")
 def tokenizer(vocabulary):
     return read_clip_vocabulary(vocabulary)
+
+
+def read_clip_vocabulary(path: str | Path) -> CLIPTokenizer:
+    """Build CLIP's tokenizer (49,408 pieces) from the gzipped list of merges that OpenAI published and open_clip carries.
+
+    The list determines the vocabulary: 256 bytes, the same bytes at the end of a word, one piece a merge, and two marks.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these bytes stand for themselves
+    others = [byte for byte in range(256) if byte not in printable]
+    symbols = [chr(byte) for byte in printable] + [chr(256 + k) for k in range(len(others))]
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
+    pieces = symbols + [f"{symbol}</w>" for symbol in symbols] + ["".join(merge) for merge in merges]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges, model_max_length=77)
 
 
 def open_clip_tokenizer(vocabulary):

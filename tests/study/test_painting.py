@@ -9,11 +9,10 @@ from conftest import box_mask, noise_image, relative
 from PIL import Image
 
 import lida
-from lida.adapters import random_adapter
 from lida.aging import Edit
 from lida.diffusion import Sampling
 from lida.nn.layers import CachedContext
-from lida.study.painting import Painter, Unit, shrunk
+from lida.study.painting import Painter, Unit, random_adapter, shrunk
 from lida.study.people import Person, Subject
 from lida.study.regional import applied_within
 from lida.study.settings import NEUTRAL, Setting

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from .blending import Blend
-from .schedule import NoiseSchedule, randn_like
+from .schedule import NoiseSchedule, randn_like, walked
 
 History = tuple[int, Tensor]  # the last step's t and estimate of x_0
 
@@ -88,7 +88,8 @@ class Sampling:
     """How noise becomes an image: the sampler, its steps, and guidance.
 
     `scheduler` is a name in SCHEDULERS or a step rule. `guidance_interval` has the noise levels sigma (low, high) between
-    which guidance acts. `eta` is DDIM's noise: 0 draws none, 1 as much as DDPM. Raises ValueError for a value out of range.
+    which guidance acts. `eta` is DDIM's noise: 0 draws none, 1 as much as DDPM. `timesteps` are the t to visit, from noisy to
+    clean, instead of `num_inference_steps` of them. Raises ValueError for a value out of range.
     """
 
     num_inference_steps: int = 50
@@ -97,6 +98,7 @@ class Sampling:
     guidance_interval: tuple[float, float] | None = None
     scheduler: str | StepRule = "ddim"
     eta: float = 0.0
+    timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if isinstance(self.scheduler, str) and self.scheduler not in SCHEDULERS:
@@ -113,7 +115,12 @@ class Sampling:
 
     def steps(self, schedule: NoiseSchedule, strength: float = 1.0) -> list[tuple[int, int]]:
         """Return the pairs (t, t_prev) to walk; see NoiseSchedule.timesteps."""
-        return schedule.timesteps(self.num_inference_steps, strength)
+        if self.timesteps is None:
+            return schedule.timesteps(self.num_inference_steps, strength)
+        chosen = list(self.timesteps)
+        if chosen != sorted(set(chosen), reverse=True) or not chosen or not 0 <= chosen[-1] <= chosen[0] < len(schedule):
+            raise ValueError(f"timesteps must fall from at most {len(schedule) - 1} to at least 0, not {chosen}")
+        return walked(chosen, strength)
 
 
 def sample(

@@ -1,5 +1,6 @@
 """The forward process q(x_t | x_0) of DDPM (Ho et al. 2020), and the timesteps that a sampler visits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -70,6 +71,9 @@ class NoiseSchedule:
         """Return T, the number of training timesteps."""
         return len(self.alphas_cumprod)
 
+    def __repr__(self) -> str:
+        return f"NoiseSchedule(T={len(self)}, alphas_cumprod {self.alphas_cumprod[0]:.4f} to {self.alphas_cumprod[-1]:.4f})"
+
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, equation 4), for (B,) or () timesteps."""
         abar = self.alphas_cumprod.to(latents.device, latents.dtype)[timesteps]
@@ -87,16 +91,25 @@ class NoiseSchedule:
     def timesteps(self, num_inference_steps: int, strength: float = 1.0) -> list[tuple[int, int]]:
         """Return the pairs (t, t_prev) to walk, from noisy to clean, spaced as diffusers' "leading"; the last t_prev is -1.
 
-        A strength below 1 leaves out the first steps (SDEdit, Meng et al. 2022): int(N * strength) of N are walked. Raises
-        ValueError if N steps do not fit into the schedule, and if no step is left.
+        Raises ValueError if N steps do not fit into the schedule, and what walked() raises.
         """
         T, N = len(self), num_inference_steps
         ratio = T // N if 0 < N <= T else 0
         if not ratio or (N - 1) * ratio + self.steps_offset >= T:
             raise ValueError(f"num_inference_steps must be between 1 and {T - 1}, not {N}")
-        count = int(N * strength) if 0 < strength <= 1 else 0
-        if not count:
-            wanted = f"above 0 and up to 1, and leave a step of the {N} to walk"
-            raise ValueError(f"strength must be {wanted}, not {strength}; give more steps")
-        timesteps = [k * ratio + self.steps_offset for k in reversed(range(N))]
-        return list(zip(timesteps, [*timesteps[1:], -1]))[N - count :]
+        return walked([k * ratio + self.steps_offset for k in reversed(range(N))], strength)
+
+
+def walked(timesteps: Sequence[int], strength: float) -> list[tuple[int, int]]:
+    """Return the pairs (t, t_prev) of falling timesteps; the last t_prev is -1.
+
+    A strength below 1 leaves out the first steps (SDEdit, Meng et al. 2022): int(N * strength) of N are walked. Raises
+    ValueError if none is left.
+    """
+    N = len(timesteps)
+    count = int(N * strength) if 0 < strength <= 1 else 0
+    if not count:
+        raise ValueError(
+            f"strength must be above 0 and up to 1, and leave a step of the {N} to walk, not {strength}; give more steps"
+        )
+    return list(zip(timesteps, [*timesteps[1:], -1]))[N - count :]

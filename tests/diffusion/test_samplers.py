@@ -1,4 +1,4 @@
-"""The step rules equal diffusers' schedulers; rules of one's own are walked alike."""
+"""The step rules equal diffusers' schedulers; rules of one's own and timesteps of one's own are walked alike."""
 
 import diffusers
 import pytest
@@ -140,6 +140,26 @@ def test_a_history_goes_from_each_step_to_the_next(sd):
 
     sample(lambda x, t: x, sd.schedule, torch.zeros(1, 4, 2, 2), [(800, 400), (400, 7), (7, -1)], rule)
     assert seen == [None, 800, 400]
+
+
+def test_timesteps_of_ones_own_are_walked_as_given(sd):
+    """Those of 10 steps give what 10 steps give, at any strength; others give another picture."""
+    image, mask, own = noise_image(64, 64), Image.new("L", (64, 64), 255), tuple(t for t, _ in sd.schedule.timesteps(10))
+
+    def aged(**options):
+        sampling = Sampling(scheduler="dpmpp_2m", **options)
+        return age_face(sd, image, mask, "a boy", Edit(strength=0.6), sampling, output_type="latent")
+
+    expected = aged(num_inference_steps=10)
+    assert torch.equal(aged(timesteps=own), expected)
+    assert relative(aged(timesteps=(901, 601, 501, 350, 200, 101, 51, 21, 11, 1)), expected) > 1e-3
+    assert Sampling(timesteps=(999, 400, 0)).steps(sd.schedule) == [(999, 400), (400, 0), (0, -1)]
+
+
+@pytest.mark.parametrize("timesteps", [(), (1, 500), (500, 500, 1), (1000, 1), (500, -1)])
+def test_timesteps_that_do_not_fall_within_the_schedule_are_refused(sd, timesteps):
+    with pytest.raises(ValueError, match="timesteps must fall from at most 999 to at least 0"):
+        Sampling(timesteps=timesteps).steps(sd.schedule)
 
 
 @pytest.mark.parametrize(

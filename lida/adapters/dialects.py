@@ -138,7 +138,7 @@ def as_diffusers(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def as_kohya(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and header as kohya's scripts write them, with one alpha: diffusers misreads files with several."""
+    """Return tensors as kohya's scripts write them, with one alpha: diffusers misreads files with several. No header of its own."""
     rank = max(layer.rank for layer in layers.values())
     renamed = {}
     for path, layer in with_alpha(layers, rank).items():
@@ -146,8 +146,7 @@ def as_kohya(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
         renamed[prefix + path.removeprefix(TEXT).replace(".", "_")] = layer
     tensors = named(renamed, "{}.lora_down.weight", "{}.lora_up.weight")
     tensors |= {f"{name}.alpha": torch.tensor(float(rank)) for name in renamed}
-    header = {"ss_network_module": "networks.lora", "ss_network_dim": f"{rank}", "ss_network_alpha": f"{float(rank)}"}
-    return tensors, {**header, "ss_base_model_version": "sd_v1", "ss_v2": "False"}
+    return tensors, {}
 
 
 def as_peft(layers: Layers) -> dict[str, tuple[dict[str, Tensor], dict]]:

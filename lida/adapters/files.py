@@ -14,6 +14,7 @@ from ..nn.lora import LowRank
 from .adapter import Adapter, check_fits
 from .dialects import as_diffusers, as_kohya, as_peft, parse
 from .merging import Weight, parse_weight
+from .modelspec import shared_header
 from .peft_config import read_config
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -28,8 +29,8 @@ def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") 
 
     diffusers: a file, or `pytorch_lora_weights.safetensors` in a folder. kohya: a file. peft: a new folder; an adapter of both
     models has one folder for each in it, with the paths of transformers 5.6 and later. alpha becomes the rank. The metadata is
-    stored in each file's header under `lida`. Raises InputError for another format, an empty adapter, and values that are not
-    finite.
+    stored in each file's header under `lida`, and for other programs as modelspec.py says. Raises InputError for another
+    format, an empty adapter, and values that are not finite.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -44,7 +45,7 @@ def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") 
     tensors, header = (as_kohya if format == "kohya" else as_diffusers)(adapter.layers)
     output_folder(path.parent, "the adapter's folder")
     check_finite(tensors, path, TOO_LARGE)
-    write_tensors(path, tensors, {**header, **own})
+    write_tensors(path, tensors, {**header, **shared_header(adapter, tensors), **own})
     return path
 
 

@@ -25,10 +25,9 @@ COMPONENTS = ("unet", "text_encoder")
 def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") -> Path:
     """Write the adapter in one of FORMATS so that its reader applies exactly (alpha / rank) up down; return the path.
 
-    diffusers: a file, or `pytorch_lora_weights.safetensors` in a folder. kohya: a file. peft: a new folder; an adapter of both
-    models has one folder for each in it, with the paths of transformers 5.6 and later. alpha becomes the rank. The metadata is
-    stored in each file's header under `lida`. Raises InputError for another format, an empty adapter, and values that are not
-    finite.
+    diffusers and kohya: a file, or FILE_NAME in a folder. peft: a new folder; an adapter of both models has one folder for each
+    in it. The metadata is stored in each file's header under `lida`. Raises InputError for another format, an empty adapter, and
+    values that are not finite.
     """
     path = Path(path)
     if format not in FORMATS:

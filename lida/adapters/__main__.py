@@ -1,11 +1,4 @@
-"""Look at adapters, convert, combine and compare them, and fuse them into a model.
-
-python -m lida.adapters info FILE
-python -m lida.adapters convert FILE -o OUT --format kohya
-python -m lida.adapters combine FILE=WEIGHT FILE=WEIGHT -o OUT --rank 8
-python -m lida.adapters compare FILE FILE -o DIR
-python -m lida.adapters fuse MODEL FILE=WEIGHT -o DIR
-"""
+"""Look at adapters, convert, combine and compare them, and fuse them into a model."""
 
 import argparse
 import json
@@ -23,7 +16,7 @@ from lida.doors.files import folder_written_whole, output_folder, write_json
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = arguments.Parser(prog="python -m lida.adapters", description=__doc__.partition("\n")[0])
+    parser = arguments.Parser(prog="python -m lida.adapters", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="what is in a file")
     convert = commands.add_parser("convert", help="the same changes in another format")

@@ -68,4 +68,5 @@ def check_fits(adapter: Adapter, module_of: Callable[[str], nn.Module | None], n
         shape = getattr(getattr(module_of(path), "weight", None), "shape", None)
         if shape not in (layer.shape, layer.shape + (1, 1)):  # the factors of a 1x1 convolution may be flat
             found = "no such layer" if shape is None else f"a weight {tuple(shape)}"
-            raise InputError(f"{name}: changes {path} by {layer.shape}, where this model has {found}; it was trained on another model")
+            change = f"changes {path} by {layer.shape}, where this model has {found}"
+            raise InputError(f"{name}: {change}; it was trained on another model")

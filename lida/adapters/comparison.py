@@ -1,7 +1,4 @@
-"""Where two adapters change the same weights, and how alike: layer by layer and block by block, computed from the factors.
-
-The numbers describe weights. They did not predict pictures, where that was measured (docs/tradeoff.md).
-"""
+"""Where two adapters change the same weights, and how alike. That did not predict pictures (docs/tradeoff.md)."""
 
 import math
 
@@ -35,9 +32,8 @@ def compare_layer(a: LowRank, b: LowRank) -> dict[str, float]:
 def compare(a: Adapter, b: Adapter) -> dict[str, dict]:
     """Return a report on two adapters: `layers` by path, `parts` by block, and `all`.
 
-    A part counts as one long vector of all its layers: so are its norms and its cosine, layers that only one adapter changes
-    included. Its other measures are means over the common layers, weighted by the product of the norms. Raises InputError if a
-    layer has one shape in a and another in b.
+    A part's norms and cosine are those of one long vector of all its layers. Its other measures are means, weighted by the
+    product of the norms. Raises InputError if a layer has one shape in a and another in b.
     """
     layers: dict[str, dict[str, float]] = {}
     parts: dict[str, list] = {}

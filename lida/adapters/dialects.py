@@ -128,9 +128,9 @@ def named(layers: Layers, down: str, up: str) -> dict[str, Tensor]:
 
 
 def as_diffusers(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and header as diffusers writes them. alpha becomes the rank: not every reader looks at the header."""
+    """Return tensors and header as diffusers writes them. Each alpha must be the rank: not every reader looks at the header."""
     tensors, config = {}, {}
-    for component, part in by_component(with_alpha(layers)).items():
+    for component, part in by_component(layers).items():
         stem = "unet.{}.lora" if component == "unet" else "text_encoder.text_model.{}.lora_linear_layer"
         tensors |= named(part, f"{stem}.down.weight", f"{stem}.up.weight")
         config |= {f"{component}.{name}": value for name, value in config_of(part).items()}
@@ -138,21 +138,20 @@ def as_diffusers(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def as_kohya(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors as kohya's scripts write them, with one alpha: diffusers misreads files with several. No header of its own."""
-    rank = max(layer.rank for layer in layers.values())
-    renamed = {}
-    for path, layer in with_alpha(layers, rank).items():
+    """Return tensors, and no header, as kohya's scripts write them, of layers with one alpha."""
+    alpha, renamed = next(iter(layers.values())).alpha, {}
+    for path, layer in layers.items():
         prefix = "lora_te_text_model_" if path.startswith(TEXT) else "lora_unet_"
         renamed[prefix + path.removeprefix(TEXT).replace(".", "_")] = layer
     tensors = named(renamed, "{}.lora_down.weight", "{}.lora_up.weight")
-    tensors |= {f"{name}.alpha": torch.tensor(float(rank)) for name in renamed}
+    tensors |= {f"{name}.alpha": torch.tensor(alpha) for name in renamed}
     return tensors, {}
 
 
 def as_peft(layers: Layers) -> dict[str, tuple[dict[str, Tensor], dict]]:
-    """Return the tensors and the adapter_config.json of each component, as PeftModel.save_pretrained writes them."""
+    """Return each component's tensors and adapter_config.json, as PeftModel.save_pretrained writes them, likewise."""
     folders = {}
-    for component, part in by_component(with_alpha(layers)).items():
+    for component, part in by_component(layers).items():
         tensors = named(part, "base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight")
         config = {"peft_type": "LORA", "base_model_name_or_path": None, "bias": "none", **config_of(part)}
         folders[component] = tensors, config

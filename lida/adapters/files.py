@@ -12,7 +12,7 @@ from ..doors.json import parse_json, read_json
 from ..doors.tensors import check_finite, read_header, read_tensors, write_tensors
 from ..nn.lora import LowRank
 from .adapter import Adapter, check_fits
-from .dialects import as_diffusers, as_kohya, as_peft, parse
+from .dialects import Layers, as_diffusers, as_kohya, as_peft, parse, with_alpha
 from .merging import Weight, parse_weight
 from .modelspec import shared_header
 from .peft_config import read_config
@@ -21,16 +21,14 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 FORMATS = ("diffusers", "kohya", "peft")
 COMPONENTS = ("unet", "text_encoder")
-TOO_LARGE = "give the adapter smaller values"
 
 
 def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") -> Path:
     """Write the adapter in one of FORMATS so that its reader applies exactly (alpha / rank) up down; return the path.
 
-    diffusers: a file, or `pytorch_lora_weights.safetensors` in a folder. kohya: a file. peft: a new folder; an adapter of both
-    models has one folder for each in it, with the paths of transformers 5.6 and later. alpha becomes the rank. The metadata is
-    stored in each file's header under `lida`, and for other programs as modelspec.py says. Raises InputError for another
-    format, an empty adapter, and values that are not finite.
+    diffusers and kohya: a file, or FILE_NAME in a folder. peft: a new folder; an adapter of both models has one folder for each
+    in it. The metadata is stored in each file's header under `lida`, and for other programs as modelspec.py says. Raises
+    InputError for another format, an empty adapter, and values that are not finite.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -39,29 +37,31 @@ def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") 
         raise InputError(f"{path}: the adapter has no layers; there is nothing to write")
     own = {"lida": json.dumps(adapter.metadata)}
     parse_json(own["lida"], f"{path}: the adapter's metadata")  # or load_adapter would refuse it
+    highest = max(layer.rank for layer in adapter.layers.values())
+    layers = with_alpha(adapter.layers, highest if format == "kohya" else None)  # diffusers misreads files of several alphas
+    check_finite({path: layer.up for path, layer in layers.items()}, path, "give the adapter smaller values")
+    check_finite({path: layer.down for path, layer in layers.items()}, path, "train the adapter again")
     if format == "peft":
-        return save_peft(path, adapter, own)
+        save_peft(path, layers, own)
+        return path
     path = path if path.suffix == ".safetensors" else path / FILE_NAME
-    tensors, header = (as_kohya if format == "kohya" else as_diffusers)(adapter.layers)
-    output_folder(path.parent, "the adapter's folder")
-    check_finite(tensors, path, TOO_LARGE)
-    write_tensors(path, tensors, {**header, **shared_header(adapter, tensors), **own})
+    tensors, header = (as_kohya if format == "kohya" else as_diffusers)(layers)
+    header |= shared_header(adapter, tensors) | own
+    write_tensors(output_folder(path.parent, "the adapter's folder") / path.name, tensors, header)
     return path
 
 
-def save_peft(path: Path, adapter: Adapter, header: dict[str, str]) -> Path:
+def save_peft(path: Path, layers: Layers, header: dict[str, str]) -> None:
     """Write the folder, or the two folders, that PeftModel.save_pretrained writes."""
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: peft's format is a folder; give one")
-    folders = as_peft(adapter.layers)
+    folders = as_peft(layers)
     with folder_written_whole(path) as whole:
         for component, (tensors, config) in folders.items():
             folder = whole / component if len(folders) > 1 else whole
             folder.mkdir(exist_ok=True)
-            check_finite(tensors, path, TOO_LARGE)
             write_tensors(folder / PEFT_FILES[0], tensors, {"format": "pt", **header})
             write_json(folder / PEFT_FILES[1], config)
-    return path
 
 
 def load_adapter(source: str | Path, sd=None) -> Adapter:

@@ -23,6 +23,7 @@ Rule = Callable[[str, Parts], Tensor]
 Weight = float | Callable[[int], float] | Mapping[str, float | Callable[[int], float]]
 BLOCKS = ("down", "mid", "up", "ends", "text")  # ends: conv_in, conv_out and the time embedding
 LARGEST = torch.finfo(torch.float32).max
+NUMBER = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)(?:@([0-9]{1,9})-([0-9]{1,9}))?")
 
 
 def block_of(path: str) -> str:
@@ -100,17 +101,11 @@ def parse_weight(text: str) -> Weight:
 
 def parse_number(text: str) -> float | During:
     """Read one weight, with or without its timesteps."""
-    number, at, times = text.partition("@")
-    try:
-        value = finite_weight(float(number if "_" not in number else "x"))
-    except ValueError:
-        raise ValueError(f"{number!r} is not a finite number in float32; give one such as 0.2") from None
-    if not at:
-        return value
-    match = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", times)
-    if not match or int(match[1]) < int(match[2]):
-        raise ValueError(f"{times!r} is not a stretch of timesteps; write the noisier first, such as 600-0")
-    return During(value, int(match[1]), int(match[2]))
+    match = NUMBER.fullmatch(text)
+    if not match or match[2] and int(match[2]) < int(match[3]):
+        raise ValueError(f"{text!r} is not a finite number or not a stretch of timesteps; give one such as 0.2 or 1.0@600-0")
+    value = finite_weight(float(match[1]))
+    return During(value, int(match[2]), int(match[3])) if match[2] else value
 
 
 class Merger:

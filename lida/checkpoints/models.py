@@ -30,6 +30,8 @@ NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 OLD_ATTENTION = re.compile(rf"(?<=mid_block\.attentions\.0\.)({'|'.join(NEW_ATTENTION)})(?=\.)")
 MODELS = {"unet": (UNet, UNetConfig), "vae": (VAE, VAEConfig)}
 MOST_PARAMETERS = 5_000_000_000
+Tensors = Mapping[str, Tensor]
+Device = str | torch.device
 
 
 def build(kind: Callable[[Any], nn.Module], config: Any, path: Path) -> nn.Module:
@@ -42,14 +44,7 @@ def build(kind: Callable[[Any], nn.Module], config: Any, path: Path) -> nn.Modul
     return model
 
 
-def fill(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    names: Mapping[str, str],
-    path: Path,
-    dtype: torch.dtype,
-    device: str | torch.device,
-) -> None:
+def fill(model: nn.Module, tensors: Tensors, names: dict[str, str], path: Path, dtype: torch.dtype, device: Device) -> None:
     """Load tensors strictly into a model on the meta device, freeze it, and set its `fingerprint`.
 
     `names` maps the model's names to the file's. Raises InputError that names the file's tensors that are missing, unexpected,
@@ -64,7 +59,7 @@ def fill(
     model.fingerprint = fingerprint({name.removeprefix("text_model."): tensors[key] for name, key in names.items()})
 
 
-def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], path: Path) -> None:
+def check_shapes(tensors: Tensors, shapes: dict[str, torch.Size], path: Path) -> None:
     """Raise InputError unless the tensors have these names and shapes, and are floating-point numbers.
 
     A 1x1 convolution over pixels is a linear layer: where a matrix is wanted, (M, N, 1, 1) passes too.
@@ -78,12 +73,12 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
     faults = {"misses": shapes.keys() - common, "has unexpected": tensors.keys() - common, "has misshapen": wrong}
     for what, keys in faults.items():
         if keys:
-            some = (f"{key[:100]} {tensors[key].dtype} {tuple(tensors[key].shape)}" if key in wrong else key[:100] for key in keys)
-            found = ", ".join(sorted(some)[:5])
+            shown = {key: f" {tensors[key].dtype} {tuple(tensors[key].shape)}" for key in wrong}
+            found = ", ".join(key[:100] + shown.get(key, "") for key in sorted(keys)[:5])
             raise InputError(f"{path}: {what} {len(keys)} tensors: {found}; is it a whole model of SD1.5's kind?")
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def fingerprint(tensors: Tensors) -> str:
     """Return SHA-256 over the names and the first 256 values of each tensor in float16.
 
     A folder, a single file and a float16 copy of one model agree. A fine-tune differs, and so does a bfloat16 file.
@@ -94,7 +89,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_model(part: str, source: str | Path, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
+def load_model(part: str, source: str | Path, dtype: torch.dtype, device: Device) -> nn.Module:
     """Return the part "unet" or "vae" of a model."""
     kind, kind_of_config = MODELS[part]
     if is_single_file(source):
@@ -113,7 +108,7 @@ def load_model(part: str, source: str | Path, dtype: torch.dtype, device: str | 
     return model
 
 
-def load_unet(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> UNet:
+def load_unet(source: str | Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> UNet:
     """Return the UNet of a model, frozen. An inpainting model's has 9 input channels.
 
     This and the other loaders take a folder in diffusers' layout, a single .safetensors file, or a model's id on the hub, and
@@ -122,14 +117,12 @@ def load_unet(source: str | Path, dtype: torch.dtype = torch.float32, device: st
     return load_model("unet", source, dtype, device)
 
 
-def load_vae(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> VAE:
+def load_vae(source: str | Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> VAE:
     """Return the VAE of a model, frozen. Its attention may have the names of old files, as in SD1.5's own."""
     return load_model("vae", source, dtype, device)
 
 
-def load_text_encoder(
-    source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> TextEncoder:
+def load_text_encoder(source: str | Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> TextEncoder:
     """Return the text encoder of a model, frozen, with its tokenizer. The file's keys may begin with `text_model.` or not."""
     if is_single_file(source):
         path = config_path = Path(source)

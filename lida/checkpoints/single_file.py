@@ -61,20 +61,14 @@ def unet_blocks(config: UNetConfig) -> dict[str, str]:
         "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
         "mid_block.resnets.1": "middle_block.2",
     }  # fmt: skip
-    last, number = len(config.block_out_channels) - 1, 1
-    for i in range(last + 1):
-        for layer in range(config.layers_per_block):
-            names[f"down_blocks.{i}.resnets.{layer}"] = f"input_blocks.{number}.0"
-            names[f"down_blocks.{i}.attentions.{layer}"] = f"input_blocks.{number}.1"
-            number += 1
-        names[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
-        number += 1
-    for i in range(last + 1):
+    for i in range(len(config.block_out_channels)):
         for layer in range(config.layers_per_block + 1):
             number = i * (config.layers_per_block + 1) + layer
-            names[f"up_blocks.{i}.resnets.{layer}"] = f"output_blocks.{number}.0"
-            names[f"up_blocks.{i}.attentions.{layer}"] = f"output_blocks.{number}.1"
+            for kind, place in (("resnets", 0), ("attentions", 1)):
+                names[f"down_blocks.{i}.{kind}.{layer}"] = f"input_blocks.{number + 1}.{place}"
+                names[f"up_blocks.{i}.{kind}.{layer}"] = f"output_blocks.{number}.{place}"
         place = 2 if config.up_block_types[i].startswith("CrossAttn") else 1  # after the attention, where there is one
+        names[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{number + 1}.0.op"
         names[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{number}.{place}.conv"
     return names
 

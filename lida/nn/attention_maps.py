@@ -1,7 +1,8 @@
 """Cross-attention maps: which pixels of the latents look at which token of the prompt (Hertz et al. 2023, section 3)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -18,16 +19,13 @@ def recorded_attention(unet: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     layers = {path: m for path, m in unet.named_modules() if isinstance(m, Attention) and path.endswith("attn2")}
     kernels, maps = {path: layer.kernel for path, layer in layers.items()}, {path: [] for path in layers}
 
-    def recording(path: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            maps[path].append((q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1))
-            return kernels[path](q, k, v)
-
-        return kernel
+    def recording(path: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        maps[path].append((q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1))
+        return kernels[path](q, k, v)
 
     try:
         for path, layer in layers.items():
-            layer.kernel = recording(path)
+            layer.kernel = partial(recording, path)
         yield maps
     finally:
         for path, layer in layers.items():

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,13 +99,13 @@ def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, 
     A picture cannot name a file to read without its hash, nor a model to fetch.
     """
     recorded, files = settings.get("arguments"), settings.get("files") or {}
-    if not isinstance(recorded, dict) or not isinstance(files, dict) or not isinstance(recorded.get("photo") or [], list):
+    if not isinstance(recorded, dict) or not isinstance(files, dict):
         raise InputError(f"--reproduce {path}: does not say how it was made; it may be of an older version")
     for file, digest in files.items():
         if not Path(file).is_file() or file_hash(file) != digest:
             raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
-    read = [*map(str, recorded.get("photo") or []), *filter(os.path.isfile, [str(recorded.get("mask"))])]
-    if set(read) - set(files):
+    photos, mask = recorded.get("photo") or [], Path(str(recorded.get("mask")))
+    if not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):
         raise InputError(f"--reproduce {path}: its settings have no hash of its photograph; it may be of an older version")
     for name in ("pretrained_model_name_or_path", "age_estimator"):
         if (model := str(recorded.get(name, ""))) and not Path(model).exists():

@@ -85,7 +85,10 @@ def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], wher
         if "alpha" in parts:
             alpha = float(parts["alpha"]) or float(rank)  # kohya writes 0 for the rank
         else:
-            alpha = configs[component].alpha(path.removeprefix(TEXT), rank)
+            try:
+                alpha = configs[component].alpha(path.removeprefix(TEXT), rank)
+            except ValueError as error:
+                raise InputError(f"{where}: {error}") from None
         layers[path] = LowRank(parts["down"].clone(), parts["up"].clone(), alpha)
     return layers
 

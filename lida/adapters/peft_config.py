@@ -12,11 +12,11 @@ from ..doors.errors import InputError
 from ..doors.json import typed
 from ..nn.lora import LowRank
 
-# Fields that tell how an adapter was trained or where it belongs, but do not change what it computes. Ranks are the tensors'.
+# Fields that tell how an adapter was trained or where it belongs, but do not change what it computes
 NO_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
     "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "lora_ga_config", "loftq_config", "peft_type",
-    "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
     "megatron_core", "init_lora_weights",
 }  # fmt: skip
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base weights too
@@ -30,31 +30,48 @@ MOST_PATTERNS = 1024
 class PeftConfig:
     """The fields of peft's LoraConfig that decide what an adapter computes; without lora_alpha, alpha is the rank."""
 
+    r: int | None = None
     lora_alpha: float | None = None
     use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        if len(self.alpha_pattern) > MOST_PATTERNS:
-            raise ValueError(f"alpha_pattern has {len(self.alpha_pattern)} entries; fetch it again")
-        for pattern in self.alpha_pattern:
-            if not PATTERN.fullmatch(pattern):
-                raise ValueError(f"alpha_pattern {pattern!r:.60} is not read; write the layer's name, or .* for a part of it")
+        for name in ("rank_pattern", "alpha_pattern"):
+            patterns = getattr(self, name)
+            if len(patterns) > MOST_PATTERNS:
+                raise ValueError(f"{name} has {len(patterns)} entries; fetch it again")
+            for pattern in patterns:
+                if not PATTERN.fullmatch(pattern):
+                    raise ValueError(f"{name} {pattern!r:.60} is not read; write the layer's name, or .* for a part of it")
 
     @cached_property
-    def rules(self) -> list[tuple[re.Pattern, float]]:
-        """Return the patterns, for `.text_model.` and a path, and their alphas."""
-        globs = {re.sub(r"\\\.|\.\*|\.", lambda dot: AS_GLOB[dot[0]], text): alpha for text, alpha in self.alpha_pattern.items()}
-        return [(re.compile(fnmatch.translate(f"*.{glob}")), alpha) for glob, alpha in globs.items()]
+    def rules(self) -> dict[str, list[tuple[re.Pattern, float]]]:
+        """Return the patterns of ranks and alphas, for `.text_model.` and a path, and their values."""
+        return {
+            name: [(re.compile(fnmatch.translate(f"*.{as_glob(text)}")), value) for text, value in getattr(self, name).items()]
+            for name in ("rank_pattern", "alpha_pattern")
+        }
 
-    def alpha(self, path: str, rank: int) -> float:
-        """Return a layer's alpha, such that its scale is alpha / rank: that of the first pattern that fits the path's end.
+    def first(self, name: str, path: str, default: float | None) -> float | None:
+        """Return the value of the first pattern that fits the path's end.
 
         In the text encoder a pattern may begin with `text_model.`, as paths did before transformers 5.6.
         """
-        alphas = (alpha for rule, alpha in self.rules if rule.match(f".text_model.{path}"))
-        alpha = next(alphas, float(rank) if self.lora_alpha is None else self.lora_alpha)
+        return next((value for rule, value in self.rules[name] if rule.match(f".text_model.{path}")), default)
+
+    def alpha(self, path: str, rank: int) -> float:
+        """Return a layer's alpha, such that its scale is alpha / rank. Raises ValueError where the config has another rank."""
+        if (wanted := self.first("rank_pattern", path, self.r)) not in (None, rank):
+            raise ValueError(f"{path} has rank {rank}, but peft's config says {wanted}; fetch both files again")
+        alpha = self.first("alpha_pattern", path, self.lora_alpha)
+        alpha = float(rank if alpha is None else alpha)
         return alpha * math.sqrt(rank) if self.use_rslora else alpha  # alpha / sqrt(r) = (alpha sqrt(r)) / r (Kalajdzievski 2023)
+
+
+def as_glob(pattern: str) -> str:
+    """Return one of peft's patterns as fnmatch has it."""
+    return re.sub(r"\\\.|\.\*|\.", lambda dot: AS_GLOB[dot[0]], pattern)
 
 
 def read_config(value: dict[str, Any], where: str) -> PeftConfig:

@@ -46,8 +46,12 @@ def read_config(kind: type[Config], path: Path) -> Config:
     raw = read_object(path)
     values = {name: value for name, value in raw.items() if not name.startswith("_")}
     if kind is NoiseScheduleConfig:
-        defaults = {} if raw.get("_class_name", "DDIMScheduler") == "DDIMScheduler" else {"set_alpha_to_one": False}
-        values = defaults | {name: value for name, value in values.items() if name in PROCESS}
+        sampler = raw.get("_class_name", "DDIMScheduler")
+        if sampler == "DDIMScheduler" and "_class_name" in raw and "clip_sample" not in raw:
+            raise InputError(f"{path}: clip_sample is not given, which means true; SD1.5's is false: write that into the file")
+        own = kind.fixed.keys() if sampler in ("DDIMScheduler", "PNDMScheduler") else set()  # lida's samplers are like these two
+        defaults = {} if sampler == "DDIMScheduler" else {"set_alpha_to_one": False}
+        values = defaults | {name: value for name, value in values.items() if name in PROCESS | own}
     for name, value in values.items():
         if isinstance(value, list) and not 0 < len(value) <= MOST_BLOCKS:
             raise InputError(f"{path}: {name} has {len(value)} entries, 1 to {MOST_BLOCKS} are taken; fetch the file again")

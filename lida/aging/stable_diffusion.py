@@ -142,9 +142,8 @@ class StableDiffusion:
         """Forget an adapter; the others stay merged. Raises ValueError for a name that was not loaded."""
         if name not in self.adapters:
             raise ValueError(f"adapter {name!r} is not loaded; loaded are {sorted(self.adapters)}")
-        if name in self.weights:
-            others = {other: weight for other, weight in self.weights.items() if other != name}
-            self.set_adapters(list(others), list(others.values()), self.rule)
+        others = {other: weight for other, weight in self.weights.items() if other != name}
+        self.set_adapters(list(others), list(others.values()), self.rule)
         del self.adapters[name]
 
     def set_adapters(self, names: Sequence[str], weights: Sequence[Weight], rule: Rule = weighted_sum) -> None:

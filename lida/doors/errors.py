@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -23,7 +24,7 @@ class InputError(ValueError):
 def run(main: Callable[[], None]) -> None:
     """Run a script's main(). An error of the input or of the system prints one line a fault and exits with code 2.
 
-    Any other exception is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback. LIDA_DEBUG=1 shows the traceback of every error.
     """
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print("warning:", one_line(message), file=sys.stderr)
@@ -39,6 +40,8 @@ def run(main: Callable[[], None]) -> None:
             faults = faults_of(error)
             if not faults:
                 raise
+            if os.environ.get("LIDA_DEBUG") == "1":
+                traceback.print_exc()
             hidden = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
             for fault in [*faults[:SHOWN], *hidden]:
                 print("error:", one_line(fault), file=sys.stderr)
@@ -48,7 +51,7 @@ def run(main: Callable[[], None]) -> None:
 def faults_of(error: Exception) -> Sequence[object]:
     """Return one message for each fault that the user can mend; none for a bug."""
     if isinstance(error, InputError):
-        return error.args
+        return error.args or ["the input cannot be used"]
     if isinstance(error, OSError):
         return [f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else error]
     if isinstance(error, UnicodeError):

@@ -66,7 +66,7 @@ class Painter:
             return
         self.sd.set_adapters([], [])
         for name in [name for name in self.sd.adapters if IDENTITY in name]:
-            del self.sd.adapters[name]
+            self.sd.remove_adapter(name)
         for name, path in person.identity.items():
             adapter = self.sd.load_adapter(f"{IDENTITY} {name}", load_adapter(path, self.sd))
             self.sd.load_adapter(f"random {IDENTITY} {name}", random_adapter(adapter, 0))

@@ -341,7 +341,7 @@ def test_patterns_of_more_than_names_and_dots_are_refused(tmp_path, pattern):
 def test_patterns_are_matched_as_peft_does_and_end_soon():
     """Its rule is re.match(rf"(.*\\.)?({key})$", path), and the first pattern that fits counts."""
     patterns = {r"mid\.x": 1.0, "m.d.x": 2.0, "up.*to_q": 3.0, "attn..to_k": 4.0, "to_v": 5.0, "u": 6.0}
-    config = PeftConfig(7.0, alpha_pattern=patterns)
+    config = PeftConfig(lora_alpha=7.0, alpha_pattern=patterns)
     for path in ("mid.x", "a.mid.x", "mud.x", "amid.x", "up.1.to_q", "cup.to_q", "a.attn2.to_k", "xto_v", "a.to_v", "x.u", "ux"):
         fitting = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", path))
         assert config.alpha(path, 2) == next(fitting, 7.0), path

@@ -17,6 +17,8 @@ def test_wrong_names_and_numbers_of_weights_are_refused(sd):
     for names, weights in ((["age"], []), (["age", "age"], [1.0, 1.0]), (["age"], 1.0)):
         with pytest.raises(ValueError, match="one weight for each name"):
             sd.set_adapters(names, weights)
+    with pytest.raises(ValueError, match="'id' is not loaded"):
+        sd.remove_adapter("id")
     assert sd.weights == {}
 
 
@@ -35,9 +37,14 @@ def test_a_merged_adapter_is_replaced_only_after_it_is_taken_out(sd):
     sd.set_adapters(["age"], [1.0])
     with pytest.raises(ValueError, match="'age' is merged; call set_adapters without it"):
         sd.load_adapter("age", random_adapter(sd, 1))
+    sd.load_adapter("id", random_adapter(sd, 2))
+    sd.set_adapters(["age", "id"], [1.0, 0.5])
+    sd.remove_adapter("age")
+    assert sd.weights == {"id": 0.5} and list(sd.adapters) == ["id"]
+    merged = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight.clone()
     sd.set_adapters([], [])
-    other = random_adapter(sd, 1)
-    assert sd.load_adapter("age", other) is sd.adapters["age"] is other
+    sd.set_adapters(["id"], [0.5])
+    assert torch.equal(sd.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight, merged)
 
 
 def test_a_model_is_described_in_one_line(sd):

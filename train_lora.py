@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, make_dataclass, replace
@@ -39,7 +40,7 @@ from lida.photos.captions import captioning_of
 from lida.training.batches import CLASS, micro_batches, read_data
 from lida.training.caches import TextCache
 from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
-from lida.training.processes import Processes
+from lida.training.processes import Processes, noted_signals
 from lida.training.run import Run, finished, metadata_of, output_of, settings_of
 
 DEFAULT_MODEL = os.path.relpath(Path(lida.__file__).parent / "weights" / "lida-tiny")
@@ -312,14 +313,14 @@ def train(args: argparse.Namespace) -> Path:
             objective.texts = TextCache(sd.text_encoder, {"", *objective.ages}.union(*drawn), args.validation_prompt is None)
 
         batches = zip(*(micro.load(first, args.max_train_steps) for micro in data))
-        with monitor.shown(first, args.report_to):
+        with monitor.shown(first, args.report_to), noted_signals() as signals:
             for step in range(first, args.max_train_steps):
                 lr, loss = learning_rate(step, args), 0.0
                 for batch in itertools.islice(batches, args.gradient_accumulation_steps):
                     for term in objective(*batch):
                         scaler.scale(term / args.gradient_accumulation_steps).backward()
                         loss += term.item() / args.gradient_accumulation_steps
-                loss = processes.average(parameters, loss)
+                loss, stop = processes.average(parameters, [loss, bool(signals)])
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
                 for group in optimizer.param_groups:
@@ -328,7 +329,7 @@ def train(args: argparse.Namespace) -> Path:
                     scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
-                run.after(step + 1, loss, lr, norm.item())
+                run.after(step + 1, loss, lr, norm.item(), max(signals, default=signal.SIGTERM) if stop else 0)
         return run.end()
 
 

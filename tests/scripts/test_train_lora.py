@@ -509,7 +509,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_adapter(launch, tmp_path):
         time.sleep(rng.uniform(0, 0.2))
         os.kill(run.pid, kill)
         ended.append(run.wait())
-    assert ended == [-9, -9, -15], run.log.read_text()
+    log = run.log.read_text()
+    assert ended == [-9, -9, 128 + 15] and "stopped after step " in log and "go on with --resume_from_checkpoint latest" in log
     last = launch("cut", *options)
     assert last.wait() == 0, last.log.read_text()
     assert (tmp_path / "cut" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
@@ -587,6 +588,19 @@ def test_where_one_process_dies_all_end_and_the_run_goes_on(launch, tmp_path):
     again = [launch("a", *options, *SMOOTH, env=env) for env in ranks(2)]
     assert [run.wait() for run in (*again, alone)] == [0, 0, 0], again[0].log.read_text()
     assert_equal(*(lida.load_adapter(tmp_path / name).layers for name in "ab"), 1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(launch, tmp_path, number):
+    options = ("--max_train_steps", 100_000, "--checkpointing_steps", 100_000)
+    first, second = (launch("a", *options, env=env) for env in ranks(2))
+    while len(metrics(tmp_path / "a")) < 2 and first.is_alive():
+        time.sleep(0.01)
+    os.kill(first.pid, number)
+    assert [first.wait(), second.wait()] == [128 + number, 128 + signal.SIGTERM], first.log.read_text()
+    (kept,) = checkpoints(tmp_path / "a")
+    assert metrics(tmp_path / "a")[-1]["step"] == int(kept.name.removeprefix("checkpoint-"))
+    assert f"stopped after step {kept.name[11:]}; go on with --resume_from_checkpoint latest" in first.log.read_text()
 
 
 # The end of a run that goes wrong

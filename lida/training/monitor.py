@@ -4,6 +4,7 @@ import json
 import math
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -48,6 +49,8 @@ class Monitor:
         path = self.folder / METRICS
         if path.exists() and self.writes:
             lines = regular_file(path).read_text(encoding="utf-8", errors="replace").splitlines()
+            if damaged := sum(step_of(line) == math.inf for line in lines[:-1]):  # a crash may have cut off the last
+                warnings.warn(f"{path}: {damaged} of its lines cannot be read and are removed")
             write_text(path, "".join(f"{line}\n" for line in lines if step_of(line) <= step))
         if report_to == "tensorboard" and self.writes:
             if find_spec("tensorboard") is None:

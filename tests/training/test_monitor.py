@@ -64,10 +64,13 @@ def test_a_resumed_monitor_goes_on_with_the_same_figures(started, tmp_path):
     assert after.state_dict() == whole.state_dict() and [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_damaged_lines_of_the_metrics_and_later_ones_are_removed(started, tmp_path):
+def test_damaged_lines_of_the_metrics_are_reported_and_removed_as_later_ones_are(started, tmp_path):
     rows = "".join(json.dumps({"step": step, "loss": 0.1}) + "\n" for step in range(1, 6))
-    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n[]\n" + rows.encode() + b'{"step": 6, "lo')
+    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 6, "lo')  # a line that was cut off is no damage
     started(tmp_path, step=4)
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n[]\n" + rows.encode())
+    with pytest.warns(UserWarning, match="metrics.jsonl: 2 of its lines cannot be read and are removed"):
+        started(tmp_path, step=4)
     assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4]
 
 

@@ -35,10 +35,10 @@ from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, 
 from lida.kernels.amx import compiler
 from lida.nn import LoRALinear, inject_lora, lora_parameters
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION
-from lida.nn.text import encode_prompts
 from lida.photos.captions import captioning_of
 from lida.training.batches import CLASS, micro_batches, read_data
 from lida.training.caches import TextCache
+from lida.training.dropout import DropoutLoRALinear, SampleDropout
 from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
 from lida.training.processes import Processes, noted_signals
 from lida.training.run import Run, finished, metadata_of, output_of, settings_of
@@ -68,6 +68,7 @@ def parse_args() -> argparse.Namespace:
     # The adapter
     add("--rank", type=positive_int, default=8, help="rank of the low-rank matrices")
     add("--lora_alpha", "--alpha", type=positive, help="the change is scaled by alpha / rank; the rank if not given")
+    add("--lora_dropout", type=fraction, default=0.0, help="share of a layer's inputs that are hidden from the adapter")
     add("--targets", nargs="+", default=list(CROSS_ATTENTION), help="linear layers to adapt, by the end of their path")
     add("--train_text_encoder", action="store_true", help="adapt the text encoder's attention too")
     add("--role", choices=("age", "identity", "other"), help="purpose, written into the file; read off the data if not given")
@@ -191,17 +192,18 @@ def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module
     return teacher, sorted({captioning.caption(args.prior_subject, age) for age in range(low, high + 1)})
 
 
-def add_adapter(sd: StableDiffusion, args: argparse.Namespace) -> dict[str, LoRALinear]:
+def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDropout) -> dict[str, LoRALinear]:
     """Put the layers that train into the model and return them by path, the text encoder's behind `text_encoder.`."""
+    layer = partial(DropoutLoRALinear, dropout=dropout) if args.lora_dropout else None
+    inject = partial(inject_lora, rank=args.rank, alpha=args.lora_alpha, layer=layer)
     torch.manual_seed(args.seed)
     try:
-        layers = inject_lora(sd.unet, rank=args.rank, alpha=args.lora_alpha, targets=args.targets)
+        layers = inject(sd.unet, targets=args.targets)
     except ValueError as error:
         raise InputError(f"--targets: {error}") from None
     if args.train_text_encoder:
         inner = getattr(sd.text_encoder.model, "text_model", sd.text_encoder.model)  # transformers 5.6 flattened the model
-        of_text = inject_lora(inner, rank=args.rank, alpha=args.lora_alpha, targets=TEXT_ATTENTION)
-        layers |= {TEXT + path: layer for path, layer in of_text.items()}
+        layers |= {TEXT + path: layer for path, layer in inject(inner, targets=TEXT_ATTENTION).items()}
     return layers
 
 
@@ -232,6 +234,7 @@ class Objective:
 
     sd: StableDiffusion
     args: argparse.Namespace
+    dropout: SampleDropout
     teacher: nn.Module | None = None
     ages: tuple[str, ...] = ()  # captions for the teacher
     texts: TextCache | None = None
@@ -263,10 +266,11 @@ class Objective:
         args, weights = self.args, None
         if "mask" in batch and teacher is None:
             weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss)
+        self.dropout.seeds = batch["seed"].tolist()
         drawn = {name: batch[name] for name in ("noise", "timesteps")}
         options = {"snr_gamma": args.snr_gamma, "pixel_weights": weights, "teacher": teacher}
         with self.autocast:
-            hidden = self.texts(batch["caption"]) if self.texts else encode_prompts(self.sd.text_encoder, batch["caption"])
+            hidden = (self.texts or self.sd.text_encoder)(batch["caption"])  # equal captions each: their dropout differs
             hidden = hidden.to(args.device, DTYPES[args.mixed_precision])  # (B, 77, C)
             return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, **drawn, **options)
 
@@ -299,8 +303,8 @@ def train(args: argparse.Namespace) -> Path:
     with output_of(args, processes) as folder:
         if finished(args, settings):
             return folder / FILE_NAME
-        objective = Objective(sd, args, *teacher_of(sd, args))
-        layers = add_adapter(sd, args)
+        objective = Objective(sd, args, SampleDropout(args.lora_dropout), *teacher_of(sd, args))
+        layers = add_adapter(sd, args, objective.dropout)
         parameters = lora_parameters(layers.values())
         optimizer = new_optimizer(parameters, args)
         scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.mixed_precision == "fp16")

@@ -305,7 +305,7 @@ def test_all_options_train_something_else(train, dataset):
     for k, options in enumerate([
         ("--center_crop",), ("--random_flip",), ("--noise_offset", 0.5), ("--caption_dropout", 0.9), ("--snr_gamma", 1),
         ("--mask_loss",), ("--mask_loss", "--unmasked_weight", 0.5), ("--mask_loss", "--normalize_mask_loss"),
-        ("--lr_scheduler", "linear"), ("--lora_alpha", 1), ("--train_text_encoder",),
+        ("--lora_dropout", 0.5), ("--lr_scheduler", "linear"), ("--lora_alpha", 1), ("--train_text_encoder",),
         ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 2), ("--adam_beta1", 0.5), ("--adam_beta2", 0.5),
         ("--adam_weight_decay", 30), ("--adam_epsilon", 1.0), ("--max_grad_norm", 1e-9), ("--num_train_epochs", 2),
         ("--mixed_precision", "bf16"), ("--resolution", 64), ("--seed", 1),
@@ -313,6 +313,11 @@ def test_all_options_train_something_else(train, dataset):
         other = train(str(k), "--max_train_steps", 3, *options)
         assert relative(other[path].up, plain[path].up) > 0.01, options  # far more than rounding
         assert any(path.startswith("text_encoder.") for path in other) == ("--train_text_encoder" in options)
+
+
+def test_samples_of_one_caption_have_a_dropout_of_their_own(train, dataset):
+    (dataset / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"{i}.png", "text": "a man"}) for i in range(6)))
+    assert train("a", "--lora_dropout", 0.3, "--train_text_encoder", "--max_train_steps", 2)
 
 
 def test_training_reads_other_columns_and_balances_by_one(train, dataset, tmp_path):
@@ -358,7 +363,7 @@ def test_an_output_folder_may_have_any_name(train, tmp_path):
 
 def test_what_a_run_shows(train, tmp_path):
     options = ("--validation_prompt", "a man", "--validation_steps", 2, "--num_validation_images", 2)
-    options += ("--mixed_precision", "bf16", "--train_text_encoder")
+    options += ("--mixed_precision", "bf16", "--lora_dropout", 0.1, "--train_text_encoder")
     train("a", *options, "--report_to", "tensorboard", "--max_train_steps", 5)
     rows = metrics(tmp_path / "a")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
@@ -373,7 +378,7 @@ def test_what_a_run_shows(train, tmp_path):
 
 
 def test_a_resumed_run_ends_as_one_that_never_stopped(train, tmp_path):
-    options = ("--max_train_steps", 9, "--checkpointing_steps", 4, "--lr_scheduler", "cosine")
+    options = ("--max_train_steps", 9, "--checkpointing_steps", 4, "--lora_dropout", 0.1, "--lr_scheduler", "cosine")
     options += ("--center_crop", "--random_flip", "--cache_latents", "--caption_dropout", 0.3)
     whole = train("whole", *options)
     assert [path.name for path in checkpoints(tmp_path / "whole")] == ["checkpoint-8", "checkpoint-4"]
@@ -555,7 +560,7 @@ def test_a_full_disk_anywhere_ends_in_one_line(command, tmp_path, monkeypatch, p
 def test_two_processes_train_as_one(launch, tmp_path):
     """Half the pictures each; one of them writes."""
     options = ("--max_train_steps", 5, "--center_crop", "--random_flip", "--caption_dropout", 0.3, "--cache_latents")
-    options += SMOOTH
+    options += ("--lora_dropout", 0.2, *SMOOTH)
     two = [launch("two", *options, env=env) for env in ranks(2)]
     one = launch("one", *options, "--train_batch_size", 4)
     assert [run.wait() for run in (*two, one)] == [0, 0, 0], two[0].log.read_text()

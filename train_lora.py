@@ -33,10 +33,9 @@ from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
 from lida.kernels.amx import compiler
-from lida.nn import LoRALinear, inject_lora, lora_parameters
-from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION
+from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, inject_lora, lora_parameters
 from lida.photos.captions import captioning_of
-from lida.training.batches import CLASS, micro_batches, read_data
+from lida.training.batches import CLASS, VALIDATION, MicroBatches, micro_batches, read_data
 from lida.training.caches import TextCache
 from lida.training.dropout import DropoutLoRALinear, SampleDropout
 from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
@@ -116,9 +115,10 @@ def parse_args() -> argparse.Namespace:
     add("--checkpointing_steps", type=positive_int, default=500, help="steps between checkpoints")
     add("--checkpoints_total_limit", type=positive_int, help="keep only so many of the latest")
     add("--resume_from_checkpoint", help="latest, or a checkpoint's folder, to go on from")
+    add("--validation_split", type=fraction, default=0.0, help="share of the pictures to hold out and measure the loss on")
     add("--validation_prompt", help="paint this prompt to see what the adapter does")
     add("--num_validation_images", type=positive_int, default=4, help="pictures to paint each time")
-    add("--validation_steps", type=positive_int, default=200, help="steps between paintings")
+    add("--validation_steps", type=positive_int, default=200, help="steps between measuring and painting")
     add("--report_to", choices=REPORTERS, default="none", help="where metrics go besides metrics.jsonl")
     args = parser.parse_args()
     args.cache_latents = args.cache_latents or args.cache_dir is not None
@@ -143,10 +143,9 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
         raise InputError("--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop")
     if args.mixed_precision == "fp16" and args.device == "cpu":
         raise InputError("--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too")
-    if args.attention == "xformers" and not args.device.startswith("cuda"):
-        raise InputError(f"--attention xformers: needs a CUDA GPU, and the device is {args.device}; leave it out")
-    if args.use_8bit_adam and not args.device.startswith("cuda"):
-        raise InputError(f"--use_8bit_adam: needs a CUDA GPU, and the device is {args.device}; leave it out")
+    for flag, given in (("attention xformers", args.attention == "xformers"), ("use_8bit_adam", args.use_8bit_adam)):
+        if given and not args.device.startswith("cuda"):
+            raise InputError(f"--{flag}: needs a CUDA GPU, and the device is {args.device}; leave it out")
     if args.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise InputError("--use_8bit_adam: bitsandbytes is not installed; pip install lida-aging[bitsandbytes]")
     if args.compile and args.device == "cpu" and not compiler():
@@ -267,18 +266,23 @@ class Objective:
         if "mask" in batch and teacher is None:
             weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss)
         self.dropout.seeds = batch["seed"].tolist()
-        drawn = {name: batch[name] for name in ("noise", "timesteps")}
-        options = {"snr_gamma": args.snr_gamma, "pixel_weights": weights, "teacher": teacher}
+        options = {name: batch[name] for name in ("noise", "timesteps")} | {"snr_gamma": args.snr_gamma, "pixel_weights": weights}
         with self.autocast:
             hidden = (self.texts or self.sd.text_encoder)(batch["caption"])  # equal captions each: their dropout differs
             hidden = hidden.to(args.device, DTYPES[args.mixed_precision])  # (B, 77, C)
-            return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, **drawn, **options)
+            return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, teacher=teacher, **options)
 
 
 @torch.no_grad()
-def validate(objective: Objective, step: int) -> None:
-    """Paint the validation prompt, from the same noise each time."""
+def validate(objective: Objective, held_out: MicroBatches | None, monitor: Monitor, step: int) -> None:
+    """Measure the loss on the held-out pictures and paint the prompt, with the same noise and timesteps each time."""
     sd, args = objective.sd, objective.args
+    if held_out:
+        batches = held_out.load(0, held_out.sampler.steps_per_epoch)
+        losses = [objective.loss(objective.with_latents(batch)).item() for batch in batches]
+        monitor.write(step, validation_loss=sum(losses) / len(losses))
+    if args.validation_prompt is None:
+        return
     sampling, options = Sampling(num_inference_steps=25, guidance_scale=3.0), {"output_type": "latent"}
     options |= {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
     with objective.autocast:
@@ -290,7 +294,8 @@ def train(args: argparse.Namespace) -> Path:
     """Train an adapter by these flags; return its file."""
     processes = Processes.join(args.device)
     sd, args = load_model(args, processes)
-    examples = read_data(args)
+    examples, others = read_data(args)
+    held_out = micro_batches(others, sd, args, Processes(), VALIDATION) if others else None
     data = [micro_batches(examples, sd, args, processes)]
     if args.class_data_dir:
         pictures = read_examples(args.class_data_dir, args.image_column, args.caption_column, caption=args.class_prompt)
@@ -310,10 +315,10 @@ def train(args: argparse.Namespace) -> Path:
         scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.mixed_precision == "fp16")
         monitor = Monitor(folder, args.max_train_steps, data[0].sampler.batch, processes.first)
         parts = {"adapter": nn.ParameterList(parameters), "optimizer": optimizer, "scaler": scaler, "monitor": monitor}
-        run = Run(args, folder, settings, about, layers, parts, monitor, partial(validate, objective))
+        run = Run(args, folder, settings, about, layers, parts, monitor, partial(validate, objective, held_out, monitor))
         first = run.resume()
         if not args.train_text_encoder:
-            drawn = [micro.captions(first, args.max_train_steps) for micro in data]
+            drawn = [micro.captions(first, args.max_train_steps) for micro in data] + [{example.text for example in others}]
             objective.texts = TextCache(sd.text_encoder, {"", *objective.ages}.union(*drawn), args.validation_prompt is None)
 
         batches = zip(*(micro.load(first, args.max_train_steps) for micro in data))

@@ -308,7 +308,7 @@ def test_all_options_train_something_else(train, dataset):
         ("--lora_dropout", 0.5), ("--lr_scheduler", "linear"), ("--lora_alpha", 1), ("--train_text_encoder",),
         ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 2), ("--adam_beta1", 0.5), ("--adam_beta2", 0.5),
         ("--adam_weight_decay", 30), ("--adam_epsilon", 1.0), ("--max_grad_norm", 1e-9), ("--num_train_epochs", 2),
-        ("--mixed_precision", "bf16"), ("--resolution", 64), ("--seed", 1),
+        ("--validation_split", 0.3), ("--mixed_precision", "bf16"), ("--resolution", 64), ("--seed", 1),
     ]):  # fmt: skip
         other = train(str(k), "--max_train_steps", 3, *options)
         assert relative(other[path].up, plain[path].up) > 0.01, options  # far more than rounding
@@ -372,6 +372,17 @@ def test_what_a_run_shows(train, tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "metrics.jsonl", ABOUT, ADAPTER, "samples", "samples.png", "tensorboard",
     ]  # fmt: skip
+
+
+def test_the_validation_loss_changes_with_the_adapter_alone(train, tmp_path):
+    """The same noise and timesteps each time, without dropout: where nothing is learnt it stays, to the bit."""
+    options = ("--validation_split", 0.3, "--validation_steps", 2, "--lora_dropout", 0.3, "--train_text_encoder")
+    for name, more, different in (("still", ("--adam_epsilon", 1e30), 1), ("learns", (), 3)):
+        train(name, *options, *more, "--max_train_steps", 5)
+        rows = metrics(tmp_path / name)
+        assert [row["step"] for row in rows] == [1, 2, 2, 3, 4, 4, 5, 5]
+        losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+        assert len(losses) == 3 and len(set(losses)) == different
 
 
 # Going on
@@ -666,6 +677,7 @@ BAD = [
     (["--attention", "xformers"], "--attention xformers: needs a CUDA GPU, and the device is cpu"),
     (["--cache_latents"], "--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop"),
     (["--mask_loss"], "0.png: has no mask masks/0.png, which --mask_loss needs"),
+    (["--validation_split", "0.99"], "--validation_split 0.99: leaves none of the 6 pictures to train on"),
     (["--resume_from_checkpoint", "checkpoint-9"], "checkpoint-9: no such checkpoint; give a folder or latest"),
 ]
 

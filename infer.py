@@ -21,7 +21,7 @@ from tqdm import tqdm
 import lida
 from lida.adapters import parse_pairs
 from lida.aging import Edit, StableDiffusion, Target, age_targets, generate, repaint_all
-from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, sampling_of
+from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
 from lida.aging.slider import Slider, read_slider
 from lida.data.folder import photographs
 from lida.diffusion import Sampling
@@ -107,6 +107,8 @@ def parse_args() -> argparse.Namespace:
     if args.adapter is None:
         on_tiny = Path(args.pretrained_model_name_or_path).resolve() == MODEL.resolve()
         args.adapter = ([AGE_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
+    if needless := [name for name in idle(args) if getattr(args, name) != getattr(plain, name)]:
+        raise InputError(f"--{needless[0]}: has no effect together with the other arguments; leave it out")
     args.zones, args.expected = dict(args.zones), expected
     if args.prompt is None and not args.years:
         args.ages = args.ages or [10, 30, 50, 70]
@@ -161,9 +163,7 @@ def names_of(args: argparse.Namespace, stem: str | None = None) -> list[str]:
 
 def load_model(args: argparse.Namespace) -> StableDiffusion:
     """Load the model and merge the adapters."""
-    weights = dict(pairs := parse_pairs(args.adapter))
-    if len(weights) < len(pairs):
-        raise InputError("--adapter: one is given twice; give it once")
+    weights = dict(parse_pairs(args.adapter))
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, getattr(torch, args.dtype), args.device)
     for model in (sd.unet, sd.vae):
         use_attention(model, args.attention)

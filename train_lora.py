@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, make_dataclass, replace
@@ -32,14 +33,13 @@ from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
 from lida.kernels.amx import compiler
-from lida.nn import LoRALinear, inject_lora, lora_parameters
-from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION
-from lida.nn.text import encode_prompts
+from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, inject_lora, lora_parameters
 from lida.photos.captions import captioning_of
-from lida.training.batches import CLASS, micro_batches, read_data
+from lida.training.batches import CLASS, VALIDATION, MicroBatches, micro_batches, read_data
 from lida.training.caches import TextCache
+from lida.training.dropout import DropoutLoRALinear, SampleDropout
 from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
-from lida.training.processes import Processes
+from lida.training.processes import Processes, noted_signals
 from lida.training.run import Run, finished, metadata_of, output_of, settings_of
 
 DEFAULT_MODEL = os.path.relpath(Path(lida.__file__).parent / "weights" / "lida-tiny")
@@ -67,6 +67,7 @@ def parse_args() -> argparse.Namespace:
     # The adapter
     add("--rank", type=positive_int, default=8, help="rank of the low-rank matrices")
     add("--lora_alpha", "--alpha", type=positive, help="the change is scaled by alpha / rank; the rank if not given")
+    add("--lora_dropout", type=fraction, default=0.0, help="share of a layer's inputs that are hidden from the adapter")
     add("--targets", nargs="+", default=list(CROSS_ATTENTION), help="linear layers to adapt, by the end of their path")
     add("--train_text_encoder", action="store_true", help="adapt the text encoder's attention too")
     add("--role", choices=("age", "identity", "other"), help="purpose, written into the file; read off the data if not given")
@@ -114,9 +115,10 @@ def parse_args() -> argparse.Namespace:
     add("--checkpointing_steps", type=positive_int, default=500, help="steps between checkpoints")
     add("--checkpoints_total_limit", type=positive_int, help="keep only so many of the latest")
     add("--resume_from_checkpoint", help="latest, or a checkpoint's folder, to go on from")
+    add("--validation_split", type=fraction, default=0.0, help="share of the pictures to hold out and measure the loss on")
     add("--validation_prompt", help="paint this prompt to see what the adapter does")
     add("--num_validation_images", type=positive_int, default=4, help="pictures to paint each time")
-    add("--validation_steps", type=positive_int, default=200, help="steps between paintings")
+    add("--validation_steps", type=positive_int, default=200, help="steps between measuring and painting")
     add("--report_to", choices=REPORTERS, default="none", help="where metrics go besides metrics.jsonl")
     args = parser.parse_args()
     args.cache_latents = args.cache_latents or args.cache_dir is not None
@@ -141,10 +143,9 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
         raise InputError("--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop")
     if args.mixed_precision == "fp16" and args.device == "cpu":
         raise InputError("--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too")
-    if args.attention == "xformers" and not args.device.startswith("cuda"):
-        raise InputError(f"--attention xformers: needs a CUDA GPU, and the device is {args.device}; leave it out")
-    if args.use_8bit_adam and not args.device.startswith("cuda"):
-        raise InputError(f"--use_8bit_adam: needs a CUDA GPU, and the device is {args.device}; leave it out")
+    for flag, given in (("attention xformers", args.attention == "xformers"), ("use_8bit_adam", args.use_8bit_adam)):
+        if given and not args.device.startswith("cuda"):
+            raise InputError(f"--{flag}: needs a CUDA GPU, and the device is {args.device}; leave it out")
     if args.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise InputError("--use_8bit_adam: bitsandbytes is not installed; pip install lida-aging[bitsandbytes]")
     if args.compile and args.device == "cpu" and not compiler():
@@ -190,17 +191,18 @@ def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module
     return teacher, sorted({captioning.caption(args.prior_subject, age) for age in range(low, high + 1)})
 
 
-def add_adapter(sd: StableDiffusion, args: argparse.Namespace) -> dict[str, LoRALinear]:
+def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDropout) -> dict[str, LoRALinear]:
     """Put the layers that train into the model and return them by path, the text encoder's behind `text_encoder.`."""
+    layer = partial(DropoutLoRALinear, dropout=dropout) if args.lora_dropout else None
+    inject = partial(inject_lora, rank=args.rank, alpha=args.lora_alpha, layer=layer)
     torch.manual_seed(args.seed)
     try:
-        layers = inject_lora(sd.unet, rank=args.rank, alpha=args.lora_alpha, targets=args.targets)
+        layers = inject(sd.unet, targets=args.targets)
     except ValueError as error:
         raise InputError(f"--targets: {error}") from None
     if args.train_text_encoder:
         inner = getattr(sd.text_encoder.model, "text_model", sd.text_encoder.model)  # transformers 5.6 flattened the model
-        of_text = inject_lora(inner, rank=args.rank, alpha=args.lora_alpha, targets=TEXT_ATTENTION)
-        layers |= {TEXT + path: layer for path, layer in of_text.items()}
+        layers |= {TEXT + path: layer for path, layer in inject(inner, targets=TEXT_ATTENTION).items()}
     return layers
 
 
@@ -231,6 +233,7 @@ class Objective:
 
     sd: StableDiffusion
     args: argparse.Namespace
+    dropout: SampleDropout
     teacher: nn.Module | None = None
     ages: tuple[str, ...] = ()  # captions for the teacher
     texts: TextCache | None = None
@@ -262,18 +265,24 @@ class Objective:
         args, weights = self.args, None
         if "mask" in batch and teacher is None:
             weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss)
-        drawn = {name: batch[name] for name in ("noise", "timesteps")}
-        options = {"snr_gamma": args.snr_gamma, "pixel_weights": weights, "teacher": teacher}
+        self.dropout.seeds = batch["seed"].tolist()
+        options = {name: batch[name] for name in ("noise", "timesteps")} | {"snr_gamma": args.snr_gamma, "pixel_weights": weights}
         with self.autocast:
-            hidden = self.texts(batch["caption"]) if self.texts else encode_prompts(self.sd.text_encoder, batch["caption"])
+            hidden = (self.texts or self.sd.text_encoder)(batch["caption"])  # equal captions each: their dropout differs
             hidden = hidden.to(args.device, DTYPES[args.mixed_precision])  # (B, 77, C)
-            return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, **drawn, **options)
+            return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, teacher=teacher, **options)
 
 
 @torch.no_grad()
-def validate(objective: Objective, step: int) -> None:
-    """Paint the validation prompt, from the same noise each time."""
+def validate(objective: Objective, held_out: MicroBatches | None, monitor: Monitor, step: int) -> None:
+    """Measure the loss on the held-out pictures and paint the prompt, with the same noise and timesteps each time."""
     sd, args = objective.sd, objective.args
+    if held_out:
+        batches = held_out.load(0, held_out.sampler.steps_per_epoch)
+        losses = [objective.loss(objective.with_latents(batch)).item() for batch in batches]
+        monitor.write(step, validation_loss=sum(losses) / len(losses))
+    if args.validation_prompt is None:
+        return
     sampling, options = Sampling(num_inference_steps=25, guidance_scale=3.0), {"output_type": "latent"}
     options |= {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
     with objective.autocast:
@@ -285,7 +294,8 @@ def train(args: argparse.Namespace) -> Path:
     """Train an adapter by these flags; return its file."""
     processes = Processes.join(args.device)
     sd, args = load_model(args, processes)
-    examples = read_data(args)
+    examples, others = read_data(args)
+    held_out = micro_batches(others, sd, args, Processes(), VALIDATION) if others else None
     data = [micro_batches(examples, sd, args, processes)]
     if args.class_data_dir:
         pictures = read_examples(args.class_data_dir, args.image_column, args.caption_column, caption=args.class_prompt)
@@ -298,28 +308,28 @@ def train(args: argparse.Namespace) -> Path:
     with output_of(args, processes) as folder:
         if finished(args, settings):
             return folder / FILE_NAME
-        objective = Objective(sd, args, *teacher_of(sd, args))
-        layers = add_adapter(sd, args)
+        objective = Objective(sd, args, SampleDropout(args.lora_dropout), *teacher_of(sd, args))
+        layers = add_adapter(sd, args, objective.dropout)
         parameters = lora_parameters(layers.values())
         optimizer = new_optimizer(parameters, args)
         scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.mixed_precision == "fp16")
         monitor = Monitor(folder, args.max_train_steps, data[0].sampler.batch, processes.first)
         parts = {"adapter": nn.ParameterList(parameters), "optimizer": optimizer, "scaler": scaler, "monitor": monitor}
-        run = Run(args, folder, settings, about, layers, parts, monitor, partial(validate, objective))
+        run = Run(args, folder, settings, about, layers, parts, monitor, partial(validate, objective, held_out, monitor))
         first = run.resume()
         if not args.train_text_encoder:
-            drawn = [micro.captions(first, args.max_train_steps) for micro in data]
+            drawn = [micro.captions(first, args.max_train_steps) for micro in data] + [{example.text for example in others}]
             objective.texts = TextCache(sd.text_encoder, {"", *objective.ages}.union(*drawn), args.validation_prompt is None)
 
         batches = zip(*(micro.load(first, args.max_train_steps) for micro in data))
-        with monitor.shown(first, args.report_to):
+        with monitor.shown(first, args.report_to), noted_signals() as signals:
             for step in range(first, args.max_train_steps):
                 lr, loss = learning_rate(step, args), 0.0
                 for batch in itertools.islice(batches, args.gradient_accumulation_steps):
                     for term in objective(*batch):
                         scaler.scale(term / args.gradient_accumulation_steps).backward()
                         loss += term.item() / args.gradient_accumulation_steps
-                loss = processes.average(parameters, loss)
+                loss, stop = processes.average(parameters, [loss, bool(signals)])
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
                 for group in optimizer.param_groups:
@@ -328,7 +338,7 @@ def train(args: argparse.Namespace) -> Path:
                     scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
-                run.after(step + 1, loss, lr, norm.item())
+                run.after(step + 1, loss, lr, norm.item(), max(signals, default=signal.SIGTERM) if stop else 0)
         return run.end()
 
 

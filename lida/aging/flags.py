@@ -49,6 +49,18 @@ def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     add("--no_colour_match", action="store_true", help="leave the model's colours as they are at the seam")
 
 
+def idle(args: argparse.Namespace) -> list[str]:
+    """Return the flags that the others leave without effect."""
+    photo, aged, auto = bool(args.photo), args.photo and args.prompt is None, args.photo and args.mask in (None, "auto")
+    needs = {
+        "mask subject batch_size format method strength detail source_prompt no_colour_match": photo,
+        "face mask_growth mask_feather zones face_models": auto, "height width": not photo, "gif current_age": aged,
+        "age_estimator": aged and args.current_age is None, "slider": args.years, "years source_prompt": args.method != "inpaint",
+        "negative_prompt guidance_rescale guidance_interval": args.guidance_scale > 1,
+    }  # fmt: skip
+    return [flag for flags, needed in needs.items() if not needed for flag in flags.split()]
+
+
 def edit_of(args: argparse.Namespace, subject: str) -> Edit:
     """Return the Edit that the flags ask for, of a subject such as "a man"."""
     prompts = {name: getattr(args, name) for name in ("source_prompt", "negative_prompt") if getattr(args, name) is not None}

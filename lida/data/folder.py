@@ -1,7 +1,7 @@
 """Training folders: pictures with captions, masks and ages, read as the datasets library reads an "imagefolder", and checked.
 
-The captions are in a metadata.jsonl, or in a .txt beside each picture. Nothing outside of the folder is read, not through a
-link either.
+The captions are in a metadata.jsonl, in a captions.json (a list of {"image": ..., "text": ...}), or in a .txt beside each
+picture. Nothing outside of the folder is read, not through a link either.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from ..photos.captions import recorded
 from ..photos.marking import file_hash
 from ..photos.masks import open_mask
 
-METADATA = "metadata.jsonl"
+METADATA, LIST = "metadata.jsonl", "captions.json"
 CAPTIONING = "captioning.json"  # written by tools of this library: how the captions were made from ages
 MASKS = "masks"  # the folder of masks, each named like its picture, as .png
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
@@ -117,14 +117,19 @@ def lines_of(folder: Path, caption: str | None) -> Iterator[Line]:
         with open(inside(folder, path), "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip(b"\xef\xbb\xbf \t\r\n"):  # with the byte-order mark of UTF-8
-                    yield f"{path}:{number}", path.parent, partial(json_row, line)
+                    yield f"{path}:{number}", path.parent, lambda line=line: columns_of(parse_json(line, "the line", LONGEST))
+    for path in sorted(folder.rglob(LIST)) if not files else ():
+        files, entries = [path], read_json(inside(folder, path))
+        if not isinstance(entries, list):
+            raise InputError(f'{path}: is not a list; make it [{{"image": ..., "text": ...}}, ...]')
+        for number, entry in enumerate(entries, 1):
+            yield f"{path}: entry {number}", path.parent, partial(columns_of, entry)
     for path in pictures_below(folder) if not files else ():
         yield str(path), folder, partial(text_row, folder, path, caption)
 
 
-def json_row(line: bytes) -> Row:
-    """Return the columns of a line of metadata."""
-    row = parse_json(line, "the line", LONGEST)
+def columns_of(row: Any) -> Row:
+    """Return the columns of a line of metadata; raises InputError unless it is an object."""
     if not isinstance(row, dict):
         raise InputError(f"{repr(row)[:80]} is not an object; make it {LINE}")
     return row
@@ -134,7 +139,7 @@ def text_row(folder: Path, path: Path, caption: str | None) -> Row:
     """Return the columns of a picture without metadata, whose caption is `caption` or in the .txt beside it."""
     file = path.with_suffix(".txt")
     if caption is None and not os.path.lexists(file):
-        raise InputError(f"it has no caption, neither in a {METADATA} nor in {file.name}; write one of them")
+        raise InputError(f"it has no caption, neither in a {METADATA} or {LIST} nor in {file.name}; write one of them")
     if caption is None:
         if inside(folder, file).stat().st_size > LONGEST:
             raise InputError(f"{file}: is longer than {LONGEST} bytes, too long for a caption; shorten it")

@@ -4,6 +4,7 @@ Everything random is a function of (seed, stream, step, number), where `number` 
 micro-batches and over all processes. So neither an interruption nor the number of processes changes what is trained.
 """
 
+import math
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -23,11 +24,11 @@ from ..photos.masks import mask_to_tensor, open_mask
 from .caches import LatentCache
 from .processes import Processes
 
-TRAINING, CLASS = 0, 1  # streams of random numbers
+TRAINING, CLASS, VALIDATION = 0, 1, 2  # streams of random numbers
 
 
-def read_data(args: Namespace) -> list[Example]:
-    """Return the training pictures. Raises InputError where they are not what the flags ask for."""
+def read_data(args: Namespace) -> tuple[list[Example], list[Example]]:
+    """Return the training pictures and the held-out ones. Raises InputError where they are not what the flags ask for."""
     examples = read_examples(args.train_data_dir, args.image_column, args.caption_column, max(8, args.resolution // 4))
     if args.balance_column and not all(args.balance_column in example.row for example in examples):
         raise InputError(f"--balance_column {args.balance_column}: not every line of {args.train_data_dir} has that column")
@@ -36,7 +37,16 @@ def read_data(args: Namespace) -> list[Example]:
         raise InputError(*missing)
     if small := sum(min(example.size) < args.resolution for example in examples):
         warnings.warn(f"{small} of {len(examples)} pictures are smaller than --resolution {args.resolution} and are enlarged")
-    return examples
+    return hold_out(examples, args.validation_split, args.seed)
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Return the examples to train on, and a share of them, drawn by `seed`, to measure the loss on."""
+    count = math.ceil(share * len(examples))
+    if count == len(examples):
+        raise InputError(f"--validation_split {share}: leaves none of the {count} pictures to train on")
+    held = set(np.random.default_rng([seed, len(examples)]).permutation(len(examples))[:count].tolist())
+    return [e for i, e in enumerate(examples) if i not in held], [examples[i] for i in sorted(held)]
 
 
 def random_generator(*key: int) -> Generator:

@@ -1,10 +1,11 @@
-"""What a run shows: a progress bar, metrics.jsonl, TensorBoard, and sample pictures."""
+"""What a run shows: a progress bar, metrics.jsonl, TensorBoard or Weights & Biases, and sample pictures."""
 
 import json
 import math
 import resource
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..photos.squares import sheet
 METRICS = "metrics.jsonl"
 BETA = 0.98  # of the loss's moving average
 MAX_SKIPPED = 10
-REPORTERS = ("none", "tensorboard")
+REPORTERS = ("none", "tensorboard", "wandb")
 
 
 class Monitor:
@@ -34,7 +35,7 @@ class Monitor:
     def __init__(self, folder: Path, total: int, images_per_step: int, writes: bool = True):
         self.folder, self.total, self.images_per_step, self.writes = folder, total, images_per_step, writes
         self.average, self.losses = math.nan, 0  # the moving average, of so many losses
-        self.skipped, self.board = 0, None  # steps in a row
+        self.skipped = 0  # steps in a row
 
     def state_dict(self) -> dict:
         return {name: getattr(self, name) for name in self.state}
@@ -48,21 +49,13 @@ class Monitor:
         path = self.folder / METRICS
         if path.exists() and self.writes:
             lines = regular_file(path).read_text(encoding="utf-8", errors="replace").splitlines()
+            if damaged := sum(step_of(line) == math.inf for line in lines[:-1]):  # a crash may have cut off the last
+                warnings.warn(f"{path}: {damaged} of its lines cannot be read and are removed")
             write_text(path, "".join(f"{line}\n" for line in lines if step_of(line) <= step))
-        if report_to == "tensorboard" and self.writes:
-            if find_spec("tensorboard") is None:
-                raise InputError("--report_to tensorboard: it is not installed; pip install lida-aging[tensorboard]")
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(self.folder / "tensorboard"))
-        self.bar = tqdm(total=self.total, initial=step, unit="step", disable=not self.writes)
-        self.last = perf_counter()
-        try:
+        bar = tqdm(total=self.total, initial=step, unit="step", disable=not self.writes)
+        with bar as self.bar, reporter(report_to if self.writes else "none", self.folder) as self.report:
+            self.last = perf_counter()
             yield
-        finally:  # before an error is printed
-            self.bar.close()
-            if self.board:
-                self.board.close()
 
     def step(self, step: int, loss: float, lr: float, norm: float) -> None:
         """Record the `step`-th step; raise InputError where MAX_SKIPPED in a row had no finite loss or gradient."""
@@ -87,8 +80,26 @@ class Monitor:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **dict.fromkeys(values), **finite}) + "\n")
-        for name, value in finite.items() if self.board else ():
-            self.board.add_scalar(name, value, step)
+        self.report(finite, step)
+
+
+@contextmanager
+def reporter(name: str, folder: Path) -> Iterator[Callable[[dict, int], object]]:
+    """Yield what takes each step's metrics besides metrics.jsonl; raises InputError where its package is absent."""
+    if name != "none" and find_spec(name) is None:
+        raise InputError(f"--report_to {name}: it is not installed; pip install lida-aging[{name}]")
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(folder / name)) as board:
+            yield lambda values, step: [board.add_scalar(name, value, step) for name, value in values.items()]
+    elif name == "wandb":
+        import wandb
+
+        with wandb.init(project="lida", name=folder.name, dir=str(folder)) as run:
+            yield run.log
+    else:
+        yield lambda values, step: None
 
 
 def step_of(line: str) -> float:

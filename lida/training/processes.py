@@ -1,7 +1,10 @@
-"""The processes that train together."""
+"""The processes that train together, and the signals that stop them."""
 
 import os
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -37,20 +40,20 @@ class Processes:
         """Return the device of this process, where `name` is a kind of which there may be several."""
         return f"{name}:{self.local_rank}" if self.count > 1 and name in ("cuda", "xpu") else name
 
-    def average(self, parameters: Sequence[nn.Parameter], number: float) -> float:
-        """Replace every gradient by its mean over the processes, in one message; return the mean of a number."""
+    def average(self, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
+        """Replace every gradient by its mean over the processes, in one message; return the means of the numbers."""
         if self.count == 1:
-            return number
-        message = torch.cat([*(p.grad.flatten() for p in parameters), parameters[0].grad.new_tensor([number])])
+            return list(numbers)
+        message = torch.cat([*(p.grad.flatten() for p in parameters), parameters[0].grad.new_tensor(numbers)])
         try:
             dist.all_reduce(message)
         except RuntimeError as error:
             what = str(error).splitlines()[0]
             raise InputError(f"another process of this run has ended ({what}); start it again, resuming from latest") from None
-        *gradients, mean = (message / self.count).split([*(p.numel() for p in parameters), 1])
+        *gradients, means = (message / self.count).split([*(p.numel() for p in parameters), len(numbers)])
         for p, gradient in zip(parameters, gradients):
             p.grad.copy_(gradient.view_as(p))
-        return mean.item()
+        return means.tolist()
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -62,3 +65,22 @@ class Processes:
         self.wait()
         if self.count > 1:
             dist.destroy_process_group()
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM in a list, so that the step can be finished and saved; a second Ctrl-C ends the program."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if number == signal.SIGINT in noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+        print("stopping after this step ...", file=sys.stderr)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

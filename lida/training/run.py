@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -86,7 +87,7 @@ class Run:
     """What a run does beside training: it starts or resumes, and after each step logs, paints and saves.
 
     `layers` and `parts`, which a checkpoint restores, are the adapter and all that changes with it; `about` is the metadata
-    of the adapter's file. `validate` paints after every so many steps.
+    of the adapter's file. `validate` measures and paints after every so many steps.
     """
 
     args: Namespace
@@ -113,14 +114,17 @@ class Run:
             shutil.rmtree(path, ignore_errors=True)
         return taken
 
-    def after(self, step: int, loss: float, lr: float, norm: float) -> None:
-        """Log a step, and paint and save where that is due."""
+    def after(self, step: int, loss: float, lr: float, norm: float, stop: int) -> None:
+        """Log a step, paint and save where that is due, and end the program where `stop`, a signal's number, is not 0."""
         args, last = self.args, step == self.args.max_train_steps
         self.monitor.step(step, loss, lr, norm)
-        if self.monitor.writes and args.validation_prompt is not None and (last or step % args.validation_steps == 0):
+        if self.monitor.writes and (last or step % args.validation_steps == 0):
             self.validate(step)
-        if self.monitor.writes and not last and step % args.checkpointing_steps == 0:
+        if self.monitor.writes and not last and (stop or step % args.checkpointing_steps == 0):
             write_checkpoint(self.folder, step, self.parts, self.adapter(), self.settings, args.checkpoints_total_limit)
+        if stop and not last:
+            print(f"stopped after step {step}; go on with --resume_from_checkpoint latest", file=sys.stderr)
+            sys.exit(128 + stop)
 
     def adapter(self, **more) -> Adapter:
         """Return the adapter as it is now, with this more in its metadata."""

@@ -3,6 +3,7 @@
 import io
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,22 +66,29 @@ def write_checkpoint(
 def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) -> int:
     """Restore the parts from a checkpoint, by name or path or "latest", and return its step; 0 where there is none yet.
 
-    Raises InputError for a checkpoint that is absent, damaged or of other settings.
+    Where the latest is damaged or has other settings, the last whole one of these settings is taken, with a warning. Raises
+    InputError where there is none, and for a named one that cannot be used.
     """
-    found = checkpoints(folder)
+    found, faults = checkpoints(folder), []
     if wanted != "latest":
-        found = [path for path in (Path(wanted), folder / wanted) if (path / STATE).is_file()]
+        found = [path for path in (Path(wanted), folder / wanted) if (path / STATE).is_file()][:1]
         if not found:
             raise InputError(f"--resume_from_checkpoint {wanted}: no such checkpoint; give a folder or latest")
     if not found:
         print(f"no checkpoint in {folder} yet: training starts from the beginning", file=sys.stderr)
         return 0
-    try:
-        if differing := differences(read_json(found[0] / SETTINGS), settings):
-            raise InputError(f"{found[0]}: was trained with other settings ({'; '.join(differing[:5])})")
-        return load_state(found[0] / STATE, parts)
-    except InputError as error:
-        raise InputError(f"{error}; name another checkpoint, or start anew with --overwrite_output_dir") from None
+    for path in found:
+        try:
+            if differing := differences(read_json(path / SETTINGS), settings):
+                raise InputError(f"{path}: was trained with other settings ({'; '.join(differing[:5])})")
+            step = load_state(path / STATE, parts)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        if faults:
+            warnings.warn(f"{faults[0]}; training goes on from the last whole one, {path.name}")
+        return step
+    raise InputError(f"{faults[0]}; name another checkpoint, or start anew with --overwrite_output_dir")
 
 
 def differences(before: Any, now: dict) -> list[str]:

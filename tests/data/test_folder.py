@@ -179,7 +179,9 @@ def test_a_picture_named_twice_is_a_fault_of_both_lines(broken):
     [
         ({}, "names no pictures"),
         ({"metadata.jsonl": "\n"}, "names no pictures"),
-        ({"a.png": A, "metadata.csv": "file_name,text\na.png,x\n"}, "a.png: it has no caption, neither in a metadata.jsonl nor"),
+        ({"a.png": A, "metadata.csv": "file_name,text\na.png,x\n"}, "a.png: it has no caption, neither in a metadata.jsonl or"),
+        ({"captions.json": '{"image": "a.png"}'}, "captions.json: is not a list; make it"),
+        ({"captions.json": "[1]"}, "captions.json: entry 1: 1 is not an object"),
         ({"a.png": A, "a.txt": "a" * (2**20 + 1)}, "a.txt: is longer than 1048576 bytes, too long for a caption"),
         ({"metadata.jsonl": line("a.png").encode("utf-16")}, "metadata.jsonl:1: the line: not readable as JSON .*decode"),
     ],
@@ -200,10 +202,22 @@ def test_many_faults_are_printed_up_to_a_number(dataset, capsys):
     assert len(lines) == 201 and lines[-1] == "error: ... and 100 more" and ":200: " in lines[-2]
 
 
+def test_the_original_authors_list_of_captions_is_read(tmp_path):
+    entries = [{"image": "x/a.png", "text": "a photo of a man in his 20s"}, {"image": "b.png", "text": "a woman"}]
+    folder = fill(tmp_path, {"x/a.png": A, "b.png": B, "captions.json": json.dumps(entries)})
+    assert [(e.path, e.text, e.size) for e in read_examples(folder)] == [
+        (folder / "x" / "a.png", "a photo of a man in his 20s", (70, 80)),
+        (folder / "b.png", "a woman", (60, 64)),
+    ]
+    fill(tmp_path, {"captions.json": json.dumps([*entries, {"image": "none.png", "text": "x"}, {"image": "b.png"}])})
+    with pytest.raises(lida.InputError, match="entry 3: .*none.png: no such file(?s:.*)entry 4: 'text' of b.png is None"):
+        read_examples(folder)
+
+
 def test_links_out_of_the_folder_are_refused_for_captions_and_metadata(tmp_path):
     secret = fill(tmp_path, {"secret.txt": "a secret", "secret.jsonl": line("a.png", "a secret")})
     folder = fill(tmp_path / "data", {"a.png": A})
-    for name, target in (("a.txt", "secret.txt"), ("metadata.jsonl", "secret.jsonl")):
+    for name, target in (("a.txt", "secret.txt"), ("metadata.jsonl", "secret.jsonl"), ("captions.json", "secret.jsonl")):
         (folder / name).symlink_to(secret / target)
         with pytest.raises(lida.InputError, match=f"{name}: is a link out of the folder, to .*secret"):
             read_examples(folder)
@@ -217,7 +231,7 @@ def test_links_out_of_the_folder_are_refused_for_captions_and_metadata(tmp_path)
 
 def test_metadata_and_captions_that_are_no_regular_files_are_refused(tmp_path):
     folder = fill(tmp_path, {"a.png": A})
-    for name in ("a.txt", "metadata.jsonl"):
+    for name in ("a.txt", "metadata.jsonl", "captions.json"):
         os.mkfifo(folder / name)
         with pytest.raises(lida.InputError, match=f"{name}: is not a regular file"):
             read_examples(folder)

@@ -35,8 +35,12 @@ def raising(error: BaseException):
     (MemoryError(), "error: out of memory; use a smaller batch, picture or model\n"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), "error: out of memory; use a smaller batch, picture or model (CUDA out of memory. Tried)\n"),
 ])  # fmt: skip
-def test_errors_of_the_input_and_the_system_are_lines(capsys, error, lines):
+def test_errors_of_the_input_and_the_system_are_lines(capsys, monkeypatch, error, lines):
+    monkeypatch.delenv("LIDA_DEBUG", raising=False)
     assert ended(raising(error), capsys) == (2, lines)
+    monkeypatch.setenv("LIDA_DEBUG", "1")
+    code, shown = ended(raising(error), capsys)
+    assert code == 2 and shown.startswith("Traceback") and shown.endswith(lines)
 
 
 def test_more_memory_than_there_is(capsys):

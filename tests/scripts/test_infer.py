@@ -391,13 +391,14 @@ HOSTILE = [
     ({"age_estimator": "someone/else"}, "'someone/else' is not on this disk, and a picture cannot ask to fetch"),
     ({"pretrained_model_name_or_path": ["a", "b"]}, "is not on this disk"),
     ({"photo": ["{other}"]}, "no hash of its photograph"),
-    ({"photo": "{other}"}, "no hash of its photograph"),
+    ({"photo": "{other}"}, "does not say how it was made"),
     ({"mask": "{other}"}, "no hash of its photograph"),
     ({"adapter": ["none.safetensors=1"]}, "none.safetensors: no such adapter"),
     ({"adapter": ["none.safetensors=nan"]}, "not a finite number"),
     ({"device": "abacus"}, "device abacus"),
     ({"run": "rm"}, "the recorded argument 'run' is not known"),
     ({"years": [5]}, "--years: not allowed with argument --ages"),
+    ({"height": 64}, "--height: has no effect"),
 ]
 
 
@@ -544,6 +545,37 @@ def test_bad_models_of_ages_end_in_one_line(refused, arguments, message):
 def test_settings_that_do_not_go_together_name_the_photograph(script, photo, folder, arguments, message):
     code, _, err = script("infer.py", photo, *map(str, FACE), *arguments, "--pretrained_model_name_or_path", folder)
     assert code == 2 and err.splitlines()[-1].startswith("error: ") and f"anna.png: {message}" in err
+
+
+NEEDLESS = [
+    (["--prompt", "a boy", "--mask", "0,0,9,9"], "--mask"),
+    (["--prompt", "a boy", "--face", "1"], "--face"),
+    (["--prompt", "a boy", "--strength", "0.5"], "--strength"),
+    (["--prompt", "a boy", "--method", "inpaint"], "--method"),
+    (["--prompt", "a boy", "--current_age", "30"], "--current_age"),
+    (["--prompt", "a boy", "--gif"], "--gif"),
+    (["{photo}", *WHOLE, "--face", "1"], "--face"),
+    (["{photo}", *WHOLE, "--mask_growth", "0.1"], "--mask_growth"),
+    (["{photo}", *WHOLE, "--zones", "eyes=0.5"], "--zones"),
+    (["{photo}", *WHOLE, "--years", "5", "--method", "inpaint"], "--years"),
+    (["{photo}", *WHOLE, "--ages", "20", "--slider", "{text}"], "--slider"),
+    (["{photo}", *WHOLE, "--source_prompt", "a boy", "--method", "inpaint"], "--source_prompt"),
+    (["{photo}", *WHOLE, "--current_age", "20", "--age_estimator", "{empty}"], "--age_estimator"),
+    (["{photo}", *WHOLE, "--height", "64"], "--height"),
+    (["{photo}", *WHOLE, "--guidance_scale", "1", "--negative_prompt", "old"], "--negative_prompt"),
+    (["{photo}", *WHOLE, "--guidance_scale", "1", "--guidance_rescale", "0.5"], "--guidance_rescale"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "flag"), NEEDLESS, ids=[" ".join(a) for a, _ in NEEDLESS])
+def test_flags_without_effect_are_refused(refused, arguments, flag):
+    refused(arguments, f"error: {flag}: has no effect together with the other arguments; leave it out")
+
+
+def test_an_adapter_given_twice_by_other_paths_is_refused(refused, tmp_path, adapter):
+    (tmp_path / "link.safetensors").symlink_to(adapter)
+    for other in (tmp_path / "link.safetensors", f"{adapter.parent}/./{adapter.name}"):
+        refused(["{photo}", *WHOLE, "--adapter", f"{adapter}=1", "--adapter", f"{other}=1"], "same adapter is given twice")
 
 
 @pytest.mark.parametrize("second", [["--years", "5"], ["--prompt", "a boy"]])

@@ -9,7 +9,7 @@ import torch
 from conftest import noise_image
 
 from lida.data.folder import read_examples
-from lida.training.batches import BatchSampler, MicroBatches, Samples, random_generator
+from lida.training.batches import BatchSampler, MicroBatches, Samples, hold_out, random_generator
 from lida.training.processes import Processes
 
 ALL = {
@@ -99,6 +99,16 @@ def test_masks_are_cut_and_mirrored_with_the_picture(sd, dataset):
         red = (sample["pixel_values"][0] / 2 + 0.5).clamp(8 / 255, 1)
         assert sample["mask"].shape == (1, 8, 8)
         assert (torch.nn.functional.avg_pool2d(red[None], 8) - sample["mask"]).abs().max() < 0.02
+
+
+def test_pictures_are_held_out_by_the_seed_alone(dataset):
+    examples = read_examples(dataset)
+    kept, held = hold_out(examples, 0.3, 0)
+    assert len(held) == 2 and sorted(e.path for e in kept + held) == sorted(e.path for e in examples)
+    assert hold_out(examples, 0.3, 0) == (kept, held) != hold_out(examples, 0.3, 1)
+    assert hold_out(examples, 0, 0) == (examples, [])
+    with pytest.raises(ValueError, match="--validation_split 0.9: leaves none of the 6 pictures"):
+        hold_out(examples, 0.9, 0)
 
 
 def test_neighbouring_seeds_draw_unlike_numbers():

@@ -2,7 +2,9 @@
 
 import json
 import math
-from contextlib import ExitStack
+import sys
+import types
+from contextlib import ExitStack, nullcontext
 
 import pytest
 from conftest import noise_image
@@ -64,10 +66,13 @@ def test_a_resumed_monitor_goes_on_with_the_same_figures(started, tmp_path):
     assert after.state_dict() == whole.state_dict() and [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_damaged_lines_of_the_metrics_and_later_ones_are_removed(started, tmp_path):
+def test_damaged_lines_of_the_metrics_are_reported_and_removed_as_later_ones_are(started, tmp_path):
     rows = "".join(json.dumps({"step": step, "loss": 0.1}) + "\n" for step in range(1, 6))
-    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n[]\n" + rows.encode() + b'{"step": 6, "lo')
+    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 6, "lo')  # a line that was cut off is no damage
     started(tmp_path, step=4)
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n[]\n" + rows.encode())
+    with pytest.warns(UserWarning, match="metrics.jsonl: 2 of its lines cannot be read and are removed"):
+        started(tmp_path, step=4)
     assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4]
 
 
@@ -81,7 +86,7 @@ def test_steps_that_are_not_finite_are_counted_and_end_the_run(started, tmp_path
         monitor.step(14, NAN, 1e-4, 1.0)
 
 
-def test_metrics_are_reported_to_tensorboard(tmp_path, monkeypatch):
+def test_metrics_are_reported_to_tensorboard_and_wandb(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monitor = Monitor(tmp_path, 4, 2)
@@ -91,10 +96,23 @@ def test_metrics_are_reported_to_tensorboard(tmp_path, monkeypatch):
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(3, 0.5), (4, 0.25)]
     assert [event.step for event in board.Scalars("gradient_norm")] == [3]
+    logged, begun = [], {}
+    wandb = types.ModuleType("wandb")
+    wandb.__spec__ = types.SimpleNamespace(name="wandb")
+    run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+    wandb.init = lambda **options: begun.update(options) or nullcontext(run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monitor = Monitor(tmp_path, 4, 2)
+    with monitor.shown(2, "wandb"):
+        monitor.step(3, 0.5, 1e-4, NAN)
+    ((step, values),) = logged
+    assert step == 3 and values["loss"] == 0.5 and values["lr"] == 1e-4 and "gradient_norm" not in values
+    assert begun == {"project": "lida", "name": tmp_path.name, "dir": str(tmp_path)}
     monkeypatch.setattr("lida.training.monitor.find_spec", lambda name: None)
-    with pytest.raises(lida.InputError, match="--report_to tensorboard: it is not installed; pip install"):
-        with monitor.shown(0, "tensorboard"):
-            pytest.fail("the block was entered")
+    for name in ("tensorboard", "wandb"):
+        with pytest.raises(lida.InputError, match=rf"--report_to {name}: it is not installed; pip install lida-aging\[{name}\]"):
+            with monitor.shown(0, name):
+                pytest.fail("the block was entered")
 
 
 def test_the_contact_sheet_grows(tmp_path):

@@ -1,8 +1,12 @@
-"""Processes that train together."""
+"""Processes that train together, and signals."""
 
+import os
+import signal
+
+import pytest
 import torch
 
-from lida.training.processes import Processes
+from lida.training.processes import Processes, noted_signals
 
 
 def test_a_process_alone_averages_nothing_and_waits_for_nobody():
@@ -10,7 +14,7 @@ def test_a_process_alone_averages_nothing_and_waits_for_nobody():
     p.grad = torch.arange(3.0)
     processes = Processes.join("cpu")
     assert processes == Processes() and processes.first
-    assert processes.average([p], 2.0) == 2.0 and torch.equal(p.grad, torch.arange(3.0))
+    assert processes.average([p], [2.0, 1.0]) == [2.0, 1.0] and torch.equal(p.grad, torch.arange(3.0))
     processes.wait()
     processes.leave()
 
@@ -18,3 +22,14 @@ def test_a_process_alone_averages_nothing_and_waits_for_nobody():
 def test_each_process_has_its_own_gpu():
     assert Processes(3, 4, 1).device("cuda") == "cuda:1" and Processes(3, 4, 1).device("cpu") == "cpu"
     assert Processes(3, 4, 1).device("cuda:0") == "cuda:0" and Processes().device("cuda") == "cuda"
+
+
+def test_signals_are_noted_and_a_second_interrupt_ends_the_program(capsys):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with noted_signals() as noted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert noted == [signal.SIGTERM, signal.SIGINT] and "stopping after this step" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -89,16 +89,24 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_another_can_be_taken(run, name, damage):
+def test_a_damaged_checkpoint_is_named_and_the_last_whole_one_taken(run, name, damage):
     damage(run / "checkpoint-6" / name)
     parts, whole = new_parts(), new_parts()
-    for wanted in ("latest", "checkpoint-6"):
-        with pytest.raises(lida.InputError, match="checkpoint-6.*name another checkpoint, or start anew") as error:
-            resume(wanted, run, OF, new_parts())
-        assert len(error.value.args) == 1
-    assert resume("checkpoint-4", run, OF, parts) == 4
+    with pytest.raises(lida.InputError, match="checkpoint-6.*name another checkpoint, or start anew") as error:
+        resume("checkpoint-6", run, OF, new_parts())
+    assert len(error.value.args) == 1
+    with pytest.warns(UserWarning, match="checkpoint-6.*training goes on from the last whole one, checkpoint-4") as warned:
+        assert resume("latest", run, OF, parts) == 4
+    assert len(warned) == 1 and "\n" not in str(warned[0].message)
     train(whole, 0, 4)
     assert all(torch.equal(a, b) for a, b in zip(whole["model"].parameters(), parts["model"].parameters()))
+
+
+def test_where_no_checkpoint_is_whole_the_run_ends(run):
+    for path in checkpoints(run):
+        truncated(path / STATE)
+    with pytest.raises(lida.InputError, match="checkpoint-6.*is damaged.*start anew"):
+        resume("latest", run, OF, new_parts())
 
 
 def test_other_settings_are_named_and_refused(run):

@@ -40,7 +40,7 @@ from lida.training.caches import TextCache
 from lida.training.dropout import DropoutLoRALinear, SampleDropout
 from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
 from lida.training.processes import Processes, noted_signals
-from lida.training.run import Run, finished, metadata_of, output_of, settings_of
+from lida.training.run import Run, check_output, finished, metadata_of, output_of, settings_of
 
 DEFAULT_MODEL = os.path.relpath(Path(lida.__file__).parent / "weights" / "lida-tiny")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,8 +49,7 @@ LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
 
 def parse_args() -> argparse.Namespace:
     """Return the flags as a frozen dataclass."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(description=__doc__.splitlines()[0], formatter_class=formatter, allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     add, fraction = parser.add_argument, checked(float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
     rate = checked(float, "a learning rate above 0 and up to 1", lambda x: 0 < x <= 1)
     # Model and data
@@ -120,6 +119,8 @@ def parse_args() -> argparse.Namespace:
     add("--num_validation_images", type=positive_int, default=4, help="pictures to paint each time")
     add("--validation_steps", type=positive_int, default=200, help="steps between measuring and painting")
     add("--report_to", choices=REPORTERS, default="none", help="where metrics go besides metrics.jsonl")
+    add("--push_to_hub", action="store_true", help="upload the adapter and its card to the Hugging Face hub, as private")
+    add("--hub_model_id", help="repository there; the output folder's name if not given")
     args = parser.parse_args()
     args.cache_latents = args.cache_latents or args.cache_dir is not None
     check_flags(args, parser.get_default)
@@ -137,8 +138,7 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
     for flag, why in idle.items():
         if getattr(args, flag) != default(flag):
             warnings.warn(f"--{flag} {getattr(args, flag)}: does nothing {why}")
-    if args.overwrite_output_dir and args.resume_from_checkpoint:
-        raise InputError("--overwrite_output_dir starts anew, and --resume_from_checkpoint goes on; give one of them")
+    check_output(args)
     if args.cache_latents and not args.center_crop:
         raise InputError("--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop")
     if args.mixed_precision == "fp16" and args.device == "cpu":

@@ -17,13 +17,14 @@ from ..doors.errors import InputError
 from ..doors.files import locked, output_folder, write_json
 from ..nn.lora import LoRALinear
 from .batches import MicroBatches
+from .card import push_to_hub, write_card
 from .monitor import Monitor
 from .processes import Processes
 from .state import checkpoints, resume, write_checkpoint
 
 # Flags that are not in the adapter's file, since they say where things lie or how a run was started
 PLACES = ("pretrained_model_name_or_path", "train_data_dir", "class_data_dir", "output_dir", "cache_dir", "device")
-PLACES += ("resume_from_checkpoint", "overwrite_output_dir")
+PLACES += ("resume_from_checkpoint", "overwrite_output_dir", "push_to_hub", "hub_model_id")
 ABOUT = ("role", "consent", "licence")  # what the adapter's file says of itself
 # Flags without weight for the result, or whose files are compared by content
 CHANGEABLE_ON_RESUME = (
@@ -45,6 +46,16 @@ def settings_of(args: Namespace, base: dict, data: Sequence[MicroBatches]) -> di
         "lines": hashlib.sha256(lines.encode()).hexdigest(), "samples_per_step": data[0].sampler.batch,
         "prior": args.prior_adapter and load_adapter(args.prior_adapter).fingerprint,
     }  # fmt: skip
+
+
+def check_output(args: Namespace) -> None:
+    """Raise InputError for flags of the output that contradict each other, and for a person's adapter without consent."""
+    if args.overwrite_output_dir and args.resume_from_checkpoint:
+        raise InputError("--overwrite_output_dir starts anew, and --resume_from_checkpoint goes on; give one of them")
+    if args.hub_model_id and not args.push_to_hub:
+        raise InputError(f"--hub_model_id {args.hub_model_id}: nothing is uploaded without --push_to_hub; add it")
+    if args.push_to_hub and args.role == "identity" and not args.consent:
+        raise InputError("--push_to_hub: a person's adapter is uploaded with that person's --consent only; say who gave it")
 
 
 @contextmanager
@@ -141,6 +152,9 @@ class Run:
             places = {name: getattr(args, name) for name in PLACES} | {"examples": self.about["data"]["count"]}
             about = {**adapter.metadata, "training": {**adapter.metadata["training"], **places}, "settings": self.settings}
             write_json(path.with_suffix(".json"), about | {"steps": args.max_train_steps})
+            write_card(self.folder, adapter)
             save_adapter(path, adapter)  # last: a run without its adapter is not finished
             print(f"adapter: {path}")
+            if args.push_to_hub:
+                print(push_to_hub(self.folder, args.hub_model_id))
         return path

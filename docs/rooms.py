@@ -12,7 +12,7 @@ FLOORS = (
     ("nn", "diffusion", "photos"),
     ("kernels", "adapters", "checkpoints", "data"),
     ("aging", "training"),
-    ("study",),
+    ("study", "app"),
 )
 CORE = ("nn", "diffusion", "aging")
 SAYS = {
@@ -27,6 +27,7 @@ SAYS = {
     "aging": "StableDiffusion, age_face",
     "training": "batches, state, monitor",
     "study": "evaluation",
+    "app": "a page in the browser",
 }
 
 

@@ -5,7 +5,7 @@
     aging        StableDiffusion, generate, age_face         data         training folders, All-Age-Faces, albums
     training     what the training loop needs                study        evaluation
     photos       masks, faces, captions, squares             doors        pictures, JSON, arguments and files, checked
-    kernels      faster forms for certain hardware
+    kernels      faster forms for certain hardware           app          a page in the browser
 
 The names below are imported when they are first used, so that `import lida` is quick.
 """

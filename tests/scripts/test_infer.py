@@ -391,7 +391,7 @@ HOSTILE = [
     ({"age_estimator": "someone/else"}, "'someone/else' is not on this disk, and a picture cannot ask to fetch"),
     ({"pretrained_model_name_or_path": ["a", "b"]}, "is not on this disk"),
     ({"photo": ["{other}"]}, "no hash of its photograph"),
-    ({"photo": "{other}"}, "does not say how it was made"),
+    ({"photo": "{other}"}, "no hash of its photograph"),
     ({"mask": "{other}"}, "no hash of its photograph"),
     ({"adapter": ["none.safetensors=1"]}, "none.safetensors: no such adapter"),
     ({"adapter": ["none.safetensors=nan"]}, "not a finite number"),

@@ -67,7 +67,7 @@ def trainings() -> list[str]:
         box(330, 58, 80, 62, "Age-LoRA", "ΔW = B A", kind="age"),
         arrow((170, 89), (194, 89)), arrow((306, 89), (330, 89)),
         panel(430, 8, 412, 142, "Training 2: one person"),
-        box(680, 40, 152, 98, "20–30 photographs", "“a portrait photo", "of sks”", file="lida/data/album.py"),
+        box(680, 40, 152, 98, "20 to 30 photos", "“a portrait photo", "of sks”", file="lida/data/album.py"),
         box(564, 40, 100, 98, "UNet frozen,", "only the LoRA", "learns", file="train_lora.py"),
         box(438, 58, 108, 62, "Identity-LoRA", "ΔW = B A", kind="id"),
         arrow((680, 89), (664, 89)), arrow((564, 89), (546, 89)),
@@ -90,7 +90,7 @@ def aging() -> list[str]:
         # the mask
         '<rect x="47" y="424" width="60" height="60" class="dark"/><ellipse cx="77" cy="455" rx="19" ry="25" class="white"/>',
         text(77, 502, "Mask", "title"),
-        box(164, 424, 152, 76, "At the latents’ size", "12 × 12, or 64 × 64", file="photos/masks.py"),
+        box(164, 424, 152, 76, "Latents' size", "12 x 12, or 64 x 64", file="photos/masks.py"),
         arrow((107, 462), (164, 462)), arrow((316, 462), (372, 462)),
         # the loop
         '<rect x="352" y="196" width="300" height="324" rx="8" class="way" stroke-dasharray="5 4"/>',

@@ -41,7 +41,7 @@ def main() -> None:
         from .painter import Painter
 
         on_tiny = Path(args.pretrained_model_name_or_path).resolve() == TINY.resolve()
-        files = {"age": args.age_adapter or on_tiny and str(WEIGHTS / "age.safetensors"), "identity": args.identity_adapter}
+        files = {"age": args.age_adapter or (on_tiny and str(WEIGHTS / "age.safetensors")), "identity": args.identity_adapter}
         files = {role: path for role, path in files.items() if path}
         sampling = Sampling(args.num_inference_steps)
         painter = Painter(args.pretrained_model_name_or_path, files, str(WEIGHTS / "age-estimator"), sampling)

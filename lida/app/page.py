@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -13,9 +14,9 @@ from .painter import LONGEST_SUBJECT, Order, Painter, outlined
 MOST_YEARS = 40
 ROW = (-40, -20, 20, 40)  # the years of the row
 ABOUT = """# lida
-Age a face in a photograph and keep the person. Age only people who agreed to it. An aged face is a guess, and its PNG says that it is
-synthetic. Photographs are deleted after an hour, and when the page is stopped."""
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from the network
+Age a face in a photograph and keep the person. Age only people who agreed to it. An aged face is a guess, and its PNG says that
+it is synthetic. Photographs are deleted after an hour, and when the page is stopped."""
+FONT, MONOSPACE = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # none from the network
 
 
 def in_one_line(act: Callable) -> Callable:
@@ -44,7 +45,7 @@ def build(painter: Painter, folder: Path, demo: tuple[str, str, str]) -> gr.Bloc
     def look(photo: str | None):
         """Show the faces of a photograph, and the choice among several."""
         image, masks, looks = painter.find(photo) if photo else (None, [], [])
-        choices = [(f"{number}: looks {age:.0f}", number) for number, age in enumerate(looks, 1)] or [1]
+        choices = [(f"{number}: looks {age:.0f}", number) for number, age in enumerate(looks, 1)] or [("1", 1)]
         return image and outlined(image, masks), gr.Radio(choices=choices, value=1, visible=len(choices) > 1)
 
     def order(form: tuple, years: tuple, progress: gr.Progress) -> tuple:
@@ -71,8 +72,8 @@ def build(painter: Painter, folder: Path, demo: tuple[str, str, str]) -> gr.Bloc
                 photo = gr.File(label="Photograph", file_types=["image"], height=120)
                 found = gr.Image(label="Found", format="png", height=240, interactive=False, buttons=[])
                 face = gr.Radio([1], value=1, label="Face", visible=False)
-                label = "Subject: man, woman, person, or the name that an identity adapter learnt"
-                subject = gr.Textbox("person", label=label, max_length=LONGEST_SUBJECT)
+                who = "Subject: man, woman, person, or the name that an identity adapter learnt"
+                subject = gr.Textbox("person", label=who, max_length=LONGEST_SUBJECT)
                 years = gr.Slider(-MOST_YEARS, MOST_YEARS, value=20, step=1, label="Years older or younger")
                 roles = ("age", "identity")
                 weights = [gr.Slider(0, 1.5, value=1.0, step=0.05, label=f"Weight of the {role} adapter") for role in roles]
@@ -86,7 +87,7 @@ def build(painter: Painter, folder: Path, demo: tuple[str, str, str]) -> gr.Bloc
                 strip = gr.Image(label="Row", format="png", interactive=False, buttons=["download", "fullscreen"])
                 files = gr.File(label="Download: PNG with its settings", file_count="multiple", height=160, interactive=False)
         form = [photo, face, subject, *weights, adapter]
-        options = {"concurrency_id": "painter", "concurrency_limit": 1}  # one order at a time, from whatever button
+        options: dict[str, Any] = {"concurrency_id": "painter", "concurrency_limit": 1}  # for all buttons one order at a time
         photo.change(look, photo, [found, face], **options)
         try_it.click(lambda: demo, None, [photo, adapter, subject])
         one.click(paint, [*form, years], [pair, label, files], show_progress_on=pair, **options)
@@ -98,7 +99,7 @@ def launch(page: gr.Blocks, server_name: str, server_port: int | None, max_file_
     """Serve the page from a thread, without a public link, and return its address. `allowed` are files that it may show."""
     page.launch(
         server_name=server_name, server_port=server_port, max_file_size=max_file_size, allowed_paths=list(allowed), share=False,
-        theme=gr.themes.Default(**FONTS), footer_links=[], enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
-        quiet=True, prevent_thread_lock=True,
+        theme=gr.themes.Default(font=FONT, font_mono=MONOSPACE), footer_links=[], enable_monitoring=False, ssr_mode=False,
+        pwa=False, mcp_server=False, quiet=True, prevent_thread_lock=True,
     )  # fmt: skip
-    return page.local_url
+    return str(page.local_url)

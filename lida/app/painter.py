@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -84,9 +85,7 @@ class Painter:
         targets = age_targets(self.sd, ages, current, subject, aging_edit(subject))
         edit = replace(aging_edit(subject), strength=max(target.strength for target in targets))
         prepared = prepare(self.sd, image, mask, edit, self.sampling, generator=torch.Generator().manual_seed(SEED))
-        pictures = repaint(
-            self.sd, prepared, targets, self.sampling, callback=lambda k, *_: progress(k + 1, len(prepared.steps))
-        )
+        pictures = repaint(self.sd, prepared, targets, self.sampling, callback=lambda k, *_: progress(k + 1, len(prepared.steps)))
         name, stem, folder = Path(order.photo).name, Path(order.photo).stem, folder / uuid4().hex
         arguments = {
             "photo": [name], "face": order.face, "ages": ages, "current_age": current, "subject": [order.subject.strip()],
@@ -98,7 +97,12 @@ class Painter:
         settings["files"] = {name: file_hash(order.photo)}
         paths, labels = [], [f"age {age}, looks {self.estimator.of(p, mask):.0f}" for age, p in zip(ages, pictures)]
         for age, target, picture in zip(ages, targets, pictures):
-            own = {"label": f"age {age}", "whole_prompt": target.prompt, "strength": target.strength, "detail": target.detail}
+            own: dict[str, Any] = {
+                "label": f"age {age}",
+                "whole_prompt": target.prompt,
+                "strength": target.strength,
+                "detail": target.detail,
+            }
             own |= {"current_age": current, "report": seam_report(image, picture, mask), **settings}
             paths.append(save_marked(picture, folder / f"{stem}-age{age:02d}", own))
         if len(paths) > 1:

@@ -62,7 +62,7 @@ def two_faces(tmp_path) -> Path:
 @needs_gradio
 @needs_browser
 def test_a_photograph_is_aged_in_a_browser(address, two_faces, tmp_path):
-    """The second face by so many years; its picture is downloaded. A broken file is refused in one line. Nothing else is asked."""
+    """The second of two faces; its picture is downloaded. A broken file is refused in one line. No other host is asked."""
     from playwright.sync_api import expect, sync_playwright
 
     broken = tmp_path / "broken.png"

@@ -94,7 +94,7 @@ def aging() -> list[str]:
         arrow((107, 462), (164, 462)), arrow((316, 462), (372, 462)),
         # the loop
         '<rect x="352" y="196" width="300" height="324" rx="8" class="way" stroke-dasharray="5 4"/>',
-        box(372, 206, 240, 92, "UNet with cross-attention", "W + 1.0 ΔW id + 0.2 ΔW age", file="nn/unet.py adapters/merger.py"),
+        box(372, 206, 240, 92, "UNet with cross-attention", "W + 1.0 ΔW id + 0.2 ΔW age", file="nn/unet.py adapters/merging.py"),
         box(372, 322, 240, 76, "One step down", "from t to the next t", file="diffusion/samplers.py"),
         box(372, 422, 240, 80, "Blend", "outside the mask: photograph", file="diffusion/blending.py"),
         arrow((492, 298), (492, 322)), arrow((492, 398), (492, 422)),

@@ -1,7 +1,7 @@
 """From an uploaded photograph to aged pictures, as infer.py paints them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .. import __version__
 from ..adapters import load_adapter
-from ..aging import StableDiffusion, age_targets, aging_edit, prepare, repaint
+from ..aging import StableDiffusion, age_targets, aging_edit, repaint_all
 from ..diffusion import Sampling
 from ..doors.errors import InputError
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
-from ..photos.captions import captioning_of, with_article
+from ..photos.captions import with_article
 from ..photos.marking import file_hash, save_marked
 from ..photos.masks import Outline, read_masks
-from ..photos.squares import cut, seam_report, sheet, square_about
+from ..photos.squares import cut, largest_change_outside, sheet, square_about
 
 SEED = 4  # as infer.py's, and so is the mask's edge
 LONGEST_SUBJECT = 60  # characters
@@ -36,6 +36,19 @@ class Order:
     age_weight: float = 1.0
     identity_weight: float = 1.0
     adapter: str | None = None
+
+
+class Counted(list):
+    """Steps that tell how many have been taken, each time the next one is asked for."""
+
+    def __init__(self, steps: Sequence, progress: Callable[[int, int], object]):
+        super().__init__(steps)
+        self.progress = progress
+
+    def __iter__(self) -> Iterator:
+        for number, step in enumerate(super().__iter__(), 1):
+            yield step
+            self.progress(number, len(self))
 
 
 class Painter:
@@ -79,13 +92,21 @@ class Painter:
         if order.face > len(masks):
             raise InputError(f"face {order.face}: the photograph has {len(masks)}; choose one of them")
         mask, current, merged = masks[order.face - 1], looks[order.face - 1], self.merge(order)
-        low, high = captioning_of({name: self.sd.adapters[name].metadata for name in self.sd.weights}).ages
+        low, high = self.sd.captioning.ages
         ages = list(dict.fromkeys(min(max(round(current + more), low), high) for more in years))  # no age twice
         subject = with_article(order.subject.strip())
         targets = age_targets(self.sd, ages, current, subject, aging_edit(subject))
-        edit = replace(aging_edit(subject), strength=max(target.strength for target in targets))
-        prepared = prepare(self.sd, image, mask, edit, self.sampling, generator=torch.Generator().manual_seed(SEED))
-        pictures = repaint(self.sd, prepared, targets, self.sampling, callback=lambda k, *_: progress(k + 1, len(prepared.steps)))
+        generator = torch.Generator().manual_seed(SEED)
+        pictures = repaint_all(
+            self.sd,
+            image,
+            mask,
+            targets,
+            aging_edit(subject),
+            self.sampling,
+            generator=generator,
+            progress=lambda steps: Counted(steps, progress),
+        )
         name, stem, folder = Path(order.photo).name, Path(order.photo).stem, folder / uuid4().hex
         arguments = {
             "photo": [name], "face": order.face, "ages": ages, "current_age": current, "subject": [order.subject.strip()],
@@ -97,13 +118,9 @@ class Painter:
         settings["files"] = {name: file_hash(order.photo)}
         paths, labels = [], [f"age {age}, looks {self.estimator.of(p, mask):.0f}" for age, p in zip(ages, pictures)]
         for age, target, picture in zip(ages, targets, pictures):
-            own: dict[str, Any] = {
-                "label": f"age {age}",
-                "whole_prompt": target.prompt,
-                "strength": target.strength,
-                "detail": target.detail,
-            }
-            own |= {"current_age": current, "report": seam_report(image, picture, mask), **settings}
+            own: dict[str, Any] = {"whole_prompt": target.prompt, "strength": target.strength, "detail": target.detail}
+            change = largest_change_outside(image, picture, mask)
+            own |= {"current_age": current, "report": {"largest_change_outside": change}, **settings}
             paths.append(save_marked(picture, folder / f"{stem}-age{age:02d}", own))
         if len(paths) > 1:
             shown = [cut(picture, square_about(mask, 1.6), 320) for picture in [image, *pictures]]

@@ -1,6 +1,6 @@
 """From an uploaded photograph to aged pictures, as infer.py paints them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -19,7 +19,7 @@ from ..photos.ages import AgeEstimator
 from ..photos.captions import captioning_of, with_article
 from ..photos.marking import file_hash, save_marked
 from ..photos.masks import Outline, read_masks
-from ..photos.squares import cut, seam_report, sheet, square_about
+from ..photos.squares import cut, largest_change_outside, sheet, square_about
 
 SEED = 4  # as infer.py's, and so is the mask's edge
 LONGEST_SUBJECT = 60  # characters
@@ -35,6 +35,19 @@ class Order:
     age_weight: float = 1.0
     identity_weight: float = 1.0
     adapter: str | None = None
+
+
+class Reported(list):
+    """Steps, of which each is reported by `progress(step, steps)` when it is done."""
+
+    def __init__(self, steps: Sequence, progress: Callable[[int, int], object]):
+        super().__init__(steps)
+        self.progress = progress
+
+    def __iter__(self) -> Iterator:
+        for number, step in enumerate(super().__iter__(), 1):
+            yield step
+            self.progress(number, len(self))
 
 
 class Painter:
@@ -84,9 +97,7 @@ class Painter:
         targets = age_targets(self.sd, ages, current, subject, aging_edit(subject))
         edit = replace(aging_edit(subject), strength=max(target.strength for target in targets))
         prepared = prepare(self.sd, image, mask, edit, self.sampling, generator=torch.Generator().manual_seed(SEED))
-        pictures = repaint(
-            self.sd, prepared, targets, self.sampling, callback=lambda k, *_: progress(k + 1, len(prepared.steps))
-        )
+        pictures = repaint(self.sd, prepared, targets, self.sampling, progress=lambda steps: Reported(steps, progress))
         name, stem, folder = Path(order.photo).name, Path(order.photo).stem, folder / uuid4().hex
         arguments = {
             "photo": [name], "face": order.face, "ages": ages, "current_age": current, "subject": [order.subject.strip()],
@@ -98,8 +109,9 @@ class Painter:
         settings["files"] = {name: file_hash(order.photo)}
         paths, labels = [], [f"age {age}, looks {self.estimator.of(p, mask):.0f}" for age, p in zip(ages, pictures)]
         for age, target, picture in zip(ages, targets, pictures):
-            own = {"label": f"age {age}", "whole_prompt": target.prompt, "strength": target.strength, "detail": target.detail}
-            own |= {"current_age": current, "report": seam_report(image, picture, mask), **settings}
+            change = largest_change_outside(image, picture, mask)
+            own: dict = {"label": f"age {age}", "whole_prompt": target.prompt, "strength": target.strength}
+            own |= {"detail": target.detail, "current_age": current, "report": {"largest_change_outside": change}, **settings}
             paths.append(save_marked(picture, folder / f"{stem}-age{age:02d}", own))
         if len(paths) > 1:
             shown = [cut(picture, square_about(mask, 1.6), 320) for picture in [image, *pictures]]

@@ -44,7 +44,7 @@ def build(painter: Painter, folder: Path, demo: tuple[str, str, str]) -> gr.Bloc
     def look(photo: str | None):
         """Show the faces of a photograph, and the choice among several."""
         image, masks, looks = painter.find(photo) if photo else (None, [], [])
-        choices = [(f"{number}: looks {age:.0f}", number) for number, age in enumerate(looks, 1)] or [1]
+        choices = [(f"{number}: looks {age:.0f}", number) for number, age in enumerate(looks, 1)] or [("1", 1)]
         return image and outlined(image, masks), gr.Radio(choices=choices, value=1, visible=len(choices) > 1)
 
     def order(form: tuple, years: tuple, progress: gr.Progress) -> tuple:

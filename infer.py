@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import lida
 from lida.adapters import parse_pairs
-from lida.aging import Edit, StableDiffusion, Target, age_targets, generate, repaint_all
+from lida.aging import Edit, StableDiffusion, age_targets, generate, repaint_all
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
 from lida.aging.slider import Slider, read_slider
 from lida.data.folder import photographs
@@ -178,16 +178,16 @@ def targets_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph,
     """Return what to paint of each face of a photograph: a Target for each age, or for the prompt."""
     if args.prompt is not None:
         plain = edit.without_age()
-        return [[Target(args.prompt, plain.strength, plain.detail)] for _ in photo.ages]
+        return [[plain.target(args.prompt)] for _ in photo.ages]
     low, high = sd.captioning.ages
-    limits, reach = (low, high), f"the adapter saw {low} to {high} in training"
-    if slider:
-        limits, reach = slider.reach, "the slider reaches {:+.0f} to {:+.0f}".format(*slider.reach)
+    limits = slider.reach if slider else (low, high)
+    reach = "the slider reaches {:+.0f} to {:+.0f}".format(*limits) if slider else f"the adapter saw {low} to {high} in training"
     for value in args.years or args.ages:
         if not limits[0] <= value <= limits[1]:
             print(f"warning: {value} years: {reach}", file=sys.stderr)
     rows = []
     for age in photo.ages:
+        assert age is not None  # it is only with --prompt
         ages = [min(max(round(age + slider.ask(years)), low), high) for years in args.years] if slider else args.ages
         rows.append(age_targets(sd, ages, age, photo.subject, edit))
     return rows
@@ -213,9 +213,9 @@ def age_photograph(
         of_faces = [row[k // count] for row in rows]
         told = {"whole_prompt": [target.prompt for target in of_faces], "strength": [target.strength for target in of_faces]}
         told |= {"detail": [target.detail for target in of_faces], "current_age": photo.ages}
-        told = told if len(rows) > 1 else {key: values[0] for key, values in told.items()}
-        told |= {"report": {"largest_change_outside": largest_change_outside(photo.image, picture, union)}, **settings}
-        print(save_marked(picture, args.output_dir / name, told, encoding=photo.encoding))
+        own: dict = told if len(rows) > 1 else {key: values[0] for key, values in told.items()}
+        own |= {"report": {"largest_change_outside": largest_change_outside(photo.image, picture, union)}, **settings}
+        print(save_marked(picture, args.output_dir / name, own, encoding=photo.encoding))
     box, ages = square_about(union, 1.6), [f"{age:.0f}" for age in photo.ages if age is not None]
     shown = [cut(picture, box, 320) for picture in [photo.image, *made[::count]]]
     labels = [", ".join(["input", *ages]), *(name.removeprefix(f"{photo.path.stem}-") for name in names[::count])]

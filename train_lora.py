@@ -17,6 +17,7 @@ from dataclasses import dataclass, make_dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,8 +130,8 @@ def parse_args() -> argparse.Namespace:
 
 def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> None:
     """Warn of flags that do nothing beside the others, and raise InputError for those that contradict each other."""
-    needs = {"mask_loss": ("unmasked_weight", "normalize_mask_loss"), "prior_adapter": ("prior_weight", "prior_subject")}
-    needs |= {"class_data_dir": ("class_prompt", "prior_loss_weight"), "validation_prompt": ("num_validation_images",)}
+    needs = {"mask_loss": ["unmasked_weight", "normalize_mask_loss"], "prior_adapter": ["prior_weight", "prior_subject"]}
+    needs |= {"class_data_dir": ["class_prompt", "prior_loss_weight"], "validation_prompt": ["num_validation_images"]}
     idle = {flag: f"without --{other}" for other, flags in needs.items() for flag in flags if not getattr(args, other)}
     idle |= {"lr_warmup_steps": "with constant; give constant_with_warmup"} if args.lr_scheduler == "constant" else {}
     idle |= {"max_train_steps": "beside --num_train_epochs"} if args.num_train_epochs else {}
@@ -152,7 +153,7 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
         raise InputError("--compile: needs a C++ compiler on the CPU, and finds none; install g++, or leave it out")
 
 
-def load_model(args: argparse.Namespace, processes: Processes) -> tuple[StableDiffusion, argparse.Namespace]:
+def load_model(args: Any, processes: Processes) -> tuple[StableDiffusion, Any]:
     """Load the model, frozen; return it and the flags with the device, attention and resolution that are used."""
     source, device, dtype = args.pretrained_model_name_or_path, processes.device(args.device), DTYPES[args.mixed_precision]
     sd = StableDiffusion.load(source, dtype, device)
@@ -164,7 +165,7 @@ def load_model(args: argparse.Namespace, processes: Processes) -> tuple[StableDi
         raise InputError(f"{source}: is an inpainting model; train on the plain one, adapters fit both")
     sd.unet.set_gradient_checkpointing(args.gradient_checkpointing)
     for model in (sd.unet, sd.vae):
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     resolution = args.resolution or sd.resolution
     if resolution % sd.vae.factor:
@@ -184,7 +185,7 @@ def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module
         raise InputError(f"--prior_adapter {args.prior_adapter}: changes the text encoder too; give one of the UNet alone")
     teacher = copy.deepcopy(sd.unet, {id(p): p for p in sd.unet.parameters()})
     for path, layer in adapter.layers.items():
-        module = teacher.get_submodule(path)
+        module: Any = teacher.get_submodule(path)
         module.weight = nn.Parameter(module.weight + layer.delta.to(module.weight), requires_grad=False)
     captioning = captioning_of({args.prior_adapter: adapter.metadata})
     low, high = captioning.ages
@@ -235,7 +236,7 @@ class Objective:
     args: argparse.Namespace
     dropout: SampleDropout
     teacher: nn.Module | None = None
-    ages: tuple[str, ...] = ()  # captions for the teacher
+    ages: Sequence[str] = ()  # captions for the teacher
     texts: TextCache | None = None
 
     def __post_init__(self):
@@ -258,7 +259,7 @@ class Objective:
         """Return a batch on the model's device, with latents (B, 4, h, w)."""
         batch = {name: value.to(self.args.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         posterior = batch["posterior"].unbind(1) if "posterior" in batch else self.sd.vae.posterior(batch["pixel_values"])
-        return batch | {"latents": self.sd.vae.draw(*(x.float() for x in posterior), batch["posterior_noise"])}
+        return batch | {"latents": self.sd.vae.draw(posterior[0].float(), posterior[1].float(), batch["posterior_noise"])}
 
     def loss(self, batch: dict, teacher: nn.Module | None = None) -> Tensor:
         """Return the mean squared error of the predicted noise, against the batch's or a teacher's prediction."""
@@ -278,19 +279,18 @@ def validate(objective: Objective, held_out: MicroBatches | None, monitor: Monit
     """Measure the loss on the held-out pictures and paint the prompt, with the same noise and timesteps each time."""
     sd, args = objective.sd, objective.args
     if held_out:
-        batches = held_out.load(0, held_out.sampler.steps_per_epoch)
-        losses = [objective.loss(objective.with_latents(batch)).item() for batch in batches]
+        losses = [objective.loss(objective.with_latents(x)).item() for x in held_out.load(0, held_out.sampler.steps_per_epoch)]
         monitor.write(step, validation_loss=sum(losses) / len(losses))
     if args.validation_prompt is None:
         return
-    sampling, options = Sampling(num_inference_steps=25, guidance_scale=3.0), {"output_type": "latent"}
-    options |= {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
+    options = {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
     with objective.autocast:
-        latents = generate(sd, args.validation_prompt, sampling, **options)
+        latents = generate(sd, args.validation_prompt, Sampling(25, 3.0), output_type="latent", **options)
+    assert isinstance(latents, Tensor)
     add_to_contact_sheet(Path(args.output_dir), step, to_images(sd.vae.decode(latents)))
 
 
-def train(args: argparse.Namespace) -> Path:
+def train(args: Any) -> Path:
     """Train an adapter by these flags; return its file."""
     processes = Processes.join(args.device)
     sd, args = load_model(args, processes)

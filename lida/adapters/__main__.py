@@ -39,9 +39,10 @@ def parse_args() -> argparse.Namespace:
 
 def combine_files(pairs: Sequence[tuple[str, Weight]], rank: int | None, output: Path, format: str) -> None:
     """Write one adapter that does what several do together, and print how exact it is."""
-    if not all(isinstance(weight, float) for _, weight in pairs):
+    plain = [(path, weight) for path, weight in pairs if isinstance(weight, float)]
+    if len(plain) < len(pairs):
         raise InputError("combine: one file has one weight for all blocks and timesteps; give a number for each")
-    adapter = combine([(load_adapter(path), weight) for path, weight in pairs], rank)
+    adapter = combine([(load_adapter(path), weight) for path, weight in plain], rank)
     print(f"largest relative error of a layer: {max(adapter.metadata['combination']['relative_error'].values()):.1e}")
     print(save_adapter(output, adapter, format))
 

@@ -36,7 +36,7 @@ def combine_layer(path: str, parts: Sequence[tuple[LowRank, float]], rank: int |
     sizes = {(up.shape[0], down.shape[1]) for up, down in factors}
     if len(sizes) > 1:
         raise InputError(f"combine: {path}: the adapters change weights of other sizes, {sorted(sizes)}; they are of other bases")
-    exact = sum(up @ down for up, down in factors)
+    exact = sum((up @ down for up, down in factors), torch.zeros(()))
     up, down = torch.cat([up for up, _ in factors], dim=1), torch.cat([down for _, down in factors])
     if rank is not None and len(down) > rank:
         up, down = truncate_rank(up, down, rank)

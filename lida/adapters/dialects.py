@@ -67,7 +67,8 @@ def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], wher
     A layer's alpha is its own tensor, else what the config says, else its rank. Raises InputError, with `where` in front, for
     whatever cannot be applied.
     """
-    found, unknown = {}, []
+    found: dict[str, dict[str, Tensor]] = {}
+    unknown = []
     for key, tensor in tensors.items():
         path, part = parse_key(key) or ("", "")
         if not path or found.setdefault(path, {}).setdefault(part, tensor) is not tensor:
@@ -132,7 +133,8 @@ def named(layers: Layers, down: str, up: str) -> dict[str, Tensor]:
 
 def as_diffusers(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors and header as diffusers writes them. Each alpha must be the rank: not every reader looks at the header."""
-    tensors, config = {}, {}
+    tensors: dict[str, Tensor] = {}
+    config: dict[str, object] = {}
     for component, part in by_component(layers).items():
         stem = "unet.{}.lora" if component == "unet" else "text_encoder.text_model.{}.lora_linear_layer"
         tensors |= named(part, f"{stem}.down.weight", f"{stem}.up.weight")

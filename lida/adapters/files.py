@@ -69,7 +69,8 @@ def load_adapter(source: str | Path, sd=None) -> Adapter:
 
     With `sd`, a StableDiffusion, it must also fit that model. Raises InputError that names the file and what is wrong.
     """
-    layers, metadata = {}, {}
+    layers: dict[str, LowRank] = {}
+    metadata: dict = {}
     for file in files_of(Path(source)):
         new, metadata = read_file(file)
         if both := layers.keys() & new.keys():

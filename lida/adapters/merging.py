@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..doors.errors import InputError
 from ..doors.tensors import is_finite
@@ -34,7 +35,7 @@ def block_of(path: str) -> str:
 
 def weighted_sum(path: str, parts: Parts) -> Tensor:
     """Compute sum_i w_i (alpha_i / r_i) B_i A_i."""
-    return sum(weight * layer.delta.flatten(1) for layer, weight in parts)
+    return sum((weight * layer.delta.flatten(1) for layer, weight in parts), torch.zeros(()))
 
 
 def weight_at(weight: Weight, path: str, t: int | None) -> float:
@@ -49,7 +50,7 @@ def weight_at(weight: Weight, path: str, t: int | None) -> float:
         block = block_of(path)
         if block not in weight and "default" not in weight:
             raise InputError(f"no weight for the block {block!r}; give it, or a default")
-        weight = weight.get(block, weight.get("default"))
+        weight = weight[block if block in weight else "default"]
     if callable(weight):
         if t is None:
             raise InputError(f"{path}: the prompt is encoded once, so the text encoder's weight cannot depend on the timestep")
@@ -59,7 +60,7 @@ def weight_at(weight: Weight, path: str, t: int | None) -> float:
 
 def finite_weight(weight: object) -> float:
     """Return a number as a float; raises InputError for anything else, and for numbers that are not finite in float32."""
-    if not isinstance(weight, Real) or not abs(weight) <= LARGEST:
+    if not isinstance(weight, Real) or not abs(weight) <= LARGEST:  # type: ignore[operator]  # the stub of Real's abs
         raise InputError(f"the weight {weight!r:.60} is not a finite number in float32; give one such as 0.2")
     return float(weight)
 
@@ -115,7 +116,7 @@ class Merger:
     of weights, so that whoever caches what follows from them can tell. One thread merges at a time.
     """
 
-    def __init__(self, module_of: Callable[[str], nn.Module | None]):
+    def __init__(self, module_of: Callable[[str], Any]):
         self.module_of, self.version = module_of, 0
         self.weights: dict[str, Weight] = {}  # what is merged, by adapter name, ...
         self.rule: Rule = weighted_sum

@@ -60,6 +60,11 @@ class Edit:
         strength = strength if self.strength is None else self.strength
         return replace(self, strength=strength, detail=detail if self.detail is None else self.detail)
 
+    def target(self, prompt: Prompt) -> "Target":
+        """Return the painting of a prompt by an edit whose strength and detail are chosen."""
+        assert self.strength is not None and self.detail is not None
+        return Target(prompt, self.strength, self.detail)
+
 
 def aging_edit(subject: str = "a person", **options) -> Edit:
     """Return an Edit that leads from the subject at no age: the prompt that inverts the photograph is also the negative one.
@@ -89,7 +94,7 @@ def age_targets(
     `subject` such as "a man" or "sks". An inpainting model paints all at the highest strength.
     """
     prompts = [sd.captioning.prompt(subject, min(max(round(age), 0), 99)) for age in ages]
-    edits = [edit.towards(age, current) for age in ages]
+    targets = [edit.towards(age, current).target(prompt) for prompt, age in zip(prompts, ages)]
     if sd.unet.inpaints:
-        edits = [replace(chosen, strength=max(other.strength for other in edits)) for chosen in edits]
-    return [Target(prompt, chosen.strength, chosen.detail) for prompt, chosen in zip(prompts, edits)]
+        targets = [replace(target, strength=max(other.strength for other in targets)) for target in targets]
+    return targets

@@ -48,6 +48,7 @@ def prepare(
     """
     check_photograph(image, mask)
     edit = edit.without_age()
+    assert edit.strength is not None  # without_age() has filled it
     if edit.method == "inversion" and sampling.scheduler != "ddim":
         raise ValueError(f"method inversion needs the scheduler ddim, not {sampling.scheduler!r}")
     steps, count, inpaint = sampling.steps(sd.schedule, edit.strength), num_images_per_prompt, edit.method == "inpaint"
@@ -64,7 +65,7 @@ def prepare(
     noise = randn_like(init_latents, generator) if inpaint else None
     condition = sd.inpainting_condition(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
     trajectory = step_noise = None
-    if inpaint:
+    if noise is not None:
         latents = noise if edit.strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
         blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     else:
@@ -91,6 +92,7 @@ def repaint(
     lower strength on an inpainting model, which never goes along with the photograph.
     """
     count, edit = len(prepared.latents), prepared.edit
+    assert edit.strength is not None  # prepare() has filled it
     fractions = torch.tensor([target.strength / edit.strength for target in targets])
     if prepared.blend is None and (any(target.detail for target in targets) or bool((fractions != 1).any())):
         raise ValueError("an inpainting model paints without the photograph: detail must be 0, and all strengths alike")
@@ -110,6 +112,7 @@ def composed(sd: StableDiffusion, prepared: Prepared, latents: Tensor, targets: 
     patches, unchanged = to_images(sd.vae.decode(latents)), []
     detailed = any(target.detail for target in targets)
     if detailed:
+        assert prepared.blend is not None  # repaint() has seen to it
         unchanged = to_images(sd.vae.decode(prepared.blend.init_latents))
     if prepared.edit.match_colour:
         small = cut(mask, box, sd.resolution)
@@ -137,7 +140,7 @@ def age_face(
     """
     edit = edit.without_age()
     prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
-    targets = [Target(p, edit.strength, edit.detail) for p in repeated(prompt, 1)]
+    targets = [edit.target(p) for p in repeated(prompt, 1)]
     return repaint(sd, prepared, targets, sampling, output_type=output_type, progress=progress)
 
 
@@ -163,7 +166,8 @@ def repaint_all(
     """Prepare a photograph as far up as its strongest target asks for, and repaint it, `batch_size` targets at a time."""
     edit = replace(edit, strength=max(target.strength for target in targets))
     prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
-    size, pictures = batch_size or len(targets), []
+    size = batch_size or len(targets)
+    pictures: list[Image.Image] = []
     for start in range(0, len(targets), size):
         pictures += repaint(sd, prepared, targets[start : start + size], sampling, progress=progress)
     return pictures

@@ -1,6 +1,6 @@
 """Painting from prompts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from PIL import Image
@@ -11,7 +11,7 @@ from ..diffusion.schedule import NoiseSchedule, randn_like
 from ..doors.pictures import to_images
 from .stable_diffusion import Prompt, StableDiffusion
 
-Progress = Callable[[Sequence], Iterable]  # wraps the list of steps, as tqdm does; has its length
+Progress = Callable[[Sequence], Collection]  # wraps the list of steps, as tqdm does; has its length
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ def inverse(asked: Sequence[float], years: Sequence[float], wanted: float) -> fl
     """Invert a rising curve by straight lines; where it is flat, return what is asked for least."""
     order = sorted(range(len(asked)), key=lambda k: -abs(asked[k]))
     points = sorted({round(years[k], 6): asked[k] for k in order}.items())
-    return float(np.interp(wanted, *zip(*points)))
+    return float(np.interp(wanted, [x for x, _ in points], [y for _, y in points]))
 
 
 def aging_adapters(sd: StableDiffusion) -> dict[str, str]:

@@ -87,7 +87,7 @@ class StableDiffusion:
     def base(self) -> dict[str, str]:
         """Return the model's name and the fingerprint of each part, to be recorded in what is made with it."""
         parts = {"unet": self.unet, "text_encoder": self.text_encoder.model, "vae": self.vae}
-        return {"name": self.name, **{part: model.fingerprint for part, model in parts.items()}}
+        return {"name": self.name, **{part: str(model.fingerprint) for part, model in parts.items()}}
 
     @property
     def resolution(self) -> int:
@@ -179,7 +179,7 @@ class StableDiffusion:
         return torch.stack([torch.einsum("k,kmc->mc", hidden.new_tensor(list(m.values())), p) for m, p in zip(mixtures, parts)])
 
     def predictor(
-        self, prompts: Sequence[Prompt], negative_prompt: str | Sequence[str] = "", sampling: Sampling = Sampling(),
+        self, prompts: Sequence[Prompt], negative_prompt: str | Sequence[Prompt] = "", sampling: Sampling = Sampling(),
         condition: Tensor | None = None,
     ) -> NoisePrediction:  # fmt: skip
         """Return the guided noise prediction for these prompts, as a function of latents (B, C, h, w) and timesteps (B,).
@@ -208,7 +208,7 @@ class StableDiffusion:
 
         return guided(
             unet, cond, uncond, sampling.guidance_scale, sampling.guidance_rescale,
-            lambda t: low <= self.schedule.sigma(t) <= high,
+            lambda t: bool(low <= self.schedule.sigma(t) <= high),
         )  # fmt: skip
 
     def inpainting_condition(
@@ -218,6 +218,6 @@ class StableDiffusion:
 
         pixel_values (1, 3, H, W), mask (1, 1, H', W'), latent_mask (1, 1, h, w).
         """
-        outside = mask_to_latents(mask, pixel_values.shape[2:]) == 0
+        outside = mask_to_latents(mask, (pixel_values.shape[2], pixel_values.shape[3])) == 0
         masked = self.vae.encode(pixel_values * outside.to(pixel_values), generator)
         return torch.cat([(latent_mask > 0).to(masked), masked], dim=1).to(self.device, self.dtype)

@@ -34,7 +34,7 @@ Tensors = Mapping[str, Tensor]
 Device = str | torch.device
 
 
-def build(kind: Callable[[Any], nn.Module], config: Any, path: Path) -> nn.Module:
+def build(kind: Callable[[Any], nn.Module], config: Any, path: Path) -> Any:
     """Return the model of a config on the meta device, where it takes no memory. Raises InputError for one that is too large."""
     with refusing(path), torch.device("meta"):
         model = kind(config)
@@ -44,7 +44,7 @@ def build(kind: Callable[[Any], nn.Module], config: Any, path: Path) -> nn.Modul
     return model
 
 
-def fill(model: nn.Module, tensors: Tensors, names: dict[str, str], path: Path, dtype: torch.dtype, device: Device) -> None:
+def fill(model: Any, tensors: Tensors, names: dict[str, str], path: Path, dtype: torch.dtype, device: Device) -> None:
     """Load tensors strictly into a model on the meta device, freeze it, and set its `fingerprint`.
 
     `names` maps the model's names to the file's. Raises InputError that names the file's tensors that are missing, unexpected,
@@ -89,7 +89,7 @@ def fingerprint(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def load_model(part: str, source: str | Path, dtype: torch.dtype, device: Device) -> nn.Module:
+def load_model(part: str, source: str | Path, dtype: torch.dtype, device: Device) -> Any:
     """Return the part "unet" or "vae" of a model."""
     kind, kind_of_config = MODELS[part]
     if is_single_file(source):

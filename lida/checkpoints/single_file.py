@@ -6,6 +6,7 @@ Model sites offer Stable Diffusion 1.5 as one .safetensors file in that layout. 
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from .configs import TextConfig
 SCHEDULE = NoiseScheduleConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
 )
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     "unet": UNetConfig(sample_size=64, cross_attention_dim=768),
     "vae": VAEConfig((128, 256, 512, 512), layers_per_block=2, sample_size=512),
     "text_encoder": TextConfig(hidden_size=768, intermediate_size=3072, projection_dim=768, num_attention_heads=12),
@@ -40,7 +41,7 @@ VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def read_part(path: Path, part: str) -> tuple[dict[str, Tensor], UNetConfig | VAEConfig | TextConfig]:
+def read_part(path: Path, part: str) -> tuple[dict[str, Tensor], Any]:
     """Return a part's tensors under latent diffusion's names, and its config. Raises InputError for what belongs to no part."""
     tensors, config = read_tensors(path), CONFIGS[part]
     unknown = [n for n in tensors if not n.startswith(tuple(PREFIXES.values())) and not IGNORED.fullmatch(n)]

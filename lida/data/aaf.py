@@ -75,7 +75,7 @@ def read_faces(folder: str | Path, split: str = "all", ages: Sequence[int] = (0,
 
 def read_genders(path: Path) -> dict[str, bool]:
     """Return, by file name, whether the face is a man's."""
-    genders = {}
+    genders: dict[str, bool] = {}
     for number, line in enumerate(regular_file(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         words = line.split()
         if words and (len(words) != 2 or not NAME.fullmatch(words[0]) or words[1] not in ("0", "1")):

@@ -92,7 +92,7 @@ def read_aged(folder: str | Path) -> list[Example]:
     faults = [
         f"{example.path}: its age is {age!r}, not a number from 0 to 120; write it as `age` in its line"
         for example in examples
-        if type(age := example.row.get("age")) not in (int, float) or not 0 <= age <= 120
+        if not isinstance(age := example.row.get("age"), int | float) or isinstance(age, bool) or not 0 <= age <= 120
     ]
     if faults:
         raise InputError(*faults)
@@ -117,7 +117,7 @@ def lines_of(folder: Path, caption: str | None) -> Iterator[Line]:
         with open(inside(folder, path), "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip(b"\xef\xbb\xbf \t\r\n"):  # with the byte-order mark of UTF-8
-                    yield f"{path}:{number}", path.parent, lambda line=line: columns_of(parse_json(line, "the line", LONGEST))
+                    yield f"{path}:{number}", path.parent, partial(columns_of, line)
     for path in sorted(folder.rglob(LIST)) if not files else ():
         files, entries = [path], read_json(inside(folder, path))
         if not isinstance(entries, list):
@@ -130,6 +130,7 @@ def lines_of(folder: Path, caption: str | None) -> Iterator[Line]:
 
 def columns_of(row: Any) -> Row:
     """Return the columns of a line of metadata; raises InputError unless it is an object."""
+    row = parse_json(row, "the line", LONGEST) if isinstance(row, bytes) else row
     if not isinstance(row, dict):
         raise InputError(f"{repr(row)[:80]} is not an object; make it {LINE}")
     return row
@@ -161,7 +162,7 @@ def example_of(
         if not isinstance(name, str):
             raise InputError(f"{str(row)[:80]} names no picture as {columns[-1]!r}; add it, or give --image_column")
         text = "" if caption_column is None else row.get(caption_column)
-        if caption_column is not None and not (isinstance(text, str) and text.strip()):
+        if not isinstance(text, str) or not (text.strip() or caption_column is None):
             raise InputError(f"{caption_column!r} of {name} is {text!r}, no caption; write one, or give --caption_column")
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"{name} leaves the folder; give a path from {base} downwards")

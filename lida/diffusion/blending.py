@@ -31,6 +31,7 @@ class Blend:
         if self.trajectory is not None:
             photograph = self.trajectory[t]
         elif t >= 0:
+            assert self.noise is not None  # it stands in where there is no trajectory
             photograph = schedule.add_noise(photograph, self.noise, torch.tensor(t))
         return torch.where(self.mask > steps_left, latents, photograph)
 

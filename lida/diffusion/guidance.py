@@ -22,7 +22,10 @@ def guided(
     first. At g <= 1, and at timesteps where it does not act (Kynkaanniemi et al. 2024), the prediction is the conditional
     alone, for half the cost; `uncond` may then be None. `rescale` mixes in the prediction with the conditional's deviation.
     """
-    both = None if guidance_scale <= 1 else torch.cat([uncond, cond])
+    both = None
+    if not guidance_scale <= 1:
+        assert uncond is not None
+        both = torch.cat([uncond, cond])
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
         if both is None or not acts_at(int(timesteps[0])):

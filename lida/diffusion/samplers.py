@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +127,7 @@ def sample(
     predict: Callable[[Tensor, Tensor], Tensor],
     schedule: NoiseSchedule,
     latents: Tensor,
-    timesteps: Iterable[tuple[int, int]],
+    timesteps: Collection[tuple[int, int]],
     step: str | StepRule = "ddim",
     blend: Blend | None = None,
     callback: Callable[[int, int, Tensor], object] | None = None,
@@ -146,10 +146,8 @@ def sample(
     history, count = None, len(timesteps)
     for number, (t, t_prev) in enumerate(timesteps):
         noise_pred = predict(latents, torch.full(latents.shape[:1], t, device=latents.device))
-        if multistep:
-            latents, history = step(schedule, latents, noise_pred, t, t_prev, history=history)
-        else:
-            latents = step(schedule, latents, noise_pred, t, t_prev)
+        made = step(schedule, latents, noise_pred, t, t_prev, **({"history": history} if multistep else {}))
+        latents, history = made if isinstance(made, tuple) else (made, None)
         if blend is not None:
             latents = blend(schedule, latents, t_prev, 1 - (number + 1) / count)
         if callback is not None:

@@ -32,6 +32,7 @@ def run(main: Callable[[], None]) -> None:
             main()
             sys.stdout.flush()  # a closed pipe is noticed here, not at exit
         except BrokenPipeError:
+            assert sys.__stdout__ is not None  # it was open a moment ago
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # or Python would complain at exit
             sys.exit(141)  # as shells report SIGPIPE
         except KeyboardInterrupt:

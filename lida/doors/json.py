@@ -92,7 +92,8 @@ def typed(cls: type[T], value: Any, where: str | Path, ignore: Collection[str] =
     with a message for every fault: its place, the value, and what is wanted.
     """
     kept = {key: x for key, x in value.items() if key not in ignore} if isinstance(value, dict) else value
-    result = convert(cls, kept, str(where), faults := [])
+    faults: list[str] = []
+    result = convert(cls, kept, str(where), faults)
     if faults:
         raise InputError(*faults)
     return result
@@ -101,7 +102,7 @@ def typed(cls: type[T], value: Any, where: str | Path, ignore: Collection[str] =
 def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
     """Return the value as an instance of the annotation `kind`, or append what is wrong to `faults`."""
     origin, parts = get_origin(kind), get_args(kind)
-    if is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         return build(kind, value, where, faults)
     if origin in (Union, types.UnionType):
         rest = [part for part in parts if part is not type(None)]
@@ -110,7 +111,8 @@ def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
         if len(rest) == 1:
             return convert(rest[0], value, where, faults)
         for part in rest:
-            result = convert(part, value, where, inner := [])
+            inner: list[str] = []
+            result = convert(part, value, where, inner)
             if not inner:
                 return result
     elif origin is Annotated:

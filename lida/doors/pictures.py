@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ def in_srgb(image: Image.Image, path: str | Path = "the picture") -> Image.Image
     try:
         profile = profile_of(image.info.get("icc_profile"))
         if profile is not None:
-            image = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            image = cast(Image.Image, ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"))
     except (ImageCms.PyCMSError, OSError) as error:
         warnings.warn(f"{path}: its colour profile cannot be used ({error}), so that its colours are taken for sRGB")
     return with_profile(image.convert("RGB"), None)
@@ -107,10 +108,11 @@ def in_srgb(image: Image.Image, path: str | Path = "the picture") -> Image.Image
 
 def from_srgb(image: Image.Image, like: Image.Image) -> Image.Image:
     """Return an sRGB picture in the colours of another one's profile."""
-    profile = like.info.get("icc_profile")
-    if not profile or not leads_back(profile) or profile_of(profile) is None:
+    data = like.info.get("icc_profile")
+    profile = profile_of(data) if data and leads_back(data) else None
+    if profile is None:
         return image
-    return ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), profile_of(profile))
+    return cast(Image.Image, ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), profile))
 
 
 def profile_of(data: bytes | None) -> ImageCms.ImageCmsProfile | None:

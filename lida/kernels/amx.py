@@ -72,11 +72,11 @@ def has_amx(dtype: torch.dtype, device: torch.device) -> bool:
 @cache
 def library() -> ctypes.CDLL:
     """amx.cpp, compiled; raises InputError with what the compiler said."""
-    if compiler() is None:
+    if (program := compiler()) is None:
         raise InputError("attention amx: wants a C++ compiler, and finds none; install g++, or use sdpa, the slower")
     with TemporaryDirectory() as place:
         built = Path(place, "amx.so")
-        command = [compiler(), *FLAGS, str(Path(__file__).with_suffix(".cpp")), "-o", str(built)]
+        command = [program, *FLAGS, str(Path(__file__).with_suffix(".cpp")), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])

@@ -1,5 +1,6 @@
 """The kernels that compute attention, by name. Each equals lida.nn.layers.attention on (B, heads, tokens, d)."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
@@ -25,7 +26,7 @@ def xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 # sdpa is torch's fused kernel, einsum the equation as it stands, amx lida's own in bfloat16 on CPUs with AMX
-ATTENTION = {
+ATTENTION: dict[str, Callable[..., Tensor]] = {
     "sdpa": F.scaled_dot_product_attention,
     "xformers": xformers_attention,
     "amx": amx.attention,

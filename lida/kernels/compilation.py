@@ -24,4 +24,4 @@ def compiled(unet: nn.Module) -> nn.Module:
     for module in unet.modules():
         if type(module) is Upsample:
             module.__class__ = UpsampleByRepeating
-    return torch.compile(unet)
+    return torch.compile(unet)  # type: ignore[return-value]  # of a module it makes a module

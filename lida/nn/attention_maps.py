@@ -17,7 +17,8 @@ def recorded_attention(unet: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     half of B is the negative prompt's. What the UNet computes stays the same; the maps carry gradients where it does.
     """
     layers = {path: m for path, m in unet.named_modules() if isinstance(m, Attention) and path.endswith("attn2")}
-    kernels, maps = {path: layer.kernel for path, layer in layers.items()}, {path: [] for path in layers}
+    kernels = {path: layer.kernel for path, layer in layers.items()}
+    maps: dict[str, list[Tensor]] = {path: [] for path in layers}
 
     def recording(path: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         maps[path].append((q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1))

@@ -5,6 +5,7 @@ Module names are the keys of diffusers' checkpoints, so that loading a file is `
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,8 @@ class CachedContext:
     """
 
     def __init__(self, hidden: Tensor):
-        self.hidden, self.cache = hidden, {}
+        self.hidden = hidden
+        self.cache: dict[Attention, tuple[Tensor, Tensor]] = {}
 
     def keys_values(self, attention: "Attention") -> tuple[Tensor, Tensor]:
         """Return the attention's keys and values, computed at the first call."""
@@ -54,7 +56,7 @@ class Attention(nn.Module):
     the width does not divide into the heads.
     """
 
-    kernel = staticmethod(F.scaled_dot_product_attention)
+    kernel: Callable[..., Tensor] = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None, qkv_bias: bool = False):
         super().__init__()
@@ -145,6 +147,7 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
+            assert temb is not None
             h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))

@@ -116,7 +116,7 @@ def inject_lora(
         raise ValueError("adapters are merged into the model, and would count twice; call set_adapters([], []) first")
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
-    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     found = [(path, target) for path in linear for target in targets if f".{path}".endswith(f".{target}")]
     for target in targets:
         if target not in (t for _, t in found):
@@ -124,7 +124,7 @@ def inject_lora(
     model.requires_grad_(False)
     layers = {}
     for path in dict.fromkeys(path for path, _ in found):
-        base = model.get_submodule(path)
+        base = linear[path]
         kind = layer or (LoRALinear if base.weight.dtype == torch.float32 else HalfLoRALinear)
         layers[path] = kind(base, rank, alpha)
         model.set_submodule(path, layers[path])

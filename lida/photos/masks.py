@@ -41,8 +41,8 @@ def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
     if mask.size != size:
         width, height = mask.size
         raise InputError(f"{path}: the mask is {width}x{height}, the photograph {size[0]}x{size[1]}; make them equal")
-    if mask.getextrema()[1] < BLACK:
-        raise InputError(f"{path}: the mask is black (brightest value {mask.getextrema()[1]}); paint the face white")
+    if (brightest := int(np.asarray(mask).max())) < BLACK:
+        raise InputError(f"{path}: the mask is black (brightest value {brightest}); paint the face white")
     return without_ringing(mask)
 
 
@@ -95,7 +95,7 @@ def choose_faces(faces: list[Face], chosen: int | str | None) -> list[Face]:
     """Return the faces that read_masks()'s `face` means; raises InputError, listing the faces, where there is none such."""
     if not faces:
         raise InputError("--mask auto: no face is found in the photograph; give a mask as a picture or as x0,y0,x1,y1")
-    if chosen == "all":
+    if isinstance(chosen, str):  # all
         return faces
     boxes = "; ".join("{}: {:.0f}x{:.0f} at {:.0f},{:.0f}".format(i, *f.box[2:], *f.box[:2]) for i, f in enumerate(faces, 1))
     if chosen is None and len(faces) > 1:
@@ -119,7 +119,7 @@ def mask_from_landmarks(landmarks: np.ndarray, size: tuple[int, int], outline: O
     further = outline.growth * height + 1  # a pixel more, to hold the pixels of the landmarks themselves
     border = border + further * away / np.linalg.norm(away, axis=1, keepdims=True).clip(1e-6)
     mask = filled(hull(border), size, outline.feather * height / 2)
-    values = np.asarray(mask, dtype=np.float32)
+    values: np.ndarray = np.asarray(mask, dtype=np.float32)
     for name, factor in outline.zones.items():
         place, extent = (np.array(pair) for pair in ZONES[name])
         zone = filled(middle + half * (place + extent * circle) @ axes, size, 0.03 * height)

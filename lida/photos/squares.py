@@ -15,7 +15,9 @@ Box = tuple[int, int, int]  # left, top, side of a square in pixels; it may reac
 
 def square_about(mask: Image.Image, context: float) -> Box:
     """Return the square about the white of a mask, `context` times as long as its longer side, in the picture if it fits."""
-    left, top, right, bottom = mask.getbbox()
+    white = mask.getbbox()
+    assert white is not None  # a black mask is refused before
+    left, top, right, bottom = white
     side = round(context * max(right - left, bottom - top))
     side = max(min(side, *mask.size), right - left, bottom - top)  # never beyond the picture but to hold the mask
 

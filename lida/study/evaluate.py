@@ -137,7 +137,8 @@ def sheet_of(units: Sequence[Unit], ages: Sequence[int]) -> Image.Image:
 def weights_of(units: Sequence[Unit], ages: Sequence[int]) -> Image.Image | None:
     """Return age weight by identity weight: a person's first family at the age that is farthest. None for one setting."""
     family = [unit for unit in units if unit.setting.family == units[0].setting.family]
-    age, rows = max(ages, key=lambda age: abs(age - units[0].subject.current)), {}
+    age = max(ages, key=lambda age: abs(age - units[0].subject.current))
+    rows: dict[str, dict[str, Image.Image]] = {}
     for unit in family:
         rows.setdefault(spelled(unit.setting.age), {})[spelled(unit.setting.identity)] = face(unit, unit.picture(age))
     top = list(dict.fromkeys(spelled(unit.setting.identity) for unit in family))

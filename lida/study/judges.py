@@ -66,7 +66,8 @@ class AgeJudge:
 
     def __init__(self, source: str):
         function, path = function_at(source), Path(source, READINGS)
-        self.name, self.read = (source, function) if function else (Path(source).name, AgeEstimator(source))
+        self.name = source if function else Path(source).name
+        self.read: Callable = function or AgeEstimator(source)
         rows = typed(Readings, {"decades": read_json(path) if path.is_file() else {}}, path).decades
         self.errors = {int(decade[:-1]): errors for decade, errors in rows.items() if decade[:-1].isdecimal()}
 
@@ -111,9 +112,10 @@ class IdentityJudge:
         self.name, self.by_distance = source, source == "dlib"
         self.measure = f"1 - distance / {DLIB_FAR}" if self.by_distance else "cosine"
         self.same = {"sface": SAME_PERSON, "dlib": DLIB_SAME}.get(source)
-        self.embed = faces.embed if source == "sface" else dlib_embedding(faces) if self.by_distance else function_at(source)
-        if self.embed is None:
+        embed = faces.embed if source == "sface" else dlib_embedding(faces) if self.by_distance else function_at(source)
+        if embed is None:
             raise InputError(f"--identity_judge {source}: is not sface, dlib or an import path package.module:name")
+        self.embed: Callable[[Image.Image], np.ndarray | None] = embed
 
     def __call__(self, square: Image.Image) -> np.ndarray | None:
         """Return the vector of the face, of unit length for a cosine; None without a face."""
@@ -129,7 +131,7 @@ class IdentityJudge:
 def dlib_embedding(faces: FaceNetworks) -> Callable[[Image.Image], np.ndarray | None]:
     """Return dlib's face recognition as a function of an RGB picture. Raises InputError if a package is missing."""
     spec = find_spec("face_recognition_models")  # it is not imported: only its files are needed
-    if find_spec("dlib") is None or spec is None:
+    if find_spec("dlib") is None or spec is None or spec.origin is None:
         raise InputError("--identity_judge dlib: is not installed: pip install dlib-bin face_recognition_models")
     import dlib
 
@@ -160,7 +162,7 @@ class Judges:
         self.near, self.face_models, self.faces = near, face_models, FaceNetworks(face_models)
         self.ages = [AgeJudge(source) for source in ages]
         self.identities = [IdentityJudge(source, self.faces) for source in identities]
-        names = [judge.name for judge in (*self.ages, *self.identities)]
+        names = [*(judge.name for judge in self.ages), *(judge.name for judge in self.identities)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"{twice[0]}: is the name of two judges, whose columns would be one; rename a folder")
 
@@ -212,16 +214,16 @@ class Judges:
         """
         image, references = open_photo(person.photo), []
         mask = read_mask(person.mask, image, self.face_models)
-        vectors = self.vectors(image, mask)
-        if any(vector is None for vector in vectors):
+        vectors = [vector for vector in self.vectors(image, mask) if vector is not None]
+        if len(vectors) < len(self.identities):
             raise InputError(f"{person.photo}: a judge of identity finds no face in it; give another photograph")
         for dated in person.references:
             if pair := self.largest_face(dated.photo):
-                reference = Reference(dated.age, self.vectors(*pair), self.readings(pair[:1], pair[1])[0].tolist())
-                if any(vector is None for vector in reference.vectors):
+                seen = [vector for vector in self.vectors(*pair) if vector is not None]
+                if len(seen) < len(self.identities):
                     warnings.warn(f"{dated.photo}: a judge of identity finds no face in it; it is left out")
                 else:
-                    references.append(reference)
+                    references.append(Reference(dated.age, seen, self.readings(pair[:1], pair[1])[0].tolist()))
         current = float(self.readings([image], mask)[0, 0]) if person.age is None else person.age
         return Subject(person, image, mask, current, vectors, references)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ from .tradeoff import age_score, area, harmonic_score, interval, mean_of, spearm
 
 MEANS = ("age_error", "similarity", "face", "psnr")  # beginnings of the columns that a setting's line has the means of
 COMPARED = ("age_error", "similarity_input", "similarity_target")
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def judged(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
@@ -29,8 +30,8 @@ def judged(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
         row = identified(unit, target) | ages_read(judges, target, read)
         row |= similarities(judges, subject, judges.vectors(picture, subject.mask), subject.near(target, judges.near))
         row["face"] = float(judges.sees_face(picture, subject.mask))
-        back = unit.picture(target, "back")
-        if back is not None:
+        if not unit.setting.paints or (unit.folder / f"back{target:02d}.png").is_file():
+            back = unit.picture(target, "back")
             for judge, vector, own in zip(judges.identities, judges.vectors(back, subject.mask), subject.vectors):
                 row[judges.column("similarity_back", judge)] = mean_similarity(judge, vector, [own])
         row["psnr_inside"] = psnr_inside(subject.image, picture, subject.mask)
@@ -141,7 +142,8 @@ def areas(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
     def dominated(points: Sequence[np.ndarray]) -> float:
         return area([(x, age_score(error)) for x, error in np.mean(points, axis=0)])
 
-    found, families = [], {setting.family: [] for setting in settings if not setting.control}
+    found: list[Row] = []
+    families: dict[str, list[str]] = {setting.family: [] for setting in settings if not setting.control}
     for setting in settings:
         families.get(setting.family, []).append(setting.name)
     for family, names in families.items():

@@ -45,17 +45,17 @@ class Unit:
         """Return the folder of the pictures."""
         return self.output_dir / "pictures" / self.subject.person.name / self.setting.name / f"seed{self.seed}"
 
-    def picture(self, age: int, name: str = "age") -> Image.Image | None:
-        """Return the picture at an age, or aged `back` from it; None if it was not painted."""
-        path = self.folder / f"{name}{age:02d}.png"
-        return self.subject.image if not self.setting.paints else open_photo(path) if path.is_file() else None
+    def picture(self, age: int, name: str = "age") -> Image.Image:
+        """Return the picture at an age, or aged `back` from it. Raises InputError if it was not painted."""
+        return open_photo(self.folder / f"{name}{age:02d}.png") if self.setting.paints else self.subject.image
 
 
 class Painter:
     """The model with one person's adapters. It paints a person at each of `ages`, and each result `back` at the first age."""
 
     def __init__(self, model: str, age_adapter: str, device: str, ages: Sequence[int], back: bool):
-        self.ages, self.back, self.person = tuple(ages), back, None
+        self.ages, self.back = tuple(ages), back
+        self.person: Person | None = None
         self.sd = StableDiffusion.load(model, device=device)
         self.age = self.sd.load_adapter(AGE, age_adapter)
         self.sd.load_adapter(f"random {AGE}", random_adapter(self.age, 0))
@@ -125,7 +125,9 @@ class Painter:
 
 def shrunk(mask: Image.Image, share: float) -> Image.Image:
     """Return the mask scaled to a share of its width and height, about the middle of its white."""
-    left, top, right, bottom = mask.getbbox()
+    white = mask.getbbox()
+    assert white is not None  # a black mask is refused before
+    left, top, right, bottom = white
     width, height = max(1, round(share * (right - left))), max(1, round(share * (bottom - top)))
     inner = Image.new("L", mask.size, 0)
     small = mask.crop((left, top, right, bottom)).resize((width, height), Image.Resampling.BILINEAR)

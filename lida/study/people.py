@@ -52,7 +52,8 @@ class Person:
 
 def read_people(path: str | Path) -> list[Person]:
     """Read a .jsonl file with a Person's fields a line; paths start from its folder. Raises InputError with every fault."""
-    people, faults, path = [], [], regular_file(path, "file with a person a line, as JSON")
+    faults: list[str] = []
+    people, path = [], regular_file(path, "file with a person a line, as JSON")
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             where = f"{path}:{number}"
@@ -83,7 +84,7 @@ class Reference:
     """A real photograph, measured: the age in it, each identity judge's vector, and the age that each age judge reads."""
 
     age: float
-    vectors: list[np.ndarray | None]
+    vectors: list[np.ndarray]
     readings: list[float]
 
 

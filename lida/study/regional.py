@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ..nn.lora import LowRank
 
 @contextmanager
 def applied_within(
-    module_of: Callable[[str], nn.Module], layers: Mapping[str, LowRank], weight: Weight, mask: Tensor
+    module_of: Callable[[str], Any], layers: Mapping[str, LowRank], weight: Weight, mask: Tensor
 ) -> Iterator[None]:
     """Add an adapter's change to each layer's output where a mask (1, 1, h, w) of the latents is white, beside what is merged.
 
@@ -32,7 +33,7 @@ def applied_within(
             (x,) = inputs
             if isinstance(module, nn.Conv2d):
                 change = F.conv2d(x, layer.delta.reshape(module.weight.shape).to(x), None, module.stride, module.padding)
-                return output + strength * F.adaptive_avg_pool2d(mask, change.shape[2:]).to(x) * change
+                return output + strength * F.adaptive_avg_pool2d(mask, (change.shape[2], change.shape[3])).to(x) * change
             change = x @ down.T.to(x) @ up.T.to(x)  # (B, N, C)
             if of_text or x.ndim < 3:
                 return output + strength * change

@@ -82,7 +82,7 @@ class NamedRule:
         return self.function(path, parts)
 
 
-RULES = {"sum": lambda: weighted_sum, "orthogonalised": orthogonalised, "ties": ties, "dare": dare}
+RULES: dict[str, Callable] = {"sum": lambda: weighted_sum, "orthogonalised": orthogonalised, "ties": ties, "dare": dare}
 
 
 @cache

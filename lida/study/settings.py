@@ -123,7 +123,7 @@ def grid_of(
 def controls(plain: Setting, first: Setting) -> list[Setting]:
     """Return what stands in every table; random adapters have the weights of the first setting."""
     weights = {"identity": first.identity, "age": first.age}
-    given = {
+    given: dict[str, dict] = {
         NOTHING: {"paints": False}, "prompt only": {}, AGE_ONLY: {"age": 1.0}, "identity only": {"identity": 1.0},
         "random identity": {"random": "identity", **weights}, "random age": {"random": "age", **weights},
         CEILING: {"paints": False},
@@ -161,7 +161,7 @@ def read_setting(text: str, plain: Setting) -> Setting:
     try:
         if unknown := given.keys() - READERS.keys():
             raise ValueError(f"{min(unknown)!r} is not one of {', '.join(READERS)}")
-        values = {key.replace("against", "negative_prompt"): READERS[key](value) for key, value in given.items()}
+        values: dict = {key.replace("against", "negative_prompt"): READERS[key](value) for key, value in given.items()}
         parts = {part: {f.name for f in fields(getattr(plain, part))} & values.keys() for part in ("sampling", "edit")}
         for part, names in parts.items():
             values[part] = replace(getattr(plain, part), **{name: values.pop(name) for name in names})

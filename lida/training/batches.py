@@ -123,6 +123,7 @@ class Samples(Dataset):
         else:
             sample["pixel_values"] = self.pixels(index, flipped, place)
         if args.mask_loss and self.stream != CLASS:
+            assert example.mask is not None  # read_data() has seen to it
             mask = mask_to_tensor(self.fitted(open_mask(example.mask, example.size), flipped, place))
             sample["mask"] = F.interpolate(mask, size=self.latent_shape[1:], mode="area")[0]  # (1, h, w)
         return sample

@@ -45,6 +45,7 @@ class LatentCache:
         """Return the file of a posterior, named by the VAE and the pixels, and written now if it is missing or damaged."""
         pixels = self.samples.pixels(index, flipped).numpy().tobytes()
         digest = hashlib.sha256(f"{self.vae.fingerprint} {self.vae.dtype} ".encode() + pixels).hexdigest()
+        assert self.folder is not None
         path = self.folder / f"{digest}.safetensors"
         try:
             read_tensors(path, ["posterior"])

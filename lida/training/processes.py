@@ -44,15 +44,17 @@ class Processes:
         """Replace every gradient by its mean over the processes, in one message; return the means of the numbers."""
         if self.count == 1:
             return list(numbers)
-        message = torch.cat([*(p.grad.flatten() for p in parameters), parameters[0].grad.new_tensor(numbers)])
+        own = [p.grad for p in parameters if p.grad is not None]
+        assert len(own) == len(parameters)  # each term of the loss reaches every one
+        message = torch.cat([*(gradient.flatten() for gradient in own), own[0].new_tensor(numbers)])
         try:
             dist.all_reduce(message)
         except RuntimeError as error:
             what = str(error).splitlines()[0]
             raise InputError(f"another process of this run has ended ({what}); start it again, resuming from latest") from None
         *gradients, means = (message / self.count).split([*(p.numel() for p in parameters), len(numbers)])
-        for p, gradient in zip(parameters, gradients):
-            p.grad.copy_(gradient.view_as(p))
+        for gradient, mean in zip(own, gradients):
+            gradient.copy_(mean.view_as(gradient))
         return means.tolist()
 
     def wait(self) -> None:

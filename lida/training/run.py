@@ -23,8 +23,8 @@ from .processes import Processes
 from .state import checkpoints, resume, write_checkpoint
 
 # Flags that are not in the adapter's file, since they say where things lie or how a run was started
-PLACES = ("pretrained_model_name_or_path", "train_data_dir", "class_data_dir", "output_dir", "cache_dir", "device")
-PLACES += ("resume_from_checkpoint", "overwrite_output_dir", "push_to_hub", "hub_model_id")
+PLACES: tuple[str, ...] = ("pretrained_model_name_or_path", "train_data_dir", "class_data_dir", "output_dir", "cache_dir")
+PLACES += ("device", "resume_from_checkpoint", "overwrite_output_dir", "push_to_hub", "hub_model_id")
 ABOUT = ("role", "consent", "licence")  # what the adapter's file says of itself
 # Flags without weight for the result, or whose files are compared by content
 CHANGEABLE_ON_RESUME = (

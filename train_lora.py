@@ -29,7 +29,7 @@ from lida.aging import StableDiffusion, generate
 from lida.checkpoints import load_text_encoder, load_vae
 from lida.data.folder import read_captioning, read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
-from lida.doors.arguments import Parser, checked, non_negative, non_negative_int, positive, positive_int, seed
+from lida.doors.arguments import Parser, checked, non_negative, non_negative_int, positive, positive_int, seed, text, whole
 from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
@@ -71,8 +71,8 @@ def parse_args() -> argparse.Namespace:
     add("--targets", nargs="+", default=list(CROSS_ATTENTION), help="linear layers to adapt, by the end of their path")
     add("--train_text_encoder", action="store_true", help="adapt the text encoder's attention too")
     add("--role", choices=("age", "identity", "other"), help="purpose, written into the file; read off the data if not given")
-    add("--consent", help="who agreed to what, in your words, written into the file")
-    add("--licence", help="of the adapter, written into the file")
+    add("--consent", type=text, help="who agreed to what, in your words, written into the file")
+    add("--licence", type=text, help="of the adapter, written into the file")
     # The objective
     add("--snr_gamma", type=positive, help="weigh timesteps by min(snr, gamma) / snr; all alike if not given")
     add("--noise_offset", type=non_negative, default=0.0, help="deviation of a constant added to each channel's noise")
@@ -82,13 +82,13 @@ def parse_args() -> argparse.Namespace:
     add("--normalize_mask_loss", action="store_true", help="give pictures equal weight, whatever their masks' sizes")
     add("--prior_adapter", help="an Age-LoRA: at prompts of all ages, keep to what the base model does with it")
     add("--prior_weight", type=non_negative, default=1.0, help="weight of that part of the loss")
-    add("--prior_subject", default="a person", help="subject of those prompts")
+    add("--prior_subject", type=text, default="a person", help="subject of those prompts")
     add("--class_data_dir", help="folder of other pictures, as --train_data_dir, for prior preservation (DreamBooth)")
-    add("--class_prompt", help="their caption, if the folder has none")
+    add("--class_prompt", type=text, help="their caption, if the folder has none")
     add("--prior_loss_weight", type=non_negative, default=1.0, help="weight of their part of the loss")
     # The optimisation
     add("--train_batch_size", type=positive_int, default=16, help="pictures in a forward pass of each process")
-    add("--gradient_accumulation_steps", type=positive_int, default=1, help="forward passes in a step")
+    add("--gradient_accumulation_steps", type=whole(1, 10**4), default=1, help="forward passes in a step")
     add("--max_train_steps", type=positive_int, default=1000, help="optimiser steps")
     add("--num_train_epochs", type=positive_int, help="passes over all pictures, in place of --max_train_steps")
     add("--learning_rate", type=rate, default=1e-4, help="AdamW's learning rate")
@@ -109,14 +109,14 @@ def parse_args() -> argparse.Namespace:
     add("--attention", choices=ATTENTION, help="kernel; the fastest one that is there, if not given")
     add("--allow_tf32", action="store_true", help="multiply float32 with 10 bits of mantissa, on a CUDA GPU")
     add("--compile", action="store_true", help="compile the UNet by torch.compile")
-    add("--dataloader_num_workers", type=non_negative_int, default=0, help="processes that read pictures")
+    add("--dataloader_num_workers", type=whole(0, 64), default=0, help="processes that read pictures")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps or xpu")
     # Watching and stopping
     add("--checkpointing_steps", type=positive_int, default=500, help="steps between checkpoints")
     add("--checkpoints_total_limit", type=positive_int, help="keep only so many of the latest")
     add("--resume_from_checkpoint", help="latest, or a checkpoint's folder, to go on from")
     add("--validation_split", type=fraction, default=0.0, help="share of the pictures to hold out and measure the loss on")
-    add("--validation_prompt", help="paint this prompt to see what the adapter does")
+    add("--validation_prompt", type=text, help="paint this prompt to see what the adapter does")
     add("--num_validation_images", type=positive_int, default=4, help="pictures to paint each time")
     add("--validation_steps", type=positive_int, default=200, help="steps between measuring and painting")
     add("--report_to", choices=REPORTERS, default="none", help="where metrics go besides metrics.jsonl")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..doors.arguments import Parser, age, whole
+from ..doors.arguments import Parser, age, text, whole
 from ..doors.errors import InputError, run
 from ..doors.files import folder_written_whole, regular_file, write_json, write_text
 from ..doors.pictures import open_image, save_image
@@ -152,7 +152,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output_dir", type=Path, required=True, help="a new folder; gets the pictures, masks/ and metadata.jsonl")
     # Captions
     help = f"with {{subject}}, {{gender}}, {{decade}}, {{age}} (default: {DEFAULT_TEMPLATE!r})"
-    add("--template", default=DEFAULT_TEMPLATE, help=help)
+    add("--template", type=text, default=DEFAULT_TEMPLATE, help=help)
     help = f"write boy and girl below this age ({CHILD} if the flag has no number)"
     add("--children", type=age, nargs="?", const=CHILD, default=0, metavar="AGE", help=help)
     help = f"write old man and old woman from this age on ({OLD} if the flag has no number)"

@@ -41,6 +41,15 @@ positive = checked(float, "a number above 0", lambda value: value > 0)
 non_negative = checked(float, "a number of at least 0", lambda value: value >= 0)
 
 
+def text(value: str) -> str:
+    """Return a text; a command line that is no UTF-8 comes with halves of surrogate pairs."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{value[:60]!r} is not UTF-8") from None
+    return value
+
+
 def existing_folder(text: str | Path) -> Path:
     """Return the path of a folder."""
     if not Path(text).is_dir():

@@ -161,5 +161,5 @@ def micro_batches(examples: list[Example], sd, args: Namespace, processes: Proce
     batch = args.train_batch_size * args.gradient_accumulation_steps * processes.count
     balance = [e.row[args.balance_column] for e in examples] if args.balance_column and stream == TRAINING else None
     sampler = BatchSampler(len(examples), batch, args.seed + stream, balance)
-    workers = 0 if args.cache_latents else args.dataloader_num_workers
+    workers = 0 if args.cache_latents else min(args.dataloader_num_workers, len(examples))
     return MicroBatches(Samples(examples, sd, args, stream), sampler, args.train_batch_size, processes, workers)

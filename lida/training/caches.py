@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..doors.errors import InputError
 from ..doors.files import output_folder
-from ..doors.tensors import read_tensors, write_tensors
+from ..doors.tensors import is_finite, read_tensors, write_tensors
 from ..nn.text import TextEncoder
 from ..nn.vae import VAE
 
@@ -48,7 +48,9 @@ class LatentCache:
         assert self.folder is not None
         path = self.folder / f"{digest}.safetensors"
         try:
-            read_tensors(path, ["posterior"])
+            known = read_tensors(path, ["posterior"])["posterior"]
+            if known.dtype != torch.float32 or known.shape != (2, *self.samples.latent_shape) or not is_finite(known):
+                raise InputError(f"{path}: is damaged")
         except InputError:
             write_tensors(path, {"posterior": self.encode(index, flipped)})
         return path

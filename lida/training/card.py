@@ -1,5 +1,6 @@
 """The model card of a trained adapter, as the Hugging Face hub shows it, and its way there."""
 
+import warnings
 from pathlib import Path
 
 from ..adapters import FILE_NAME, Adapter
@@ -7,6 +8,7 @@ from ..adapters.modelspec import title
 from ..doors.errors import InputError
 from ..doors.files import write_text
 
+CARD_NAME = "README.md"
 CARD = """# {title}
 
 A LoRA for {base}, trained by lida in {steps} steps of {batch} pictures, {count} pictures in all, at rank {rank}.
@@ -33,7 +35,7 @@ synthetic. The adapter carries the terms of its data and of its base model{licen
 
 
 def write_card(folder: Path, adapter: Adapter) -> Path:
-    """Write README.md beside the adapter, with the header that the hub reads; return its path."""
+    """Write README.md beside the adapter, with the header that the hub reads; return its path. Another's is kept."""
     from huggingface_hub import ModelCardData
 
     about, training = adapter.metadata, adapter.metadata["training"]
@@ -49,7 +51,10 @@ def write_card(folder: Path, adapter: Adapter) -> Path:
         settings="\n".join(f"| {name} | {value} |" for name, value in sorted(settings.items())),
     )  # fmt: skip
     data = ModelCardData(base_model=base, library_name="diffusers", tags=["lora", "stable-diffusion", "face-aging", f"lida-{role}"])
-    path = folder / "README.md"
+    path = folder / CARD_NAME
+    if path.exists() and b", trained by lida in " not in path.read_bytes():
+        warnings.warn(f"{path}: is no card by lida, and is kept as it is")
+        return path
     write_text(path, f"---\n{data.to_yaml()}\n---\n{text}")
     return path
 
@@ -59,7 +64,7 @@ def push_to_hub(folder: Path, name: str | None) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    api, files = HfApi(), [FILE_NAME, "README.md", "samples.png"]
+    api, files = HfApi(), [FILE_NAME, CARD_NAME, "samples.png"]
     try:
         repo = api.create_repo(name or folder.resolve().name, private=True, exist_ok=True)
         api.upload_folder(repo_id=repo.repo_id, folder_path=folder, allow_patterns=files, commit_message="Adapter by lida")

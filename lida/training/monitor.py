@@ -86,8 +86,7 @@ class Monitor:
 @contextmanager
 def reporter(name: str, folder: Path) -> Iterator[Callable[[dict, int], object]]:
     """Yield what takes each step's metrics besides metrics.jsonl; raises InputError where its package is absent."""
-    if name != "none" and find_spec(name) is None:
-        raise InputError(f"--report_to {name}: it is not installed; pip install lida-aging[{name}]")
+    check_reporter(name)
     if name == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
@@ -102,11 +101,17 @@ def reporter(name: str, folder: Path) -> Iterator[Callable[[dict, int], object]]
         yield lambda values, step: None
 
 
+def check_reporter(name: str) -> None:
+    """Raise InputError where the package is absent."""
+    if name != "none" and find_spec(name) is None:
+        raise InputError(f"--report_to {name}: it is not installed; pip install lida-aging[{name}]")
+
+
 def step_of(line: str) -> float:
     """Return the step that a line of metrics.jsonl is of; infinity for a line that a crash has damaged."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf
 
 
@@ -121,6 +126,6 @@ def add_to_contact_sheet(folder: Path, step: int, images: list[Image.Image]) -> 
     """Save a step's pictures as a row, samples/<step>.png, and all rows so far as samples.png."""
     samples = output_folder(folder / "samples")
     save_image(sheet(images, [f"step {step}"] + [""] * (len(images) - 1), height=192), samples / f"{step:06d}.png")
-    rows = [np.asarray(Image.open(path)) for path in sorted(samples.glob("*.png"))]
+    rows = [np.asarray(Image.open(path)) for path in sorted(samples.glob("[0-9]*.png"))]
     rows = [row for row in rows if row.shape[1] == rows[-1].shape[1]]  # --num_validation_images may change
     save_image(Image.fromarray(np.concatenate(rows)), folder / "samples.png")

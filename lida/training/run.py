@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-import shutil
+import os
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,14 +14,14 @@ from pathlib import Path
 from .. import __version__
 from ..adapters import FILE_NAME, Adapter, load_adapter, save_adapter
 from ..data.folder import Example, data_fingerprint
-from ..doors.errors import InputError
+from ..doors.errors import InputError, faults_of
 from ..doors.files import locked, output_folder, write_json
 from ..nn.lora import LoRALinear
 from .batches import MicroBatches
-from .card import push_to_hub, write_card
-from .monitor import Monitor
+from .card import CARD_NAME, push_to_hub, write_card
+from .monitor import METRICS, Monitor, check_reporter
 from .processes import Processes
-from .state import checkpoints, resume, write_checkpoint
+from .state import checkpoints, remove, resume, write_checkpoint
 
 # Flags that are not in the adapter's file, since they say where things lie or how a run was started
 PLACES: tuple[str, ...] = ("pretrained_model_name_or_path", "train_data_dir", "class_data_dir", "output_dir", "cache_dir")
@@ -56,6 +57,21 @@ def check_output(args: Namespace) -> None:
         raise InputError(f"--hub_model_id {args.hub_model_id}: nothing is uploaded without --push_to_hub; add it")
     if args.push_to_hub and args.role == "identity" and not args.consent:
         raise InputError("--push_to_hub: a person's adapter is uploaded with that person's --consent only; say who gave it")
+    check_reporter(args.report_to)
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise InputError for what the run's files would replace and no run has written, and for what is in their way."""
+    names = (METRICS, "samples", "samples.png", Path(FILE_NAME).with_suffix(".json").name, CARD_NAME, FILE_NAME)
+    present = [path for path in (folder / name for name in names) if os.path.lexists(path)]
+    for path in [*present, *folder.glob("checkpoint-[0-9]*")]:
+        if not (path.is_dir() if path.name == "samples" or path.name.startswith("checkpoint-") else path.is_file()):
+            raise InputError(f"{path}: is in the way of the run's own; move it away, or give another --output_dir")
+    metrics = folder / METRICS
+    earlier = (folder / FILE_NAME).exists() or checkpoints(folder) or metrics.exists() and b'"smoothed": ' in metrics.read_bytes()
+    if present and not earlier and not overwrite:
+        cure = "move it away, or give another --output_dir; --overwrite_output_dir replaces it"
+        raise InputError(f"{present[0]}: is of no run of train_lora.py, and would be replaced; {cure}")
 
 
 @contextmanager
@@ -66,6 +82,8 @@ def output_of(args: Namespace, processes: Processes) -> Iterator[Path]:
         output_folder(folder)
     processes.wait()
     with locked(folder) if processes.first else nullcontext():
+        if processes.first:
+            check_folder(folder, args.overwrite_output_dir)
         yield folder
     processes.leave()
 
@@ -120,17 +138,24 @@ class Run:
         if held and not taken and not self.args.overwrite_output_dir:
             cure = "--resume_from_checkpoint latest goes on with the same settings, --overwrite_output_dir starts anew"
             raise InputError(f"{self.folder}: has {held[0]} of an earlier run; {cure}, or give another --output_dir")
-        old = [] if taken else [self.folder / "samples", *checkpoints(self.folder)]
-        for path in [*self.folder.glob(".lida-*.part"), *old] if self.monitor.writes else ():
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".lida-*.part") if self.monitor.writes else ():  # of a run that was killed
+            remove(path)
         return taken
 
     def after(self, step: int, loss: float, lr: float, norm: float, stop: int) -> None:
         """Log a step, paint and save where that is due, and end the program where `stop`, a signal's number, is not 0."""
         args, last = self.args, step == self.args.max_train_steps
         self.monitor.step(step, loss, lr, norm)
+        if self.monitor.writes and step == 1:  # a run that cannot take a step deletes nothing
+            for path in [*(self.folder / "samples").glob("[0-9]*.png"), *checkpoints(self.folder)]:
+                remove(path)
         if self.monitor.writes and (last or step % args.validation_steps == 0):
-            self.validate(step)
+            try:
+                self.validate(step)
+            except (MemoryError, RuntimeError) as error:  # what is trained is worth more than a look at it
+                if not (faults := faults_of(error)):
+                    raise
+                warnings.warn(f"step {step}: nothing is measured or painted: {faults[0]}")
         if self.monitor.writes and not last and (stop or step % args.checkpointing_steps == 0):
             write_checkpoint(self.folder, step, self.parts, self.adapter(), self.settings, args.checkpoints_total_limit)
         if stop and not last:

@@ -4,6 +4,7 @@ import io
 import shutil
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from ..adapters import Adapter, save_adapter
 from ..doors.errors import InputError
 from ..doors.files import folder_written_whole, write_bytes, write_json
 from ..doors.json import read_json
+from ..doors.tensors import is_finite
 
 STATE, SETTINGS = "state.pt", "settings.json"  # in a checkpoint
+MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of torch's optimisers and bitsandbytes'
 
 
 def save_state(path: str | Path, step: int, parts: Mapping[str, Any]) -> None:
@@ -34,18 +37,45 @@ def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
     if not Path(path).exists():
         return 0
     try:
+        with zipfile.ZipFile(path) as file:  # torch.load compares no checksums
+            if damaged := file.testzip():
+                raise ValueError(f"{damaged} has another checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError(f"the step {state['step']!r} is none")
         for name, part in parts.items():
+            before = options_of(part)
             part.load_state_dict(state[name])
-        return int(state["step"])
+            if options_of(part) != before:
+                raise ValueError(f"the {name} has other options")
+            check_values(part)
+        return state["step"]
     except Exception as error:  # a damaged file can raise anything
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: is damaged, or not of this run ({what[:120]})") from None
 
 
+def options_of(part: Any) -> list[dict]:
+    """Return an optimiser's options, without the learning rate, which every step sets; none of another part."""
+    groups = getattr(part, "param_groups", [])
+    return [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
+
+
+def check_values(part: Any) -> None:
+    """Raise ValueError for values that are not finite, and for moments that are missing or do not fit their parameter."""
+    tensors = part.parameters() if isinstance(part, torch.nn.Module) else []
+    if states := part.state if isinstance(part, torch.optim.Optimizer) else {}:
+        for p in (p for group in part.param_groups for p in group["params"]):
+            if {value.shape for name, value in states[p].items() if name in MOMENTS} != {p.shape}:
+                raise ValueError("moments are missing or of another shape")
+            tensors = [*tensors, *(x for x in states[p].values() if isinstance(x, torch.Tensor) and x.is_floating_point())]
+    if not all(is_finite(tensor) for tensor in tensors):
+        raise ValueError("values are not finite")
+
+
 def checkpoints(folder: str | Path) -> list[Path]:
     """Return the checkpoints checkpoint-<step> in a folder, the latest first."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit() and (path / STATE).is_file()]
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdecimal() and (path / STATE).is_file()]
     return sorted(found, key=lambda path: -int(path.name[11:]))
 
 
@@ -54,13 +84,21 @@ def write_checkpoint(
 ) -> None:
     """Write checkpoint-<step>, whole or not at all; then keep only the last `limit`. Raises InputError where it cannot."""
     path = folder / f"checkpoint-{step}"
-    shutil.rmtree(path, ignore_errors=True)  # of a run that went on from before it
+    remove(path)  # of a run that went on from before it
     with folder_written_whole(path) as part:
         save_adapter(part, adapter)
         write_json(part / SETTINGS, settings)
         save_state(part / STATE, step, parts)
     for old in checkpoints(folder)[limit:] if limit else []:
-        shutil.rmtree(old)
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (never what it leads to) or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) -> int:
@@ -82,6 +120,8 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
             if differing := differences(read_json(path / SETTINGS), settings):
                 raise InputError(f"{path}: was trained with other settings ({'; '.join(differing[:5])})")
             step = load_state(path / STATE, parts)
+            if path.name[11:].isdecimal() and path.name != f"checkpoint-{step}":
+                raise InputError(f"{path}: is damaged, its state is of step {step}")
         except InputError as error:
             faults.append(str(error))
             continue

@@ -361,6 +361,24 @@ def test_an_output_folder_may_have_any_name(train, tmp_path):
     assert (tmp_path / "age.safetensors" / ADAPTER).is_file()
 
 
+@pytest.mark.parametrize("name", ["samples/holiday.png", "samples.png", "metrics.jsonl", ABOUT, "README.md"])
+def test_a_folder_with_files_of_the_users_is_refused(command, tmp_path, name):
+    path = tmp_path / "a" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    code, _, err = command("a", "--max_train_steps", 1)
+    assert code == 2 and "is of no run of train_lora.py" in err and path.read_text() == "mine"
+
+
+def test_a_last_validation_without_memory_does_not_cost_the_adapter(command, tmp_path, monkeypatch):
+    def painted(*arguments):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("lida.training.monitor.save_image", painted)
+    code, _, err = command("a", "--validation_prompt", "a man", "--num_validation_images", 1, "--max_train_steps", 1)
+    assert code == 0 and "nothing is measured or painted: out of memory" in err and (tmp_path / "a" / ADAPTER).exists()
+
+
 def test_what_a_run_shows(train, tmp_path):
     options = ("--validation_prompt", "a man", "--validation_steps", 2, "--num_validation_images", 2)
     options += ("--mixed_precision", "bf16", "--lora_dropout", 0.1, "--train_text_encoder")
@@ -370,7 +388,7 @@ def test_what_a_run_shows(train, tmp_path):
     assert rows[0]["smoothed"] == rows[0]["loss"] and all(row["lr"] == 1e-3 and row["gradient_norm"] > 0 for row in rows)
     assert sorted(path.name for path in (tmp_path / "a" / "samples").iterdir()) == ["000002.png", "000004.png", "000005.png"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        "metrics.jsonl", ABOUT, ADAPTER, "samples", "samples.png", "tensorboard",
+        "README.md", "metrics.jsonl", ABOUT, ADAPTER, "samples", "samples.png", "tensorboard",
     ]  # fmt: skip
 
 
@@ -562,7 +580,7 @@ def test_a_full_disk_anywhere_ends_in_one_line(command, tmp_path, monkeypatch, p
     code, out, err = command("a", "--validation_prompt", "a man", "--num_validation_images", 1, "--max_train_steps", 1)
     monkeypatch.undo()
     assert code == 2 and not out and "No space left" in err.strip().splitlines()[-1] and "Traceback" not in err
-    assert not {path.name for path in (tmp_path / "a").iterdir()} - {"metrics.jsonl", "samples", "samples.png", ABOUT}
+    assert not {path.name for path in (tmp_path / "a").iterdir()} - {"README.md", "metrics.jsonl", "samples", "samples.png", ABOUT}
 
 
 # More than one process

@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 from conftest import noise_image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from lida.data.folder import read_examples
 from lida.training.batches import BatchSampler, MicroBatches, Samples
@@ -16,6 +16,9 @@ FLAGS = {
     "seed": 3, "random_flip": True, "center_crop": True, "caption_dropout": 0.0, "noise_offset": 0.0, "mask_loss": False,
     "validation_prompt": "a man",
 }  # fmt: skip
+
+
+WRONG = [{"posterior": x} for x in (torch.ones(2, 4, 8, 8).half(), torch.ones(2, 4, 8, 4), torch.full((2, 4, 8, 8), torch.nan))]
 
 
 def samples_of(dataset, sd, cached=False, folder=None, size=64) -> Samples:
@@ -80,7 +83,7 @@ def test_a_folder_of_latents_is_shared_by_runs_and_named_by_content(sd, dataset,
     assert len(files(folder)) == 12 + 2 + 12
 
 
-@pytest.mark.parametrize("damage", [b"", b"no safetensors", None])
+@pytest.mark.parametrize("damage", [b"", b"no safetensors", None, *map(save, WRONG)])
 def test_a_damaged_file_of_latents_is_written_again(sd, dataset, tmp_path, damage):
     latents = samples_of(dataset, sd, True, tmp_path).latents
     posterior = latents(0, False)

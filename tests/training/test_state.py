@@ -80,7 +80,28 @@ def another_models_state(path):
     save_state(path, 6, {"model": nn.Linear(5, 5), "optimizer": new_parts()["optimizer"]})
 
 
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[data.index(b"/data/0") + 64] ^= 1  # in the first tensor
+    path.write_bytes(data)
+
+
+def changed(change):
+    def damage(path):
+        state = torch.load(path)
+        change(state)
+        torch.save(state, path)
+
+    return damage
+
+
+STATES = [
+    lambda s: s.update(step=4), lambda s: s.update(step=2.5), lambda s: s.update(step=-6), lambda s: s["model"]["bias"].fill_(torch.nan),
+    lambda s: s["optimizer"]["state"].pop(0), lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(2)),
+    lambda s: s["optimizer"]["state"][0]["exp_avg"].fill_(torch.nan), lambda s: s["optimizer"]["param_groups"][0].update(betas=(0, 0)),
+]  # fmt: skip
 DAMAGE = [
+    *((STATE, changed(change)) for change in STATES), (STATE, flipped),
     (STATE, truncated), (STATE, pickled_code), (STATE, another_models_state), (STATE, lambda path: path.write_bytes(b"")),
     (STATE, lambda path: path.write_text("no zip file")), (STATE, lambda path: torch.save([1], path)),
     (SETTINGS, truncated), (SETTINGS, lambda path: path.write_text("[]")), (SETTINGS, lambda path: path.unlink()),

@@ -162,7 +162,9 @@ class Merger:
             self.base_weights[path] = module.weight.detach().clone()
         base = self.base_weights[path]
         change = rule(path, list(layers.values()))
-        if change.numel() != base.numel():
+        if not isinstance(change, Tensor) or not change.is_floating_point():
+            raise TypeError(f"{path}: the merging rule returned {change!r:.60}, no tensor of floating-point numbers")
+        if change.shape not in (base.shape, base.flatten(1).shape):
             raise ValueError(f"{path}: the merging rule returned {tuple(change.shape)} for a weight {tuple(base.shape)}")
         merged = (base.float() + change.to(base.device).reshape(base.shape)).to(base.dtype)
         if not is_finite(merged):

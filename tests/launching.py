@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers  # noqa: F401
 
-import lida.aging  # noqa: F401
+import lida.aging
 import lida.training.run  # noqa: F401
 
 ROOT = Path(__file__).parent.parent

@@ -103,7 +103,7 @@ def parse_weight(text: str) -> Weight:
 def parse_number(text: str) -> float | During:
     """Read one weight, with or without its timesteps."""
     match = NUMBER.fullmatch(text)
-    if not match or match[2] and int(match[2]) < int(match[3]):
+    if not match or (match[2] and int(match[2]) < int(match[3])):
         raise ValueError(f"{text!r} is not a finite number or not a stretch of timesteps; give one such as 0.2 or 1.0@600-0")
     value = finite_weight(float(match[1]))
     return During(value, int(match[2]), int(match[3])) if match[2] else value
@@ -163,7 +163,9 @@ class Merger:
             self.base_weights[path] = module.weight.detach().clone()
         base = self.base_weights[path]
         change = rule(path, list(layers.values()))
-        if change.numel() != base.numel():
+        if not isinstance(change, Tensor) or not change.is_floating_point():
+            raise TypeError(f"{path}: the merging rule returned {change!r:.60}, no tensor of floating-point numbers")
+        if change.shape not in (base.shape, base.flatten(1).shape):
             raise ValueError(f"{path}: the merging rule returned {tuple(change.shape)} for a weight {tuple(base.shape)}")
         merged = (base.float() + change.to(base.device).reshape(base.shape)).to(base.dtype)
         if not is_finite(merged):

@@ -1,5 +1,6 @@
 """How a face is to be repainted: one place for what is decided by the age asked for and the age that is seen."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -84,6 +85,9 @@ class Target:
     strength: float
     detail: float = 0.0
 
+    def __post_init__(self):
+        Edit(strength=self.strength, detail=self.detail)  # raises ValueError for a value out of range
+
 
 def age_targets(
     sd: StableDiffusion, ages: Sequence[float], current: float, subject: str = "a person", edit: Edit = Edit()
@@ -93,6 +97,8 @@ def age_targets(
     Each age is asked for by the caption of its decade, or a mixture of two, as the merged Age-LoRA's captions have it, for a
     `subject` such as "a man" or "sks". An inpainting model paints all at the highest strength.
     """
+    if not len(ages) or not all(math.isfinite(age) for age in (*ages, current)):
+        raise ValueError(f"ages must be finite numbers, one or more, not {ages} of a face of {current}")
     prompts = [sd.captioning.prompt(subject, min(max(round(age), 0), 99)) for age in ages]
     targets = [edit.towards(age, current).target(prompt) for prompt, age in zip(prompts, ages)]
     if sd.unet.inpaints:

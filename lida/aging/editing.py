@@ -15,7 +15,7 @@ from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
 from ..photos.masks import mask_to_latents, mask_to_tensor
 from ..photos.squares import Box, colour_matched, cut, is_grey, paste, square_about, with_detail
 from .edit import Edit, Target, age_targets, aging_edit
-from .generation import Progress, finite, repeated, step_rule
+from .generation import Progress, check_output, finite, repeated, step_rule
 from .stable_diffusion import Prompt, StableDiffusion
 
 
@@ -47,7 +47,9 @@ def prepare(
     mask, and for a strength that leaves no step to walk.
     """
     check_photograph(image, mask)
-    edit = edit.without_age()
+    if not isinstance(edit, Edit) or not isinstance(sampling, Sampling):
+        raise TypeError(f"give an Edit and a Sampling, not {type(edit).__name__} and {type(sampling).__name__}")
+    edit, source_prompts = edit.without_age(), repeated(edit.source_prompt, num_images_per_prompt)
     assert edit.strength is not None  # without_age() has filled it
     if edit.method == "inversion" and sampling.scheduler != "ddim":
         raise ValueError(f"method inversion needs the scheduler ddim, not {sampling.scheduler!r}")
@@ -70,7 +72,7 @@ def prepare(
         blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     else:
         unguided = replace(sampling, guidance_scale=1.0)
-        predict = sd.merging(sd.predictor([edit.source_prompt] * count, "", unguided, condition))
+        predict = sd.merging(sd.predictor(source_prompts, "", unguided, condition))
         if edit.method == "inversion":
             trajectory, step_noise = ddpm_invert(predict, sd.schedule, init_latents, steps, generator)
         else:
@@ -91,11 +93,14 @@ def repaint(
     size, target by target, or latents of the square for output_type "latent". Raises ValueError for a target with detail or a
     lower strength on an inpainting model, which never goes along with the photograph.
     """
+    check_output(output_type)
     count, edit = len(prepared.latents), prepared.edit
     assert edit.strength is not None  # prepare() has filled it
     fractions = torch.tensor([target.strength / edit.strength for target in targets])
     if prepared.blend is None and (any(target.detail for target in targets) or bool((fractions != 1).any())):
         raise ValueError("an inpainting model paints without the photograph: detail must be 0, and all strengths alike")
+    if bool((fractions > 1).any()):
+        raise ValueError(f"a target's strength is above the photograph's, {edit.strength}; prepare it as far up")
     prompts = repeated([target.prompt for target in targets], count)
     negative = edit.negative_prompt if isinstance(edit.negative_prompt, str) else repeated(edit.negative_prompt, count)
     predict = sd.merging(sd.predictor(prompts, negative, sampling, prepared.condition))
@@ -138,9 +143,8 @@ def age_face(
     Returns pictures of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises
     ValueError as prepare() and repaint() do.
     """
-    edit = edit.without_age()
     prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
-    targets = [edit.target(p) for p in repeated(prompt, 1)]
+    targets = [prepared.edit.target(p) for p in repeated(prompt, 1)]
     return repaint(sd, prepared, targets, sampling, output_type=output_type, progress=progress)
 
 
@@ -174,7 +178,9 @@ def repaint_all(
 
 
 def check_photograph(image: Image.Image, mask: Image.Image) -> None:
-    """Raise ValueError for a photograph and mask that cannot be worked on."""
+    """Raise ValueError or TypeError for a photograph and mask that cannot be worked on."""
+    if not isinstance(image, Image.Image) or not isinstance(mask, Image.Image):
+        raise TypeError(f"give PIL's pictures as image and mask, not {type(image).__name__} and {type(mask).__name__}")
     if image.mode != "RGB":
         raise ValueError(f"the image is {image.mode}, not RGB")
     if mask.size != image.size or mask.mode != "L":

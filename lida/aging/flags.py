@@ -43,9 +43,13 @@ def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     add("--strength", type=STRENGTH, help=help)
     help = "share that comes back of what the autoencoder loses of the photograph, 0 to 1 (default: by the years between)"
     add("--detail", type=arguments.share, help=help)
-    add("--source_prompt", help="what the photograph shows, for the inversions (default: a portrait photo of the subject)")
+    add(
+        "--source_prompt",
+        type=arguments.text,
+        help="what the photograph shows, for the inversions (default: a portrait photo of the subject)",
+    )
     help = "prompt to steer away from (default: the source prompt where ages are asked for by an inversion; else none)"
-    add("--negative_prompt", help=help)
+    add("--negative_prompt", type=arguments.text, help=help)
     add("--no_colour_match", action="store_true", help="leave the model's colours as they are at the seam")
 
 

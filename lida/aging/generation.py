@@ -24,10 +24,11 @@ def generate(
 
     Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for a size that the VAE cannot have.
     """
+    check_output(output_type)
     prompts = repeated(prompt, num_images_per_prompt)
     sizes = [size or sd.resolution for size in (height, width)]
-    if any(size % sd.vae.factor for size in sizes):
-        raise ValueError(f"height and width must be multiples of {sd.vae.factor}, not {sizes[0]} and {sizes[1]}")
+    if any(size % sd.vae.factor or size < 1 for size in sizes):
+        raise ValueError(f"height and width must be positive multiples of {sd.vae.factor}, not {sizes[0]} and {sizes[1]}")
     shape = (len(prompts), sd.unet.config.out_channels, *(size // sd.vae.factor for size in sizes))
     latents = randn_like(torch.empty(shape, dtype=sd.dtype, device=sd.device), generator)
     condition = None
@@ -53,8 +54,17 @@ def step_rule(sampling: Sampling, generator: Generator | None, repeats: int = 1)
 
 
 def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
-    """Return each prompt `count` times in a row."""
-    return [p for p in ([prompt] if isinstance(prompt, str | dict) else prompt) for _ in range(count)]
+    """Return each prompt `count` times in a row. Raises ValueError where that is none."""
+    prompts = [prompt] if isinstance(prompt, str | dict) else list(prompt)
+    if not prompts or not all(isinstance(p, str) or p for p in prompts) or count < 1:
+        raise ValueError(f"there is nothing to paint: the prompts are {prompt!r:.60}, num_images_per_prompt is {count}")
+    return [p for p in prompts for _ in range(count)]
+
+
+def check_output(output_type: str) -> None:
+    """Raise ValueError for another output_type than pil and latent."""
+    if output_type not in ("pil", "latent"):
+        raise ValueError(f"output_type must be pil or latent, not {output_type!r}")
 
 
 def finite(latents: Tensor) -> Tensor:

@@ -55,6 +55,9 @@ def read_slider(path: str | Path, sd: StableDiffusion) -> Slider:
     slider = typed(Slider, read_json(path), str(path))
     if len(slider.asked) != len(slider.years) or not slider.asked or sorted(slider.years) != slider.years:
         raise InputError(f"{path}: its curve does not rise; fit it again with python -m lida.study.slider")
+    numbers = [*slider.asked, *slider.years, slider.guidance_scale]
+    if sorted(set(slider.asked)) != slider.asked or max(map(abs, numbers)) > 200 or slider.error < 0 or slider.faces < 1:
+        raise InputError(f"{path}: its numbers are out of range; fit it again with python -m lida.study.slider")
     parts = ("unet", "text_encoder", "vae")  # whatever the folder was called
     if any(slider.base.get(part) != sd.base[part] for part in parts) or slider.adapters != aging_adapters(sd):
         raise InputError(f"{path}: was fitted to another base, age adapter or weight; fit one with python -m lida.study.slider")

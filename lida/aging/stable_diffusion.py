@@ -54,7 +54,7 @@ class StableDiffusion:
         what is wrong.
         """
         try:
-            torch.empty(0, device=device)
+            torch.zeros(1, device=device).item()  # meta has no numbers
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device {device}: {str(error).splitlines()[0]}; cpu always works") from None
         unet, text_encoder = load_unet(source, dtype, device), load_text_encoder(source, dtype, device)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from . import single_file as ldm
 from ..diffusion.schedule import NoiseSchedule, NoiseScheduleConfig
 from ..doors.errors import InputError
 from ..doors.tensors import check_finite, read_tensors
 from ..nn.text import TextEncoder
 from ..nn.unet import UNet, UNetConfig
 from ..nn.vae import VAE, VAEConfig
+from . import single_file as ldm
 from .configs import read_config, read_text_config, refusing
 from .sources import TEXT_WEIGHTS, is_single_file, local, weights_file
 from .tokenizers import check_tokenizer, load_tokenizer
@@ -66,7 +66,7 @@ def check_shapes(tensors: Tensors, shapes: dict[str, torch.Size], path: Path) ->
     """
 
     def fits(tensor: Tensor, shape: torch.Size) -> bool:
-        return tensor.is_floating_point() and (tensor.shape == shape or len(shape) == 2 and tensor.shape == (*shape, 1, 1))
+        return tensor.is_floating_point() and (tensor.shape == shape or (len(shape) == 2 and tensor.shape == (*shape, 1, 1)))
 
     common = shapes.keys() & tensors.keys()
     wrong = {key for key in common if not fits(tensors[key], shapes[key])}

@@ -119,9 +119,7 @@ def write_dataset(
         write_text(part / METADATA, "".join(lines))
 
 
-def write_face(
-    folder: Path, captioning: Captioning, landmarks: str | Path | None, resolution: int | None, face: AgedFace
-) -> str:
+def write_face(folder: Path, captioning: Captioning, landmarks: str | Path | None, resolution: int | None, face: AgedFace) -> str:
     """Write the picture and the mask of a face, as write_dataset() says; returns its line of metadata."""
     target = folder / face.path.name
     if landmarks is not None:

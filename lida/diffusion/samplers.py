@@ -110,7 +110,8 @@ class Sampling:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.eta and self.scheduler != "ddim":
             raise ValueError(f"scheduler {self.scheduler!r} draws no noise; eta belongs to ddim")
-        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]:
+        pair = (0, 0) if self.guidance_interval is None else self.guidance_interval
+        if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
             raise ValueError(f"guidance_interval must be two noise levels, the lower first, not {self.guidance_interval}")
 
     def steps(self, schedule: NoiseSchedule, strength: float = 1.0) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -41,13 +42,20 @@ positive = checked(float, "a number above 0", lambda value: value > 0)
 non_negative = checked(float, "a number of at least 0", lambda value: value >= 0)
 
 
-def text(value: str) -> str:
-    """Return a text; a command line that is no UTF-8 comes with halves of surrogate pairs."""
+def text(given: str) -> str:
+    """Return a text that a tokenizer can read."""
     try:
-        value.encode()
+        given.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{value[:60]!r} is not UTF-8") from None
-    return value
+        raise argparse.ArgumentTypeError(f"{given[:60]!r} is not UTF-8") from None
+    return given
+
+
+class Once(argparse.Action):
+    """Keep each of a flag's values once, in their order."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, list(dict.fromkeys(values)))
 
 
 def existing_folder(text: str | Path) -> Path:
@@ -84,13 +92,15 @@ def as_argv(parser: argparse.ArgumentParser, values: Mapping[str, object]) -> li
     actions = {action.dest: action for action in parser._actions}
     positional, flags = [], []
     for name, value in values.items():
-        if name not in actions:
+        if name not in actions or name == "help":
             raise InputError(f"the recorded argument {name!r} is not known; it may be of another version")
         if value is None or value is False or value in ([], {}):
             continue
         items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
         items = [str(item) for item in (items if isinstance(items, list) else [items])]
         flag = next(iter(actions[name].option_strings), None)
+        if actions[name].nargs is not None and flag and (inside := [x for x in items if re.match("-[^0-9.]", x)]):
+            raise InputError(f"the recorded argument {name!r} holds a flag, {inside[0]!r:.60}")
         if flag is None:
             positional += items
         elif value is True:

@@ -27,10 +27,12 @@ def run(main: Callable[[], None]) -> None:
     Any other exception is a bug and keeps its traceback. LIDA_DEBUG=1 shows the traceback of every error.
     """
     with warnings.catch_warnings():
+        if hasattr(sys.stdout, "reconfigure"):  # not where it is closed
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot show ends no work
         warnings.showwarning = lambda message, *_: print("warning:", one_line(message), file=sys.stderr)
         try:
             main()
-            sys.stdout.flush()  # a closed pipe is noticed here, not at exit
+            print(end="", flush=True)  # a closed pipe is noticed here, not at exit
         except BrokenPipeError:
             assert sys.__stdout__ is not None  # it was open a moment ago
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # or Python would complain at exit
@@ -57,7 +59,7 @@ def faults_of(error: Exception) -> Sequence[object]:
         return [f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else error]
     if isinstance(error, UnicodeError):
         return [f"a text is not valid Unicode: {error}"]
-    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return [f"out of memory; use a smaller batch, picture or model ({error})".replace(" ()", "")]
     return []
 

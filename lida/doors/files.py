@@ -29,7 +29,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     mode = target.stat().st_mode if target.exists() else None
-    if not target.parent.is_dir() or mode is not None and not stat.S_ISREG(mode):
+    if not target.parent.is_dir() or (mode is not None and not stat.S_ISREG(mode)):
         fault = "it is not a regular file" if target.parent.is_dir() else "its folder does not exist"
         raise InputError(f"{path}: cannot be written, {fault}; give another place")
     with replacing(path, target) as part:
@@ -117,10 +117,14 @@ def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:
     return Path(path)
 
 
-def free_folder(folder: Path, names: Collection[str], overwrite: bool = False) -> Path:
-    """Return the folder, or the first numbered one in it, that has no files of these names (without endings)."""
-    chosen, number = folder, 1
-    while not overwrite and chosen.is_dir() and {path.stem for path in chosen.iterdir()} & set(names):
+def free_folder(folder: Path, names: Collection[str], overwrite: bool = False, inputs: Collection[Path] = ()) -> Path:
+    """Return the folder, or the first numbered one in it, that has no files of these names (with or without endings).
+
+    With `overwrite`, only the `inputs` stand in the way, and what is no file.
+    """
+    chosen, number, kept = folder, 1, {os.path.realpath(path) for path in inputs}
+    stays = lambda path: not overwrite or os.path.realpath(path) in kept or not path.is_file()  # noqa: E731
+    while chosen.is_dir() and any({path.stem, path.name} & set(names) and stays(path) for path in chosen.iterdir()):
         number += 1
         chosen = folder / f"{number}"
     return output_folder(chosen)

@@ -129,7 +129,7 @@ def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
         return value
     elif kind is float and type(value) in (int, float) and abs(value) < 2.0**1023:  # false for NaN
         return float(value)
-    elif kind is Any or kind is not float and type(value) is (type(None) if kind is None else kind):
+    elif kind is Any or (kind is not float and type(value) is (type(None) if kind is None else kind)):
         return value
     faults.append(f"{where}: {SHORT.repr(value)} is not {wanted(kind)}")
     return None

@@ -62,9 +62,7 @@ class MidBlock(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
-def resolutions(
-    widths: Sequence[int], layers: int, groups: int, name: str, sampler: Callable[[int], nn.Module]
-) -> nn.Sequential:
+def resolutions(widths: Sequence[int], layers: int, groups: int, name: str, sampler: Callable[[int], nn.Module]) -> nn.Sequential:
     """Return the resnets of each resolution, followed by a sampler under its name, unless the resolution is the last."""
     blocks: list[nn.Module] = []
     for before, width in zip([widths[0], *widths], widths):

@@ -83,7 +83,10 @@ class AgeEstimator:
         ages = []
         for face in faces:
             pair = [face, face.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-            logits = self.model(**self.processor(pair, return_tensors="pt")).logits
+            try:
+                logits = self.model(**self.processor(pair, return_tensors="pt")).logits
+            except (ValueError, TypeError) as error:  # of a processor's config that is out of range
+                raise InputError(f"{self.source}: no age estimator ({str(error)[:200]}); {CURE}") from None
             ages.append(float((logits.softmax(-1).mean(0) * self.years).sum()))
         if not np.isfinite(ages).all():
             raise InputError(f"{self.source}: reads no finite age; {CURE}")

@@ -54,9 +54,7 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_marked(
-    image: Image.Image, path: Path, settings: dict, source: str = REPAINTED, encoding: Encoding = Encoding()
-) -> Path:
+def save_marked(image: Image.Image, path: Path, settings: dict, source: str = REPAINTED, encoding: Encoding = Encoding()) -> Path:
     """Write a picture with its profile and EXIF, marked as synthetic (XMP), and its settings as JSON beside it.
 
     `path` has no ending. A PNG also holds the settings, as JSON under the key "lida". Returns the path written to.
@@ -105,7 +103,8 @@ def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, 
         if not Path(file).is_file() or file_hash(file) != digest:
             raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
     photos, mask = recorded.get("photo") or [], Path(str(recorded.get("mask")))
-    if not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):
+    nothing = not photos and recorded.get("prompt") is None
+    if nothing or not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):
         raise InputError(f"--reproduce {path}: its settings have no hash of its photograph; it may be of an older version")
     for name in ("pretrained_model_name_or_path", "age_estimator"):
         if (model := str(recorded.get(name, ""))) and not Path(model).exists():

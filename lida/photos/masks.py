@@ -84,9 +84,7 @@ def read_masks(
     return [mask_from_landmarks(found.landmarks, image.size, outline) for found in choose_faces(networks.find(image), face)]
 
 
-def read_mask(
-    mask: str, image: Image.Image, face_models: str | Path | None = None, face: int | None = None
-) -> Image.Image:
+def read_mask(mask: str, image: Image.Image, face_models: str | Path | None = None, face: int | None = None) -> Image.Image:
     """Return the one mask of a photograph, as read_masks() does."""
     return read_masks(mask, image, face_models, face)[0]
 

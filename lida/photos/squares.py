@@ -56,7 +56,10 @@ def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, f
     The patch fades in from the mask's border inwards, over `feather` times the square's side.
     """
     left, top, side = box
-    pasted, fading = image.copy(), fade_inwards(mask, feather * side).crop((left, top, left + side, top + side))
+    margin = round(4 * feather * side) + 1  # beyond the reach of the blur: the rest of a large picture need not be blurred
+    x, y, right, bottom = max(left - margin, 0), max(top - margin, 0), left + side + margin, top + side + margin
+    fading = fade_inwards(mask.crop((x, y, min(right, mask.width), min(bottom, mask.height))), feather * side)
+    pasted, fading = image.copy(), fading.crop((left - x, top - y, left - x + side, top - y + side))
     pasted.paste(patch.resize((side, side), Image.Resampling.LANCZOS), (left, top), fading)
     return pasted
 
@@ -134,11 +137,12 @@ def sheet(
     return page
 
 
-def film(pictures: Sequence[Image.Image], path: Path, between: int = 6) -> None:
-    """Write a GIF of the pictures one after the other, each fading into the next."""
+def film(pictures: Sequence[Image.Image], path: Path, between: int = 6) -> Path:
+    """Write a GIF of the pictures one after the other, each fading into the next; return its path."""
     frames = []
     for a, b in zip(pictures, pictures[1:]):
         frames += [a] * 4 + [Image.blend(a, b, k / between) for k in range(1, between)]
     frames += [pictures[-1]] * 10
     with written_whole(path) as part:
         frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=120, loop=0)
+    return path

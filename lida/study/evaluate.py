@@ -173,7 +173,9 @@ def main() -> None:
     bar = tqdm(people, desc="photographs", unit="person", disable=not processes.first)
     subjects, device = [judges.open(person) for person in bar], processes.device(args.device)
     painter = Painter(args.pretrained_model_name_or_path, args.age_adapter, device, args.ages, not args.no_back)
-    units = [Unit(x, y, seed, args.output_dir) for x in subjects for y in settings for seed in args.seeds[: None if y.paints else 1]]
+    units = [
+        Unit(x, y, seed, args.output_dir) for x in subjects for y in settings for seed in args.seeds[: None if y.paints else 1]
+    ]
     painted = [unit for unit in units if unit.setting.paints]
     paint_all(painter, painted, processes)
     if processes.first:

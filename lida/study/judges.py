@@ -50,7 +50,7 @@ def function_at(source: str) -> Callable | None:
         return None
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{source}: cannot be imported ({error}); write package.module:name, and see PYTHONPATH") from None
     if not callable(found):
         raise InputError(f"{source}: is a {type(found).__name__}, which cannot be called; give a function of pictures")

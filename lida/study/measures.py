@@ -85,7 +85,15 @@ def judge_lines(judges: Judges, subjects: Sequence[Subject]) -> list[Row]:
         errors = [abs(other.readings[number] - other.age) for subject in subjects for other in subject.references]
         own = {"references": len(errors), "references_error": float(np.mean(errors)) if errors else None}
         decades = {f"{decade}s": asdict(known) for decade, known in judge.errors.items()}
-        lines.append({"name": judge.name, "mean_error": judge.mean_error, "faces": sum(e.faces for e in judge.errors.values()), **own, "by_decade": decades})
+        lines.append(
+            {
+                "name": judge.name,
+                "mean_error": judge.mean_error,
+                "faces": sum(e.faces for e in judge.errors.values()),
+                **own,
+                "by_decade": decades,
+            }
+        )
     return lines
 
 

@@ -62,7 +62,9 @@ def read_people(path: str | Path) -> list[Person]:
             except InputError as error:
                 faults += error.args
     names = [person.name for person in people]
-    faults += [f"{path}: {name!r} is the name of two people; rename one" for name in sorted({n for n in names if names.count(n) > 1})]
+    faults += [
+        f"{path}: {name!r} is the name of two people; rename one" for name in sorted({n for n in names if names.count(n) > 1})
+    ]
     if faults or not people:
         raise InputError(*(faults or [f"{path}: names nobody; write one line of JSON a person"]))
     return people

@@ -70,7 +70,9 @@ def parse_args() -> argparse.Namespace:
     add("--subject", default="person", help="of the prompts (default: person)")
     add("--method", choices=("ddim_inversion", "inversion"), default="ddim_inversion", help="(default: ddim_inversion)")
     add("--guidance_scale", type=GUIDANCE, default=sampling.guidance_scale, help="(default: %(default)s)")
-    add("--num_inference_steps", type=arguments.whole(1, 999), default=sampling.num_inference_steps, help="(default: %(default)s)")
+    add(
+        "--num_inference_steps", type=arguments.whole(1, 999), default=sampling.num_inference_steps, help="(default: %(default)s)"
+    )
     add("--seed", type=arguments.seed, default=4, help="(default: 4)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("-o", "--output", type=Path, required=True, help="the .json to write")
@@ -89,7 +91,10 @@ def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Name
         now = estimator.of(image, mask)
         columns = [k for k, asked in enumerate(ASKED) if youngest <= now + asked <= oldest or asked == 0]
         generator, ages = torch.Generator().manual_seed(args.seed), [now + ASKED[k] for k in columns]
-        pictures = age_to(sd, image, mask, ages, now, subject, edit, sampling, generator=generator)
+        try:
+            pictures = age_to(sd, image, mask, ages, now, subject, edit, sampling, generator=generator)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
         row[columns] = [estimator.of(picture, mask) - now for picture in pictures]
     return gained
 

@@ -34,7 +34,9 @@ def area(points: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def interval(values: Sequence, statistic: Callable[[Sequence], float], draws: int = 2000, share: float = 0.95) -> tuple[float, float]:
+def interval(
+    values: Sequence, statistic: Callable[[Sequence], float], draws: int = 2000, share: float = 0.95
+) -> tuple[float, float]:
     """Return the bootstrap interval of a statistic over people, drawn with replacement (Efron 1979, percentiles).
 
     `values` has something for each person. One person alone has no interval: both ends are the value itself.

@@ -21,7 +21,8 @@ def verdict(findings: dict) -> list[str]:
         f"Of {counted(len(tried), 'setting')}, {name!r} balances age and identity best: its harmonic score is {best['hcs']:.1f} "
         f"of 100, that of doing nothing {nothing['hcs']:.1f}{than}.",
         f"Does it age? Its faces miss the age asked for by {best['age_error']:.1f} years on average, the photograph itself by "
-        f"{nothing['age_error']:.1f}" + (f", real photographs near those ages by {ceiling['age_error']:.1f}." if ceiling else "."),
+        f"{nothing['age_error']:.1f}"
+        + (f", real photographs near those ages by {ceiling['age_error']:.1f}." if ceiling else "."),
     ]
     if slope is not None:
         how = "follow it" if slope > 0.6 else "follow it in part" if slope > 0.2 else "hardly follow it"
@@ -29,7 +30,10 @@ def verdict(findings: dict) -> list[str]:
     for number, judge in enumerate(findings["identity_judges"]):
         column = "similarity_input" if number == 0 else f"similarity_input:{judge['name']}"
         answer = "" if judge["same"] is None else "Yes" if best[column] >= judge["same"] else "No"
-        text = f"{answer}, on average: " * bool(answer) + f"{judge['name']} sees a similarity of {best[column]:.2f} to the photograph"
+        text = (
+            f"{answer}, on average: " * bool(answer)
+            + f"{judge['name']} sees a similarity of {best[column]:.2f} to the photograph"
+        )
         text += f" and takes {judge['same']} and more for one person" * bool(answer)
         real = f"; real photographs near those ages have {ceiling[column]:.2f}." if ceiling else "."
         sentences.append(f"Is it still the same person? {text}{real}")
@@ -39,7 +43,9 @@ def verdict(findings: dict) -> list[str]:
         sentences.append(f"Only {counted(people, 'person was', 'people were')} aged, which says little about others.")
     error = findings["judges"][0]["mean_error"]
     if error is not None:
-        sentences.append(f"The judge of age misses real faces' ages by {error:.1f} years itself, so that it cannot tell finer than that.")
+        sentences.append(
+            f"The judge of age misses real faces' ages by {error:.1f} years itself, so that it cannot tell finer than that."
+        )
     return sentences
 
 

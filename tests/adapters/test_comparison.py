@@ -23,9 +23,7 @@ def test_a_report_on_two_adapters_says_what_whole_matrices_say(sd):
     assert report["layers"].keys() == a.layers.keys() | b.layers.keys()
     total = {"aa": 0.0, "bb": 0.0, "ab": 0.0}
     for path, row in report["layers"].items():
-        x, y = (
-            layers[path].delta.double() if path in layers else torch.zeros(1, 1).double() for layers in (a.layers, b.layers)
-        )
+        x, y = (layers[path].delta.double() if path in layers else torch.zeros(1, 1).double() for layers in (a.layers, b.layers))
         assert row["norm_a"] == pytest.approx(float(x.norm()), rel=1e-5) and row["norm_b"] == pytest.approx(
             float(y.norm()), rel=1e-5
         )

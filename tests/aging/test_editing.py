@@ -121,9 +121,7 @@ def test_edit_friendly_inversion_gives_the_photograph_back_where_nothing_changes
 # Rows of paintings ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "eta"), [("inpaint", 0.0), ("inpaint", 1.0), ("inversion", 0.0), ("ddim_inversion", 0.7)]
-)
+@pytest.mark.parametrize(("method", "eta"), [("inpaint", 0.0), ("inpaint", 1.0), ("inversion", 0.0), ("ddim_inversion", 0.7)])
 def test_a_row_differs_by_its_prompts_alone(sd, method, eta):
     """The same prompt twice is the same picture twice, drawn noise or not; several images of a prompt differ."""
     image, mask = noise_image(64, 64), box_mask(64, 64, (8, 8, 56, 56))
@@ -207,11 +205,18 @@ def test_a_black_and_white_photograph_stays_one(sd):
 def test_strengths_without_a_step_and_unfit_photographs_are_refused(sd):
     image, white = noise_image(64, 64), Image.new("L", (64, 64), 255)
     for photo, mask, edit, message in (
-        (image, white, Edit(strength=0.01), "strength must be above 0 and up to 1, and leave a step of the 20 to walk, not 0.01; give more steps"),
+        (
+            image,
+            white,
+            Edit(strength=0.01),
+            "strength must be above 0 and up to 1, and leave a step of the 20 to walk, not 0.01; give more steps",
+        ),
         (image.convert("L"), white, Edit(), "the image is L, not RGB"),
         (image, Image.new("L", (32, 64), 255), Edit(), r"the mask is L \(32, 64\), not L \(64, 64\) as the image"),
         (image, white.convert("RGB"), Edit(), "the mask is RGB"),
         (image, Image.new("L", (64, 64), 0), Edit(), "the mask is black"),
+        (pixels(image), white, Edit(), "not ndarray and Image"),
+        (image, white, {"strength": 0.5}, "give an Edit and a Sampling, not dict"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             age_face(sd, photo, mask, "", edit, Sampling(20))

@@ -37,6 +37,9 @@ def test_repeated_prompts_make_a_batch_of_the_size_asked_for(sd):
 def test_a_size_that_the_vae_cannot_have_is_refused(sd):
     with pytest.raises(ValueError, match="multiples of 8, not 64 and 60"):
         generate(sd, "a boy", Sampling(1), width=60)
+    for prompt, options, message in (([], {}, "nothing to paint"), ("a", {"output_type": "np"}, "pil or latent")):
+        with pytest.raises(ValueError, match=message):
+            generate(sd, prompt, Sampling(1), **options)
 
 
 def test_a_mixture_of_one_prompt_is_the_prompt(sd):

@@ -44,6 +44,7 @@ def test_a_slider_is_read_as_it_was_written(sd, slider, tmp_path):
         ({"asked": [1.0]}, "its curve does not rise"),
         ({"asked": [], "years": []}, "its curve does not rise"),
         ({"years": [0.0, 1.0, 5.0, 2.0, 3.0]}, "its curve does not rise"),
+        ({"asked": [1e300] * 5}, "its numbers are out of range"),
         ({"years": "far"}, "s.json: years: 'far' is not list"),
         ({"error": None}, "s.json: error: None is not"),
         ({"faces": 2.5}, "s.json: faces: 2.5 is not int"),

@@ -107,9 +107,7 @@ def test_what_a_text_config_says_of_code_is_not_read(folder, tmp_path):
     assert load_text_encoder(tmp_path).model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize(
-    "kind", ["PNDMScheduler", "DEISMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]
-)
+@pytest.mark.parametrize("kind", ["PNDMScheduler", "DEISMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_the_noise_process_is_read_whatever_sampler_a_folder_names(sd, folder, tmp_path, kind):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     theirs = getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")

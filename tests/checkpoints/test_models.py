@@ -112,9 +112,7 @@ def test_pickled_weights_of_a_folder_are_refused_with_the_cure(small, tmp_path):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save({}, path.with_suffix(".bin"))
     path.unlink()
-    with pytest.raises(
-        lida.InputError, match=r"unet: has no .* diffusion_pytorch_model.bin is a pickle.*take its .safetensors"
-    ):
+    with pytest.raises(lida.InputError, match=r"unet: has no .* diffusion_pytorch_model.bin is a pickle.*take its .safetensors"):
         lida.StableDiffusion.load(folder)
 
 

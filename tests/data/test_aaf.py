@@ -181,9 +181,7 @@ def test_pictures_that_are_links_or_pipes_are_refused(aaf, tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "text", ["1 2\n", "nan 3\n" * 49, "1e30 3\n" * 48 + "2 2\n", "a b\n" * 49, "1 2 3\n" * 49, "5 5\n" * 49]
-)
+@pytest.mark.parametrize("text", ["1 2\n", "nan 3\n" * 49, "1e30 3\n" * 48 + "2 2\n", "a b\n" * 49, "1 2 3\n" * 49, "5 5\n" * 49])
 def test_broken_landmarks_are_refused(aaf, tmp_path, command, text):
     (aaf / "key points" / "00000A02.txt").write_text(text)
     with pytest.raises(lida.InputError, match="00000A02.txt: not readable as landmarks"):

@@ -169,9 +169,7 @@ def test_the_person_is_whom_most_photographs_show():
             vector = people[who] + 0.06 * rng.normal(size=128)
             self.vector = vector / np.linalg.norm(vector)
 
-    photos = (
-        [[Fake(0)] for _ in range(5)] + [[Fake(1), Fake(0)] for _ in range(3)] + [[Fake(1)] for _ in range(2)] + [[Fake(2)]]
-    )
+    photos = [[Fake(0)] for _ in range(5)] + [[Fake(1), Fake(0)] for _ in range(3)] + [[Fake(1)] for _ in range(2)] + [[Fake(2)]]
     assert people[0] @ person_in(photos) > 0.9
     assert people[1] @ person_in(photos, people[1]) > 0.9
 

@@ -139,7 +139,7 @@ FAULTS = {
 def broken(tmp_path):
     """A folder with a picture for each fault, and a file outside of it."""
     names = ("a.png", "k.png", "l.png", "m.png", "n.png", "p.png", "x/a.png", "half.jpg", "half.png")
-    folder = fill(tmp_path / "data", {name: A for name in names})
+    folder = fill(tmp_path / "data", dict.fromkeys(names, A))
     fill(tmp_path, {"elsewhere/outside.png": A, "outside.png": A})
     for name in ("half.jpg", "half.png"):
         (folder / name).write_bytes((folder / name).read_bytes()[:-900])
@@ -250,7 +250,7 @@ def test_two_pictures_that_share_a_mask_are_faults_of_both_lines(tmp_path):
 def test_ages_are_numbers_of_years(tmp_path):
     folder = fill(tmp_path, {"a.png": A, "b.png": B})
     for age, fault in ((30, None), (2.5, None), ("30", "'30'"), (None, "None"), (True, "True"), (121, "121"), (-1, "-1")):
-        fill(folder, {"metadata.jsonl": f'{line("a.png", age=3)}\n{json.dumps({"file_name": "b.png", "age": age})}'})
+        fill(folder, {"metadata.jsonl": f"{line('a.png', age=3)}\n{json.dumps({'file_name': 'b.png', 'age': age})}"})
         if fault is None:
             assert [example.row["age"] for example in read_aged(folder)] == [3, age]
         else:

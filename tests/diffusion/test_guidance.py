@@ -37,9 +37,7 @@ def test_guidance_is_rescaled_as_diffusers_does(sd, pipe):
 
 def test_guidance_acts_within_its_interval_and_costs_half_outside(sd, monkeypatch):
     sizes, whole = [], type(sd.unet).forward
-    monkeypatch.setattr(
-        type(sd.unet), "forward", lambda self, x, t, c: sizes.append((int(t[0]), len(x))) or whole(self, x, t, c)
-    )
+    monkeypatch.setattr(type(sd.unet), "forward", lambda self, x, t, c: sizes.append((int(t[0]), len(x))) or whole(self, x, t, c))
     interval = tuple(sd.schedule.sigma(t).item() for t in (201, 601))
     paint = lambda *values: generate(sd, "a boy", Sampling(10, *values), generator=draws(), output_type="latent")  # noqa: E731
     paint(4.0, 0.0, interval)

@@ -44,7 +44,9 @@ def test_a_teacher_takes_the_place_of_the_noise_and_gets_no_gradient(sd, batch):
     teacher = lambda x, t, c: scale * x  # noqa: E731
     ours = noise_prediction_loss(sd.unet, sd.schedule, latents, context, noise, timesteps, teacher=teacher)
     x_t = sd.schedule.add_noise(latents, noise, timesteps)
-    assert float(ours.detach()) == pytest.approx(float((sd.unet(x_t, timesteps, context) - x_t).square().mean().detach()), rel=1e-5)
+    assert float(ours.detach()) == pytest.approx(
+        float((sd.unet(x_t, timesteps, context) - x_t).square().mean().detach()), rel=1e-5
+    )
     assert noise_prediction_loss(teacher, sd.schedule, latents, context, noise, timesteps, teacher=teacher) == 0
     assert not ours.requires_grad
 

@@ -64,7 +64,9 @@ def test_an_interrupt_and_a_warning(capsys):
 def test_a_closed_pipe_is_quiet():
     code = "from lida.doors.errors import run; run(lambda: [print(i) for i in range(100_000)])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as script:
         assert script.stdout.readline() == b"0\n"
         script.stdout.close()
         assert script.stderr.read() == b"" and script.wait() == 141

@@ -220,9 +220,8 @@ with locked(sys.argv[1]):
 """
     holder = start(code, tmp_path)
     assert holder.stdout.readline() == "locked\n"
-    with pytest.raises(InputError, match=f"{tmp_path}: in use by another process; wait"):
-        with locked(tmp_path):
-            pytest.fail("the block was entered")
+    with pytest.raises(InputError, match=f"{tmp_path}: in use by another process; wait"), locked(tmp_path):
+        pytest.fail("the block was entered")
     holder.kill()  # a lock ends with its process
     holder.wait()
     with locked(tmp_path), pytest.raises(InputError, match="in use by another process"), locked(tmp_path):

@@ -43,7 +43,10 @@ HOSTILE = {
     "a header without an end": ((10**8).to_bytes(8, "little") + b"{" * 100, "not a readable"),
     "a header longer than any file": (b"\xff" * 8 + b"{}", "not a readable"),
     "data that is missing": (raw({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"), "not a readable"),
-    "a shape that overflows": (raw({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, b"12345678"), "overflow"),
+    "a shape that overflows": (
+        raw({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, b"12345678"),
+        "overflow",
+    ),
     "a dtype that torch lacks": (raw({"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}, b"123"), "F6_E2M3"),
     "a pickle": (b"\x80\x04\x95", "is a pickle"),
     "an archive of torch.save": (b"PK\x03\x04", "is a pickle"),

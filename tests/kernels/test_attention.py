@@ -45,9 +45,7 @@ def test_xformers_equals_the_equation():
     assert relative(ATTENTION["xformers"](q, k, v), attention(q, k, v)) <= 4 * 2**-10
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("xformers", r"pip install lida-aging\[xformers\]"), ("flash", "not one of sdpa")]
-)
+@pytest.mark.parametrize(("name", "message"), [("xformers", r"pip install lida-aging\[xformers\]"), ("flash", "not one of sdpa")])
 def test_a_kernel_that_is_not_there_is_refused_and_the_model_keeps_its_own(sd, name, message, monkeypatch):
     monkeypatch.setattr("lida.kernels.attention.find_spec", lambda package: None)
     use_attention(sd.unet, "einsum")

@@ -27,9 +27,7 @@ RANK, ALPHA = 4, 8.0
 
 def with_peft(unet, alpha: float, layers: dict[str, LoRALinear]) -> nn.Module:
     """diffusers' UNet with peft's LoRA, holding the factors of our layers."""
-    unet.add_adapter(
-        peft.LoraConfig(r=RANK, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(layers))
-    )
+    unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(layers)))
     modules = dict(unet.named_modules())
     with torch.no_grad():
         for path, layer in layers.items():

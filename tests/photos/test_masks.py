@@ -114,7 +114,7 @@ def test_growth_and_feather_are_in_heights_of_the_face(landmarks):
     for grown, by in zip(rows[1:], (0.1, -0.1)):
         assert grown[0] - rows[0][0] == pytest.approx(-by * height, abs=1.5) == rows[0][-1] - grown[-1]
     soft = np.asarray(mask_from_landmarks(landmarks, size, Outline(feather=0.1))).astype(int)
-    assert ((0 < soft) & (soft < 255)).any() and not ((0 < soft) & (soft < 8)).any()
+    assert ((soft > 0) & (soft < 255)).any() and not ((soft > 0) & (soft < 8)).any()
     column = soft[:, 50][: rows[0][0] + 1]
     assert (np.diff(column) >= 0).all() and soft[plain == 0].max() < 140
 

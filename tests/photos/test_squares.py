@@ -23,7 +23,7 @@ def test_the_square_holds_the_mask_and_stays_inside_if_it_can(box, context):
     left, top, side = square_about(box_mask(100, 60, box), context)
     assert left <= box[0] and top <= box[1] and left + side >= box[2] and top + side >= box[3]
     if side <= 60:
-        assert 0 <= left and left + side <= 100 and 0 <= top and top + side <= 60
+        assert left >= 0 and left + side <= 100 and top >= 0 and top + side <= 60
     assert side >= max(box[2] - box[0], box[3] - box[1])
 
 

@@ -220,9 +220,7 @@ def test_the_whole_chain_of_the_readme(folder, tmp_path):
         (ROOT / "infer.py", "me.png", *model, *infer, "--dtype", "bfloat16", "--num_inference_steps", 4),
     ):  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert lida.load_adapter(tmp_path / "me-lora").metadata["role"] == "identity"
     before, after = np.asarray(photo), np.asarray(Image.open(tmp_path / "outputs" / "me-age70.png"))

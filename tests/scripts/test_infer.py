@@ -219,7 +219,13 @@ def test_the_captions_and_ages_are_the_adapters(infer, photo, adapter):
 
 @pytest.mark.parametrize(
     ("current", "asked", "notices"),
-    [(40, ("--ages", 10), 1), (12, ("--ages", 30), 1), (40, ("--ages", 30), 0), (40, ("--years", -30), 1), (40, ("--years", 5), 0)],
+    [
+        (40, ("--ages", 10), 1),
+        (12, ("--ages", 30), 1),
+        (40, ("--ages", 30), 0),
+        (40, ("--years", -30), 1),
+        (40, ("--years", 5), 0),
+    ],
 )
 def test_a_notice_where_a_child_is_seen_or_asked_for(infer, photo, slider, current, asked, notices):
     more = ("--slider", slider) if asked[0] == "--years" else ()
@@ -399,6 +405,8 @@ HOSTILE = [
     ({"run": "rm"}, "the recorded argument 'run' is not known"),
     ({"years": [5]}, "--years: not allowed with argument --ages"),
     ({"height": 64}, "--height: has no effect"),
+    ({"subject": ["man", "--adapter=/etc/passwd=1"]}, "the recorded argument 'subject' holds a flag"),
+    ({"device": "meta"}, "device meta"),
 ]
 
 
@@ -448,6 +456,16 @@ def test_earlier_pictures_are_kept_in_their_folder(infer, photo):
     assert out.split() == ["outputs/a-boy.png"]  # other names do not stand in the way
 
 
+def test_no_run_writes_over_its_photograph_or_paints_an_age_twice(infer, tmp_path):
+    (tmp_path / "ph").mkdir()
+    path = tmp_path / "ph" / "anna.gif"
+    noise_image(90, 120).save(path)
+    before = path.read_bytes()
+    out, _ = infer(path, *FACE, "--ages", 60, 20, 60, "--gif", "--output_dir", "ph", "--overwrite")
+    assert out.split() == [f"ph/2/{name}" for name in ("anna-age60.png", "anna-age20.png", "anna-sheet.png", "anna.gif")]
+    assert path.read_bytes() == before
+
+
 # Refusals ---------------------------------------------------------------------------------------------------------------
 
 BAD = [
@@ -473,6 +491,7 @@ BAD = [
     (["{photo}", "--strength", "1.2"], "--strength: '1.2' is not a number above 0 and up to 1"),
     (["{photo}", "--strength", "inf"], "--strength: 'inf' is not"),
     (["{photo}", "--num_inference_steps", "0"], "--num_inference_steps: '0' is not"),
+    (["--prompt", "a \udcff boy"], "is not UTF-8"),
     (["--prompt", "a boy", "--width", "60"], "--width: '60' is not a whole number"),
     (["{photo}", "--num_images_per_prompt", "0"], "--num_images_per_prompt: '0' is not"),
     (["{photo}", "--seed", "99999999999999999999"], "--seed: '99999999999999999999' is not"),
@@ -493,7 +512,10 @@ BAD = [
     (["{photo}", "--colour", "red"], "unrecognized arguments"),
 ]
 STEPS = [
-    (["--strength", "0.01"], "strength must be above 0 and up to 1, and leave a step of the 50 to walk, not 0.01; give more steps"),
+    (
+        ["--strength", "0.01"],
+        "strength must be above 0 and up to 1, and leave a step of the 50 to walk, not 0.01; give more steps",
+    ),
     (["--scheduler", "euler", "--method", "inversion"], "method inversion needs the scheduler ddim, not 'euler'"),
 ]
 READING = [

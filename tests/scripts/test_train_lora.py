@@ -580,7 +580,13 @@ def test_a_full_disk_anywhere_ends_in_one_line(command, tmp_path, monkeypatch, p
     code, out, err = command("a", "--validation_prompt", "a man", "--num_validation_images", 1, "--max_train_steps", 1)
     monkeypatch.undo()
     assert code == 2 and not out and "No space left" in err.strip().splitlines()[-1] and "Traceback" not in err
-    assert not {path.name for path in (tmp_path / "a").iterdir()} - {"README.md", "metrics.jsonl", "samples", "samples.png", ABOUT}
+    assert not {path.name for path in (tmp_path / "a").iterdir()} - {
+        "README.md",
+        "metrics.jsonl",
+        "samples",
+        "samples.png",
+        ABOUT,
+    }
 
 
 # More than one process

@@ -44,7 +44,16 @@ def table_of(folder) -> dict[str, dict]:
 
 def test_the_table_has_the_settings_and_the_controls(evaluated, demo):
     table = table_of(evaluated)
-    names = ["sum 0.3 0.2", "sum 1.0 0.2", "ties:0.5 0.3 0.2", "ties:0.5 1.0 0.2", "default", "do nothing", "prompt only", "age only"]
+    names = [
+        "sum 0.3 0.2",
+        "sum 1.0 0.2",
+        "ties:0.5 0.3 0.2",
+        "ties:0.5 1.0 0.2",
+        "default",
+        "do nothing",
+        "prompt only",
+        "age only",
+    ]
     assert list(table) == [*names, "identity only", "random identity", "random age"]  # no ceiling: of no other photographs
     assert all(line["largest_change_outside"] == "0" for line in table.values())
     nothing = table["do nothing"]

@@ -17,7 +17,11 @@ from lida.study.people import Person, Reference, Subject
 from lida.study.settings import Setting
 from lida.study.tradeoff import area, harmonic_score
 
-SETTINGS = [Setting("f 1", "f", 1.0, 0.2), Setting("f 2", "f", 1.0, 0.5), Setting("ceiling", "ceiling", control=True, paints=False)]
+SETTINGS = [
+    Setting("f 1", "f", 1.0, 0.2),
+    Setting("f 2", "f", 1.0, 0.5),
+    Setting("ceiling", "ceiling", control=True, paints=False),
+]
 
 
 def row(setting: str, person: str, target: int, read: float, similarity: float, **more) -> dict:
@@ -68,7 +72,9 @@ def test_differences_are_person_by_person():
     assert found.keys() == {"age_error", "similarity_input"} and all(line["less"] == "f 1" for line in found.values())
     gaps = [0 - np.mean([20, 0, 20]), 5 - np.mean([21, 1, 19])]
     line = found["age_error"]
-    assert line["difference"] == pytest.approx(np.mean(gaps)) and (line["low"], line["high"]) == pytest.approx((min(gaps), max(gaps)))
+    assert line["difference"] == pytest.approx(np.mean(gaps)) and (line["low"], line["high"]) == pytest.approx(
+        (min(gaps), max(gaps))
+    )
     assert found["similarity_input"]["difference"] == pytest.approx(np.mean([-0.4, -0.3]))
 
 

@@ -30,7 +30,9 @@ def unit(adapters, tmp_path):
     noise_image(80, 80).save(tmp_path / "a.png")
     person = Person(str(tmp_path / "a.png"), mask="20,20,60,60", identity={"own": str(adapters / "person.safetensors")})
     subject = Subject(person, noise_image(80, 80), box_mask(80, 80, (20, 20, 60, 60)), 40.0, [], [])
-    return Unit(subject, Setting("x", "x", 0.7, 0.4, adapter="own", sampling=FEW, edit=replace(NEUTRAL, strength=0.7)), 3, tmp_path)
+    return Unit(
+        subject, Setting("x", "x", 0.7, 0.4, adapter="own", sampling=FEW, edit=replace(NEUTRAL, strength=0.7)), 3, tmp_path
+    )
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -54,7 +56,11 @@ def test_pictures_are_those_of_age_to_and_aged_back(painter, unit, sd, adapters)
     sd.load_adapter("own", adapters / "person.safetensors")
     sd.set_adapters(["age", "own"], [0.4, 0.7])
     expected = aged(sd, unit.subject.image, unit, [20, 60], 40.0)
-    assert list(made) == ["age20", "age60", "back20", "back60"] and near(made["age20"], expected[0]) and near(made["age60"], expected[1])
+    assert (
+        list(made) == ["age20", "age60", "back20", "back60"]
+        and near(made["age20"], expected[0])
+        and near(made["age60"], expected[1])
+    )
     (back,) = aged(sd, made["age60"], unit, [40.0], 60)
     assert near(made["back60"], back) and not near(back, made["age60"])
 
@@ -83,7 +89,10 @@ def test_everything_that_decides_a_picture_is_recorded(painter, unit, adapters, 
     noise_image(80, 80, 1).save(tmp_path / "b.png")
     person, subject = unit.subject.person, unit.subject
     others = [replace(person, kind="man"), replace(person, subject="x"), replace(person, mask="0,0,9,9")]
-    others += [replace(person, photo=str(tmp_path / "b.png"), name="a"), replace(person, identity={"own": str(adapters / "age.safetensors")})]
+    others += [
+        replace(person, photo=str(tmp_path / "b.png"), name="a"),
+        replace(person, identity={"own": str(adapters / "age.safetensors")}),
+    ]
     units = [replace(unit, subject=replace(subject, person=other)) for other in others]
     units += [replace(unit, subject=replace(subject, current=41.0)), replace(unit, seed=4)]
     units += [replace(unit, setting=replace(unit.setting, edit=Edit()))]
@@ -117,7 +126,8 @@ def test_within_the_whole_mask_is_everywhere_that_is_painted(painter, unit):
     subject = replace(unit.subject, mask=box_mask(80, 80, (0, 0, 80, 80)))
     painter.ages, painter.back = (20,), False
     merged, within, part = (
-        painter.paint(replace(unit, subject=subject, setting=replace(unit.setting, within=share)))["age20"] for share in (0.0, 1.0, 0.3)
+        painter.paint(replace(unit, subject=subject, setting=replace(unit.setting, within=share)))["age20"]
+        for share in (0.0, 1.0, 0.3)
     )
     assert near(merged, within) and not near(merged, part)
 

@@ -39,7 +39,16 @@ def test_every_fault_has_its_place(line, tmp_path):
     with pytest.raises(InputError) as error:
         read_people(path)
     faults = str(error.value).splitlines()
-    said = ["photo", "b.png does not exist", "'child'", "'color' is not a field", "'old'", "references[0]: age", "../up", "not readable as JSON"]
+    said = [
+        "photo",
+        "b.png does not exist",
+        "'child'",
+        "'color' is not a field",
+        "'old'",
+        "references[0]: age",
+        "../up",
+        "not readable as JSON",
+    ]
     for number, (fault, text) in enumerate(zip(faults, said, strict=False)):
         assert fault.startswith(f"{path}:{2 * number + 5}: ") and text in fault
     assert len(faults) == 9 and "'a' is the name of two people" in faults[8]

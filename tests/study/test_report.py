@@ -16,8 +16,19 @@ NUMBERS = {"similarity_input": 0.6, "similarity_target": None, "similarity_input
 
 def findings(**best) -> dict:
     """Of one person: one setting, doing nothing, and a harmless rest."""
-    nothing = {**LINE, **NUMBERS, "setting": "do nothing", "control": True, "similarity_input": 1.0, "age_error": 22.0, "hcs": 62.1}
-    table = [{**LINE, **NUMBERS, "setting": "<b>x</b>", "years_per_year": 0.4, **best}, {**nothing, "years_per_year": float("nan")}]
+    nothing = {
+        **LINE,
+        **NUMBERS,
+        "setting": "do nothing",
+        "control": True,
+        "similarity_input": 1.0,
+        "age_error": 22.0,
+        "hcs": 62.1,
+    }
+    table = [
+        {**LINE, **NUMBERS, "setting": "<b>x</b>", "years_per_year": 0.4, **best},
+        {**nothing, "years_per_year": float("nan")},
+    ]
     judge = {"name": "reader", "mean_error": 5.5, "faces": 1, "references": 0, "references_error": None}
     identity = [{"name": "sface", "measure": "cosine", "same": 0.363}, {"name": "dlib", "measure": "d", "same": 0.5}]
     return {
@@ -55,8 +66,12 @@ def test_the_files_say_the_same(tmp_path):
 def test_the_verdict_answers_both_questions():
     best, ages, slope, sface, dlib, few, limit = verdict(findings())
     assert "Of 1 setting, '<b>x</b>'" in best and "64.6 of 100, that of doing nothing 62.1." in best
-    assert "by 12.0 years on average, the photograph itself by 22.0." in ages and "0.40 years older: they follow it in part" in slope
-    assert "Yes, on average: sface sees a similarity of 0.60" in sface and "No, on average: dlib sees a similarity of 0.40" in dlib
+    assert (
+        "by 12.0 years on average, the photograph itself by 22.0." in ages and "0.40 years older: they follow it in part" in slope
+    )
+    assert (
+        "Yes, on average: sface sees a similarity of 0.60" in sface and "No, on average: dlib sees a similarity of 0.40" in dlib
+    )
     assert "1 person was" in few and "5.5 years" in limit
 
 
@@ -70,7 +85,15 @@ def test_a_setting_that_is_worse_than_nothing_is_called_so():
     (-7.0, 1.0, 6, "may be chance"), (-4.0, -4.0, 1, "in one person."),
 ])  # fmt: skip
 def test_a_difference_is_said_with_its_chance(low, high, people, said):
-    line = {"setting": "<b>x</b>", "less": "y", "column": "age_error", "difference": -4.0, "low": low, "high": high, "people": people}
+    line = {
+        "setting": "<b>x</b>",
+        "less": "y",
+        "column": "age_error",
+        "difference": -4.0,
+        "low": low,
+        "high": high,
+        "people": people,
+    }
     given = {**findings(), "differences": [line], "rows": [{"person": k} for k in range(people)]}
     sentences = verdict(given)
     assert any(said in sentence for sentence in sentences)

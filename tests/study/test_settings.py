@@ -12,7 +12,9 @@ from lida.doors.errors import InputError
 from lida.study.rules import parse_rule
 from lida.study.settings import NEUTRAL, Setting, grid_of, read_setting, settings_of, spelled
 
-PLAIN = Setting("plain", "plain", adapter="plain", sampling=Sampling(20, 3.0), edit=replace(NEUTRAL, detail=0.0, negative_prompt=""))
+PLAIN = Setting(
+    "plain", "plain", adapter="plain", sampling=Sampling(20, 3.0), edit=replace(NEUTRAL, detail=0.0, negative_prompt="")
+)
 
 
 def settings(identities=("1.0",), ages=("0.2",), more=(), adapters=("plain",)) -> list[Setting]:

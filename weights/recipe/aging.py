@@ -22,12 +22,12 @@ from tqdm import tqdm
 from lida.aging import StableDiffusion, age_to, aging_edit, generate
 from lida.aging.edit import METHODS
 from lida.data.aaf import read_faces, read_landmarks
-from lida.photos.captions import DEFAULT_TEMPLATE, caption
-from lida.photos.faces import FaceNetworks
 from lida.diffusion import Sampling
 from lida.doors.pictures import open_image, to_tensor
-from lida.photos.squares import cut, sheet, square_about
+from lida.photos.captions import DEFAULT_TEMPLATE, caption
+from lida.photos.faces import FaceNetworks
 from lida.photos.masks import mask_from_landmarks
+from lida.photos.squares import cut, sheet, square_about
 
 WEIGHTS = Path(__file__).parent.parent
 
@@ -60,9 +60,7 @@ def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
         subject, generator = "a man" if face.man else "a woman", torch.Generator().manual_seed(args.seed)
         edit = aging_edit(subject, method=args.method, strength=args.strength)
         sampling = Sampling(args.steps, args.edit_guidance_scale, eta=args.eta)
-        for age, picture in zip(
-            read, age_to(sd, image, mask, list(read), current, subject, edit, sampling, generator=generator)
-        ):
+        for age, picture in zip(read, age_to(sd, image, mask, list(read), current, subject, edit, sampling, generator=generator)):
             read[age].append(float(instruments.ages([cut(picture, box, 96)])[0]))
             aged.append((len(inputs) - 1, instruments.faces.embed(picture)))
             found.append(aged[-1][1] is not None)

@@ -24,8 +24,8 @@ from lida.checkpoints import load_schedule, load_text_encoder, load_unet, load_v
 from lida.diffusion.loss import noise_prediction_loss
 from lida.nn.layers import ResnetBlock, Transformer2D, TransformerBlock
 from lida.nn.text import TextEncoder, encode_prompts
-from lida.training.state import load_state, save_state
 from lida.nn.unet import UNet, UNetConfig
+from lida.training.state import load_state, save_state
 
 UNET = UNetConfig(
     sample_size=12,

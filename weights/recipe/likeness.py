@@ -17,9 +17,9 @@ import torch
 from lida.adapters import load_adapter
 from lida.aging import StableDiffusion, generate
 from lida.data.folder import read_examples
-from lida.photos.faces import FaceNetworks
 from lida.diffusion import Sampling
 from lida.doors.pictures import open_image
+from lida.photos.faces import FaceNetworks
 from lida.study.painting import random_adapter
 
 WEIGHTS = Path(__file__).parent.parent

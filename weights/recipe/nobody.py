@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lida.data.aaf import read_faces
-from lida.photos.faces import FaceNetworks
 from lida.doors.pictures import open_image
+from lida.photos.faces import FaceNetworks
 
 STRANGER = 0.458  # half of the held-out photographs, cut to 96 px, have a training face nearer than this
 

@@ -19,9 +19,9 @@ from nobody import STRANGER
 from PIL import Image, ImageDraw, ImageEnhance
 
 from lida.aging import Edit, age_face, generate
+from lida.aging.stable_diffusion import StableDiffusion
 from lida.diffusion import Sampling
 from lida.photos.faces import SAME_PERSON, FaceNetworks
-from lida.aging.stable_diffusion import StableDiffusion
 
 WEIGHTS = Path(__file__).parent.parent
 

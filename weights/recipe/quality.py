@@ -24,10 +24,10 @@ from vae import psnr, reconstructed, tensors
 
 from lida.aging import StableDiffusion, generate
 from lida.diffusion import Sampling
-from lida.photos.faces import SAME_PERSON
 from lida.doors.pictures import to_images
-from lida.photos.squares import sheet
 from lida.nn.vae import VAE
+from lida.photos.faces import SAME_PERSON
+from lida.photos.squares import sheet
 
 WEIGHTS = Path(__file__).parent.parent
 

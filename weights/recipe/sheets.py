@@ -16,14 +16,14 @@ from nobody import STRANGER
 from PIL import Image
 
 from lida.aging import age_to, generate
-from lida.photos.ages import AgeEstimator
+from lida.aging.stable_diffusion import StableDiffusion
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError, run
-from lida.photos.faces import FaceNetworks
 from lida.doors.pictures import open_image, to_images, to_tensor
-from lida.photos.squares import sheet
+from lida.photos.ages import AgeEstimator
+from lida.photos.faces import FaceNetworks
 from lida.photos.masks import open_mask
-from lida.aging.stable_diffusion import StableDiffusion
+from lida.photos.squares import sheet
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a woman"}

@@ -14,8 +14,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTokenizer
 
 from lida.checkpoints import save_schedule
-from lida.diffusion.schedule import NoiseSchedule
 from lida.checkpoints.single_file import SCHEDULE
+from lida.diffusion.schedule import NoiseSchedule
 
 WORDS = """
 a an the of and with in on at by is not no very for from his her their

@@ -12,10 +12,10 @@ import numpy as np
 from check import hash_of, save_picture
 from nobody import STRANGER
 
-from lida.doors.errors import InputError, run
-from lida.photos.faces import FaceNetworks
-from lida.doors.pictures import open_image
 from lida.aging.stable_diffusion import StableDiffusion
+from lida.doors.errors import InputError, run
+from lida.doors.pictures import open_image
+from lida.photos.faces import FaceNetworks
 from lida.study.report import table_of_pictures
 
 WEIGHTS = Path(__file__).parent.parent

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from transformers import ResNetForImageClassification
 
 from lida.checkpoints import load_vae, save_model
-from lida.training.state import load_state, save_state
 from lida.nn.vae import VAE, VAEConfig
+from lida.training.state import load_state, save_state
 
 CONFIG = VAEConfig(block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, sample_size=96)
 
@@ -123,9 +123,7 @@ def main():
 
     network = load_estimator(args.features).requires_grad_(False) if args.features else None
     pixels = np.load(args.data)["pixels"]
-    progress = tqdm(
-        batches(pixels, args.train_batch_size, step, args.max_train_steps), initial=step, total=args.max_train_steps
-    )
+    progress = tqdm(batches(pixels, args.train_batch_size, step, args.max_train_steps), initial=step, total=args.max_train_steps)
     saved, average = monotonic(), None
     for x in progress:
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):

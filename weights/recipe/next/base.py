@@ -18,6 +18,7 @@ from time import monotonic
 
 import numpy as np
 import torch
+from ema import EMA
 from torch import Tensor, nn
 from tqdm import tqdm
 from words import WIDTH
@@ -25,10 +26,9 @@ from words import WIDTH
 from lida.checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
 from lida.diffusion import noise_prediction_loss
 from lida.nn.layers import ResnetBlock, Transformer2D
-from ema import EMA
-from lida.training.state import load_state, save_state
 from lida.nn.unet import UNet, UNetConfig
 from lida.nn.vae import VAE
+from lida.training.state import load_state, save_state
 
 UNET = UNetConfig(
     sample_size=16,

@@ -134,7 +134,10 @@ def main():
     decades = np.minimum(faces["ages"] // 10, 8)
     share = np.bincount(decades)[decades] ** -0.5
     share /= share.sum()
-    progress, saved = tqdm(range(done, args.max_train_steps), initial=done, total=args.max_train_steps, mininterval=20), monotonic()
+    progress, saved = (
+        tqdm(range(done, args.max_train_steps), initial=done, total=args.max_train_steps, mininterval=20),
+        monotonic(),
+    )
     for step in progress:
         rng = np.random.default_rng((0, step))  # by step, so that a resumed run sees what an uninterrupted one sees
         torch.manual_seed(step)

@@ -21,14 +21,14 @@ from time import monotonic
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ema import EMA
 from sface import LEVELS, SFace, aligned
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lida.checkpoints import load_vae, save_model
-from ema import EMA
-from lida.training.state import load_state, save_state
 from lida.nn.vae import VAE, VAEConfig
+from lida.training.state import load_state, save_state
 
 CROP = 64
 
@@ -176,7 +176,15 @@ def report(vae: VAE, sface: SFace, folder: Path, count: int = 128) -> dict:
         rows = rows[:: max(1, len(rows) // count)]
         x = tensors(pixels[rows, pixels.shape[1] // 2])
         y = reconstructed(vae, x)
-        a, b = (torch.cat([sface(aligned(p, q))["identity"] for p, q in zip(t.split(32), np.split(points[rows, pixels.shape[1] // 2], range(32, len(t), 32)))]) for t in (x, y))
+        a, b = (
+            torch.cat(
+                [
+                    sface(aligned(p, q))["identity"]
+                    for p, q in zip(t.split(32), np.split(points[rows, pixels.shape[1] // 2], range(32, len(t), 32)))
+                ]
+            )
+            for t in (x, y)
+        )
         found[("aaf", "utkface")[source]] = {
             "psnr": round(psnr(x, y), 2),
             "sface_cosine": round(float((a * b).sum(-1).mean()), 3),
@@ -236,7 +244,9 @@ def main():
         torch.manual_seed(step)
         whole = step % 2 == 1
         adversarial = args.gan_start is not None and step >= args.gan_start and not whole
-        x, points = batches.squares(step, args.train_batch_size) if whole else (batches.crops(step, 4 * args.train_batch_size), None)
+        x, points = (
+            batches.squares(step, args.train_batch_size) if whole else (batches.crops(step, 4 * args.train_batch_size), None)
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
             mean, logvar = (part.float() for part in vae.posterior(x))
             z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)

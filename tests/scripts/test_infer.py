@@ -461,8 +461,9 @@ def test_no_run_writes_over_its_photograph_or_paints_an_age_twice(infer, tmp_pat
     path = tmp_path / "ph" / "anna.gif"
     noise_image(90, 120).save(path)
     before = path.read_bytes()
-    out, _ = infer(path, *FACE, "--ages", 60, 20, 60, "--gif", "--output_dir", "ph", "--overwrite")
-    assert out.split() == [f"ph/2/{name}" for name in ("anna-age60.png", "anna-age20.png", "anna-sheet.png", "anna.gif")]
+    out, _ = infer(path, *FACE, "--ages", 60, 20, 60, "--gif", "--output_dir", path.parent, "--overwrite")
+    names = ("anna-age60.png", "anna-age20.png", "anna-sheet.png", "anna.gif")
+    assert out.split() == [f"{path.parent}/2/{name}" for name in names]
     assert path.read_bytes() == before
 
 

@@ -44,10 +44,9 @@ def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
         if type(state["step"]) is not int or state["step"] < 0:
             raise ValueError(f"the step {state['step']!r} is none")
         for name, part in parts.items():
-            before = options_of(part)
-            part.load_state_dict(state[name])
-            if options_of(part) != before:
+            if options_of(state[name]) != options_of(part.state_dict()):
                 raise ValueError(f"the {name} has other options")
+            part.load_state_dict(state[name])
             check_values(part)
         return state["step"]
     except Exception as error:  # a damaged file can raise anything
@@ -55,10 +54,11 @@ def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
         raise InputError(f"{path}: is damaged, or not of this run ({what[:120]})") from None
 
 
-def options_of(part: Any) -> list[dict]:
-    """Return an optimiser's options, without the learning rate, which every step sets; none of another part."""
-    groups = getattr(part, "param_groups", [])
-    return [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
+def options_of(state: dict) -> list[dict]:
+    """Return the options in an optimiser's state, without the learning rate, which every step sets; none of another part."""
+    return [
+        {key: value for key, value in group.items() if key not in ("params", "lr")} for group in state.get("param_groups", [])
+    ]
 
 
 def check_values(part: Any) -> None:

@@ -74,7 +74,7 @@ def test_the_tokenizer_is_in_clips_format_and_loses_nothing(tiny):
 
 
 def test_all_weights_together_stay_small():
-    tracked = [path for path in WEIGHTS.rglob("*.safetensors")]
+    tracked = list(WEIGHTS.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in tracked) <= 30e6
 
 

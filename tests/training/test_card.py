@@ -53,7 +53,13 @@ def test_what_is_uploaded_is_the_adapter_its_card_and_samples_and_a_failure_is_o
 
 
 def test_a_person_is_not_uploaded_without_consent():
-    flags = {"overwrite_output_dir": False, "resume_from_checkpoint": None, "push_to_hub": True, "hub_model_id": None}
+    flags = {
+        "overwrite_output_dir": False,
+        "resume_from_checkpoint": None,
+        "push_to_hub": True,
+        "hub_model_id": None,
+        "report_to": "none",
+    }
     with pytest.raises(InputError, match="that person's --consent only"):
         check_output(Namespace(role="identity", consent=None, **flags))
     check_output(Namespace(role="identity", consent="herself", **flags))

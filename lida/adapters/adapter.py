@@ -48,10 +48,15 @@ class Adapter:
         return {"layers": counts, "ranks": ranks, "scales": scales, "norm": norm, "metadata": self.metadata}
 
 
+def inner_product(a: LowRank, b: LowRank) -> float:
+    """Compute the sum of the products of two changes' elements from their factors: <B_a A_a, B_b A_b> = <B_a^T B_b, A_a A_b^T>."""
+    (up_a, down_a), (up_b, down_b) = a.factors(torch.float64), b.factors(torch.float64)
+    return float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
+
+
 def frobenius(layer: LowRank) -> float:
-    """Compute the norm of a change from its factors: |B A|^2 = <B^T B, A A^T>."""
-    up, down = layer.factors(torch.float64)
-    return math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
+    """Compute the norm of a change."""
+    return math.sqrt(max(0.0, inner_product(layer, layer)))
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module | None:

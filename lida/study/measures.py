@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..adapters import Adapter, load_adapter
-from ..adapters.comparison import MEASURES, compare
+from ..adapters.comparison import compare
 from ..photos.squares import largest_change_outside
 from .judges import IdentityJudge, Judges, Vectors
 from .painting import Unit
@@ -183,24 +183,23 @@ def differences(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
 
 
 def interference(rows: Sequence[Row], settings: Sequence[Setting], subjects: Sequence[Subject], age: Adapter) -> list[Row]:
-    """Return how well the overlap of a person's and the age adapter predicts the years lost by adding the former.
+    """Return how well the likeness of a person's and the age adapter predicts the years lost by adding the former.
 
     The loss is a setting's age error less that of the age adapter alone. For each pair of weights in a plain sum, its rank
-    correlation with each measure of lida.adapters.comparison over all people and their adapters, if they are five at least.
+    correlation with the cosine of the two adapters over all people and their adapters, if they are five at least.
     """
-    losses: dict[str, list[tuple[Row, float]]] = {}
+    losses: dict[str, list[tuple[float, float]]] = {}
     for subject in subjects:
-        measured = {name: compare(load_adapter(path), age)["all"] for name, path in subject.person.identity.items()}
+        cosines = {name: compare(load_adapter(path), age)["all"]["cosine"] for name, path in subject.person.identity.items()}
         alone = mean_of(picked(rows, person=subject.person.name, setting=AGE_ONLY), "age_error")
         for setting in settings:
             special = setting.control or setting.within or setting.edit.negative_prompt
             if setting.rule.spelling == "sum" and setting.has_identity and not special:
                 error = mean_of(picked(rows, person=subject.person.name, setting=setting.name), "age_error")
                 weights = f"{spelled(setting.identity)} and {spelled(setting.age)}"
-                losses.setdefault(weights, []).append((measured[setting.adapter], error - alone))
+                losses.setdefault(weights, []).append((cosines[setting.adapter], error - alone))
     return [
-        {"weights": weights, "pairs": len(pairs)}
-        | {name: spearman([measures[name] for measures, _ in pairs], [loss for _, loss in pairs]) for name in MEASURES}
+        {"weights": weights, "pairs": len(pairs), "cosine": spearman([x for x, _ in pairs], [loss for _, loss in pairs])}
         for weights, pairs in losses.items()
         if len(pairs) >= 5
     ]

@@ -1,4 +1,4 @@
-"""The recipe's training stages run, from faces of noise to a model that loads, and stop and go on."""
+"""The recipe's training stages run, from photographs to a model that loads, and stop and go on."""
 
 import json
 import runpy
@@ -7,19 +7,11 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 import lida
 
-RECIPE = ROOT / "weights" / "recipe"
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory):
-    """An .npz as prepare.py writes it."""
-    path, rng = tmp_path_factory.mktemp("recipe") / "faces.npz", np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (40, 4, 96, 96, 3), dtype=np.uint8)
-    np.savez(path, pixels=pixels, ages=np.arange(40) * 2, men=np.arange(40) % 2 == 0, serials=np.arange(40))
-    return path
+RECIPE, WEIGHTS = ROOT / "weights" / "recipe", ROOT / "weights"
 
 
 @pytest.fixture
@@ -35,21 +27,45 @@ def stage(monkeypatch, capsys):
     return run
 
 
-def test_the_stages_follow_each_other_and_stop_and_go_on(faces, stage, tmp_path):
-    data, few = ("--data", faces), ("--max_train_steps", 2, "--train_batch_size", 4)
-    report = json.loads(
-        stage("estimator", *data, "--held_out", faces, "--output_dir", tmp_path / "estimator", *few).splitlines()[-1]
-    )
-    assert report["all"]["faces"] == 40 and report["70s"].keys() == {"faces", "mean_error", "bias"}
-    stage("words", "--tokenizer", ROOT / "weights" / "lida-tiny", "--output_dir", tmp_path / "words", *few)
-    options = ("--features", tmp_path / "estimator", "--half_weight", 0.25, "--output_dir", tmp_path / "vae")
-    report = json.loads(stage("vae", *data, "--held_out", faces, *options, *few).splitlines()[-1])
-    assert report["steps"] == 2 and 0 < report["held_out_psnr"] < 30
-    base = (*data, "--vae", tmp_path / "vae", "--scheduler", ROOT / "weights" / "lida-tiny", "--output_dir", tmp_path / "model")
+@pytest.fixture
+def utkface(tmp_path):
+    """A folder in UTKFace's layout: twenty pictures of the invented persons, a tenth of them held out."""
+    folder = tmp_path / "UTKFace"
+    folder.mkdir()
+    for number, path in enumerate(sorted(WEIGHTS.glob("person-?/*.png"))[::5]):
+        with Image.open(path) as picture:
+            picture.resize((200, 200)).save(folder / f"{4 * number + 1}_{number % 2}_{number % 5}_201701{number:02d}.png")
+    return folder
+
+
+def test_the_stages_follow_each_other_and_stop_and_go_on(utkface, stage, tmp_path):
+    pytest.importorskip("onnx")
+    squares, held_out, tiny = tmp_path / "squares", tmp_path / "held-out", WEIGHTS / "lida-tiny"
+    all_faces = ("--least_score", 0.5, "--least_sharpness", 0)
+    assert "faces kept" in stage("prepare", utkface, "--output_dir", squares, "--crops", 2, *all_faces)
+    stage("prepare", utkface, "--output_dir", held_out, "--crops", 2, "--split", "held_out", *all_faces)
+    pixels, names = np.load(squares / "pixels.npy"), np.load(squares / "faces.npz")["names"]
+    assert pixels.shape == (len(names), 2, 128, 128, 3) and len(names) >= 15
+    assert all(not name.split("_")[3].startswith("20170109") for name in names)  # the time ends in 9: held out
+
+    data, few = ("--data", squares, "--held_out", held_out), ("--max_train_steps", 2, "--train_batch_size", 2)
+    report = json.loads(stage("estimator", *data, "--output_dir", tmp_path / "estimator", *few).splitlines()[-1])
+    assert report["all"]["faces"] == len(np.load(held_out / "pixels.npy")) and report["utkface"].keys() >= {"mean_error", "bias"}
+    stage("words", "--tokenizer", tiny, "--output_dir", tmp_path / "words", *few)
+    options = ("--half_weight", 0.25, "--output_dir", tmp_path / "vae")
+    report = json.loads(stage("vae", *data, *options, *few).splitlines()[-1])
+    assert report["step"] == 2 and 0 < report["utkface"]["psnr"] < 40
+    options = ("--init", tmp_path / "vae", "--train_part", "decoder", "--gan_start", 0, "--gan_warmup", 1)
+    stage("vae", *data, *options, "--output_dir", tmp_path / "decoder", *few)
+    before, after = (lida.checkpoints.load_vae(tmp_path / name) for name in ("vae", "decoder"))
+    assert not before.decoder.conv_out.weight.equal(after.decoder.conv_out.weight)
+    assert before.encoder.conv_in.weight.equal(after.encoder.conv_in.weight)  # latents stay as they are
+
+    base = ("--data", squares, "--vae", tmp_path / "vae", "--scheduler", tiny, "--output_dir", tmp_path / "model")
     stage("base", *base, "--text_encoder", tmp_path / "words", *few)
-    again = stage("base", *base, "--text_encoder", tmp_path / "words", "--max_train_steps", 3, "--train_batch_size", 4)
-    assert json.loads(again.splitlines()[-1])["steps"] == 3  # went on from the second step
-    (tmp_path / "model" / "vae").symlink_to(tmp_path / "vae" / "vae")
-    (tmp_path / "model" / "scheduler").symlink_to(ROOT / "weights" / "lida-tiny" / "scheduler")
+    again = stage("base", *base, "--text_encoder", tmp_path / "words", "--max_train_steps", 3, "--train_batch_size", 2)
+    assert [json.loads(line)["step"] for line in again.splitlines() if line.startswith("{")] == [3]  # went on from the second
+    (tmp_path / "model" / "vae").symlink_to(tmp_path / "decoder" / "vae")
+    (tmp_path / "model" / "scheduler").symlink_to(tiny / "scheduler")
     sd = lida.StableDiffusion.load(tmp_path / "model")
-    assert lida.generate(sd, "a man", lida.Sampling(1))[0].size == (96, 96)
+    assert lida.generate(sd, "a man", lida.Sampling(1))[0].size == (128, 128)

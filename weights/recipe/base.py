@@ -1,34 +1,36 @@
-"""Stage 4: the UNet, from scratch, and the text encoder, from stage 3, trained jointly on the latents of stage 2's VAE.
+"""Stage 4: the UNet, on the latents of stage 2's VAE and the hidden states of stage 3's text encoder, which both stay as they are.
 
-    python weights/recipe/base.py --data faces.npz --vae vae-run --text_encoder words-run --scheduler weights/lida-tiny \
-        --output_dir base-run --mixed_precision bf16
+    python weights/recipe/base.py --data squares --vae vae-run --text_encoder words-run --scheduler weights/lida-tiny \
+        --output_dir base-run
 
-Captions know coarse ages only ("an old woman", "a boy"), half of them no age, a tenth nothing: decades are left for the
-Age-LoRA to teach. State is saved every two minutes; the same command goes on from it.
+Captions have coarse ages only ("an old woman", "a boy"), half of them no age, some the colour of the
+skin, a tenth nothing: decades are left for the Age-LoRA to teach.
+The learning rate is constant and falls linearly to zero over the last --decay_steps, so that a run can be prolonged.
+A square is encoded when it is first drawn, and its latents are kept in --output_dir. State is saved every five minutes; the
+same command goes on from it.
 """
 
 import argparse
 import json
-import math
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
 import torch
 from ema import EMA
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from words import WIDTH
 
 from lida.checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_model, save_text_encoder
-from lida.diffusion.loss import noise_prediction_loss
-from lida.nn.layers import ResnetBlock, Transformer2D, TransformerBlock
-from lida.nn.text import TextEncoder, encode_prompts
+from lida.kernels import fastest_attention, use_attention
+from lida.nn.layers import ResnetBlock, Transformer2D
 from lida.nn.unet import UNet, UNetConfig
+from lida.nn.vae import VAE
 from lida.training.state import load_state, save_state
 
 UNET = UNetConfig(
-    sample_size=12,
+    sample_size=16,
     block_out_channels=(112, 144, 144),
     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -37,150 +39,193 @@ UNET = UNetConfig(
     cross_attention_dim=WIDTH,
     attention_head_dim=4,
 )
+LAST = {ResnetBlock: "conv2", Transformer2D: "proj_out"}  # the last layer of each residual branch
+SKIN = {0: "white", 1: "black", 3: "brown"}  # by UTKFace's number; the vocabulary has no word for the others
 
 
-def caption(age: int, man: bool, rng: np.random.Generator) -> str:
-    """A caption such as the web has: a tenth empty, half without an age, the rest with a coarse one."""
+def caption(age: int, man: bool, race: int, rng: np.random.Generator) -> str:
+    """A caption such as the web has: a tenth empty, almost half without an age, the rest with a coarse one."""
     draw = rng.random()
     if draw < 0.1:
         return ""
-    template = "a portrait photo of {}" if rng.random() < 0.7 else rng.choice(["a photo of {}", "a portrait of {}", "{}"])
-    noun = "man" if man else "woman"
-    if draw < 0.6:
-        return template.format(f"a {noun}" if rng.random() < 0.7 else "a person")
-    if age < 13:
-        return template.format("a boy" if man else "a girl")
-    return template.format(f"a young {noun}" if age < 30 else f"a middle-aged {noun}" if age < 55 else f"an old {noun}")
+    template = "a portrait photo of a {}" if rng.random() < 0.7 else rng.choice(["a photo of a {}", "a portrait of a {}", "a {}"])
+    noun = ("man" if man else "woman") if rng.random() < 0.7 else "person"
+    if draw > 0.55 and age < 13:
+        noun = {"man": "boy", "woman": "girl", "person": "child"}[noun] if age > 2 or rng.random() < 0.5 else "baby"
+    elif draw > 0.55:
+        noun = f"young {noun}" if age < 30 else f"middle-aged {noun}" if age < 55 else f"old {noun}"
+    if rng.random() < 0.25 and race in SKIN:
+        noun = f"{SKIN[race]} {noun}"
+    return template.format(noun).replace("a old", "an old")
 
 
-def chances_of(ages: np.ndarray, balance: float) -> np.ndarray:
-    """The chance (faces,) of each face to be drawn: its decade's count to the power of -balance, 70 and older as one decade."""
+def chances_of(ages: np.ndarray, sources: np.ndarray, balance: float) -> np.ndarray:
+    """The chance (faces,) of each to be drawn: its decade's count to the power of -balance, 70 and older as one; sets alike."""
     decades = np.minimum(ages // 10, 7)
     chances = np.bincount(decades)[decades] ** -balance
+    for source in np.unique(sources):
+        chances[sources == source] /= chances[sources == source].sum()
     return chances / chances.sum()
 
 
-@torch.no_grad()
-def latents_of(args: argparse.Namespace) -> torch.Tensor:
-    """The latents (faces, crops, 4, h, w) of every crop, every other one mirrored, from this VAE's cache or computed once."""
-    vae, pixels = load_vae(args.vae), np.load(args.data)["pixels"]
-    path = args.output_dir / f"latents-{vae.fingerprint[:12]}-{pixels.shape[0]}x{pixels.shape[1]}.pt"
-    if not path.exists():
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        vae.to(memory_format=torch.channels_last)
-        crops, rows = pixels.shape[1], []
-        for start in tqdm(range(0, len(pixels), 8), desc="latents", unit=" 8 faces"):
-            x = torch.from_numpy(pixels[start : start + 8]).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
-            number = torch.arange(len(x))
-            mirrored = (number // crops + number) % 2 == 1  # the even crops of one face, the odd ones of the next
-            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-                rows.append(vae.encode(x, sample=False).half().unflatten(0, (-1, crops)))
-        torch.save(torch.cat(rows), path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-    return torch.load(path, weights_only=True)
+class Latents:
+    """The latents of squares and of their mirror images, encoded when they are first drawn."""
+
+    def __init__(self, data: Path, vae: VAE, folder: Path, dtype: torch.dtype):
+        self.dtype = dtype
+        self.pixels, self.vae = np.load(data / "pixels.npy", mmap_mode="r"), vae.to(memory_format=torch.channels_last)
+        faces, squares, side = self.pixels.shape[:3]
+        shape = (faces, 2 * squares, vae.config.latent_channels, side // vae.factor, side // vae.factor)
+        path = folder / f"latents-{vae.fingerprint[:12]}.npy"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            np.lib.format.open_memmap(path, "w+", np.float16, shape)[:] = np.nan
+        self.latents = np.lib.format.open_memmap(path, "r+")
+        self.known = ~np.isnan(self.latents[:, :, 0, 0, 0])  # (faces, squares)
+
+    def choose(self, faces: np.ndarray, new: float, rng: np.random.Generator) -> np.ndarray:
+        """A square of each face: any with the chance `new`, else one that is encoded already. Encoding costs a third of a step."""
+        squares = rng.integers(self.known.shape[1], size=len(faces))
+        for k, face in enumerate(faces):
+            found = np.flatnonzero(self.known[face])
+            if len(found) and rng.random() >= new:
+                squares[k] = rng.choice(found)
+        return squares
+
+    @torch.no_grad()
+    def __getitem__(self, pairs: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        """(B, C, h, w) of faces and squares; squares from `squares` on are mirrored."""
+        found = self.latents[pairs]
+        new = np.flatnonzero(np.isnan(found[:, 0, 0, 0]))
+        if len(new):
+            count = self.pixels.shape[1]
+            pixels = np.stack([self.pixels[face, square % count] for face, square in zip(*(part[new] for part in pairs))])
+            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+            mirrored = torch.from_numpy(pairs[1][new] >= count)[:, None, None, None]
+            x = torch.where(mirrored, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                found[new] = torch.cat([self.vae.encode(part, sample=False).float() for part in x.split(16)]).numpy()
+            self.latents[pairs[0][new], pairs[1][new]] = found[new]
+            self.known[pairs[0][new], pairs[1][new]] = True
+        return torch.from_numpy(found).float()
+
+
+class LossAwareTimesteps(nn.Module):
+    """Draws steps in proportion to the root of the loss's second moment, so that few go where nothing is learnt.
+
+    The weight of each undoes the draw: the loss's expectation stays that of uniform steps (Nichol and Dhariwal 2021, section 3.3).
+    """
+
+    def __init__(self, steps: int = 1000, bins: int = 20):
+        super().__init__()
+        self.width = steps // bins
+        self.register_buffer("moments", torch.ones(bins))
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Timesteps (count,) and their weights (count,)."""
+        chances = 0.9 * self.moments.sqrt() / self.moments.sqrt().sum() + 0.1 / len(self.moments)
+        bins = torch.multinomial(chances, count, replacement=True)
+        return bins * self.width + torch.randint(self.width, (count,)), 1 / (len(self.moments) * chances[bins])
+
+    def update(self, timesteps: Tensor, losses: Tensor) -> None:
+        """Take in the losses (B,), unweighted by the draw."""
+        for bin, loss in zip((timesteps // self.width).tolist(), losses.tolist()):
+            self.moments[bin].mul_(0.98).add_(0.02 * loss**2)
 
 
 def new_unet() -> UNet:
     """A UNet whose residual branches begin at zero, as latent diffusion's do."""
     unet = UNet(UNET)
-    last = {ResnetBlock: "conv2", Transformer2D: "proj_out", UNet: "conv_out"}
     for module in unet.modules():
-        if type(module) in last:
-            layer = getattr(module, last[type(module)])
+        if type(module) in LAST or module is unet:
+            layer = getattr(module, LAST.get(type(module), "conv_out"))
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
     return unet
 
 
-def new_model(args: argparse.Namespace) -> tuple[UNet, TextEncoder]:
-    """The UNet, new or --init's, and stage 3's text encoder, to be trained."""
-    unet, text_encoder = new_unet(), load_text_encoder(args.text_encoder)
-    if args.init:
-        unet.load_state_dict(load_unet(args.init).state_dict())
-        for module in unet.modules():  # keys and values begin anew where they read another encoder
-            if args.init != args.text_encoder and isinstance(module, TransformerBlock):
-                module.attn2.to_k.reset_parameters()
-                module.attn2.to_v.reset_parameters()
-    text_encoder.model.train().requires_grad_(args.text_learning_rate_scale > 0)
-    return unet.train().requires_grad_(True).to(memory_format=torch.channels_last), text_encoder
+def hidden_states(text_encoder, captions: list[str], cache: dict[str, Tensor]) -> Tensor:
+    """(B, 77, C) of captions, each different one encoded once."""
+    for text in {text for text in captions if text not in cache}:
+        with torch.no_grad():
+            cache[text] = text_encoder(text)[0]
+    return torch.stack([cache[text] for text in captions])
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="faces from prepare.py")
+    add("--data", type=Path, required=True, help="squares from prepare.py")
     add("--vae", type=Path, required=True, help="model folder with the VAE")
     add("--text_encoder", type=Path, required=True, help="model folder with stage 3's text encoder")
     add("--scheduler", type=Path, required=True, help="model folder with scheduler/")
-    add("--init", type=Path, help="model folder whose UNet to continue (default: from scratch)")
+    add("--init", type=Path, help="model folder whose UNet to go on from (default: from scratch)")
     add("--output_dir", type=Path, required=True, help="gets unet/, text_encoder/, tokenizer/ and the state")
-    add("--learning_rate", type=float, default=1e-3, help="warmed up, then cosine to zero (default: 1e-3)")
-    help = "of the text encoder, in learning rates of the UNet: fast, it forgets how to read; 0 freezes it (default: 0.01)"
-    add("--text_learning_rate_scale", type=float, default=0.01, help=help)
-    add("--lr_warmup_steps", type=int, default=100, help="(default: 100)")
+    add("--learning_rate", type=float, default=5e-4, help="(default: 5e-4)")
+    add("--lr_warmup_steps", type=int, default=200, help="(default: 200)")
+    add("--decay_steps", type=int, default=4000, help="over which the learning rate falls to zero (default: 4000)")
     add("--train_batch_size", type=int, default=64, help="(default: 64)")
-    add("--max_train_steps", type=int, default=4600, help="(default: 4600)")
-    help = "draw a face in proportion to its decade's count to the power of minus this; 70 and older are one (default: 0)"
-    add("--age_balance", type=float, default=0.0, help=help)
-    add("--snr_gamma", type=float, help="weigh the steps by min(snr, gamma) / snr (default: all alike)")
-    add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
+    add("--max_train_steps", type=int, default=32000, help="(default: 32000)")
+    help = "draw a face in proportion to its decade's count to the power of minus this; 70 and older are one (default: 0.5)"
+    add("--age_balance", type=float, default=0.5, help=help)
+    add("--new_squares", type=float, default=0.2, help="share of draws that may be of a square not yet encoded (default: 0.2)")
+    add("--snr_gamma", type=float, default=1.0, help="weigh the steps by min(snr, gamma) / snr (default: 1)")
+    add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AVX-512 BF16 or AMX")
     return parser.parse_args()
-
-
-def optimizer_of(unet: UNet, text_encoder: TextEncoder, args: argparse.Namespace):
-    """AdamW and its learning rates: a linear warm-up, then half a cosine."""
-    groups = [{"params": list(unet.parameters()), "lr": args.learning_rate}]
-    if args.text_learning_rate_scale > 0:
-        groups.append({"params": list(text_encoder.parameters()), "lr": args.learning_rate * args.text_learning_rate_scale})
-
-    def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / args.lr_warmup_steps)
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / args.max_train_steps)))
-
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def main():
     args = parse_args()
-    latents, faces, schedule = latents_of(args), np.load(args.data), load_schedule(args.scheduler)
-    ages, men = faces["ages"], faces["men"]
-    chances = chances_of(ages, args.age_balance)
+    vae, text_encoder, schedule = load_vae(args.vae), load_text_encoder(args.text_encoder), load_schedule(args.scheduler)
+    faces = np.load(args.data / "faces.npz")
+    ages, men, races = faces["ages"], faces["men"], faces["races"]
+    dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+    chances, latents = chances_of(ages, faces["sources"], args.age_balance), Latents(args.data, vae, args.output_dir, dtype)
     torch.manual_seed(0)
-    unet, text_encoder = new_model(args)
-    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.model})
-    optimizer, lr_schedule = optimizer_of(unet, text_encoder, args)
-    ema, state_path = EMA(model), args.output_dir / "state.pt"
-    parts = {"model": model, "optimizer": optimizer, "lr_schedule": lr_schedule, "ema": ema}
-    step = load_state(state_path, parts)
+    unet = load_unet(args.init) if args.init else new_unet()
+    unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
+    use_attention(unet, fastest_attention(dtype, "cpu", unet.config.sample_size**2))
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    ema, state_path = EMA(unet, 0.9995), args.output_dir / "state.pt"
+    drawn = LossAwareTimesteps(schedule.config.num_train_timesteps)
+    parts = {"unet": unet, "optimizer": optimizer, "ema": ema, "timesteps": drawn}
+    start = load_state(state_path, parts)
 
-    progress = tqdm(range(step, args.max_train_steps), initial=step, total=args.max_train_steps)
-    saved, average = monotonic(), None
+    saved, average, texts = monotonic(), None, {}
+    progress = tqdm(range(start, args.max_train_steps), initial=start, total=args.max_train_steps, mininterval=20)
     for step in progress:
-        rng = np.random.default_rng(step)  # what a step sees depends on its number alone
+        for group in optimizer.param_groups:
+            falling = (args.max_train_steps - step) / args.decay_steps
+            group["lr"] = args.learning_rate * min(1.0, (step + 1) / args.lr_warmup_steps, falling)
+        rng = np.random.default_rng(step)  # what a step sees depends on its number, and on which squares are encoded
         torch.manual_seed(step)
-        rows = rng.choice(len(latents), size=args.train_batch_size, p=chances)
-        x = latents[rows, rng.integers(latents.shape[1], size=len(rows))].float()
+        rows = rng.choice(len(ages), size=args.train_batch_size, p=chances)
+        x = latents[rows, latents.choose(rows, args.new_squares, rng)]
+        captions = [caption(ages[row], men[row], races[row], rng) for row in rows]
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-            hidden = encode_prompts(text_encoder, [caption(ages[row], men[row], rng) for row in rows])
-            loss = noise_prediction_loss(unet, schedule, x, hidden, snr_gamma=args.snr_gamma)
+            hidden = hidden_states(text_encoder, captions, texts)
+            timesteps, weights = drawn.draw(len(x))
+            noise = torch.randn_like(x)
+            noise_pred = unet(schedule.add_noise(x, noise, timesteps), timesteps, hidden).float()
+        abar = schedule.alphas_cumprod[timesteps]
+        losses = (args.snr_gamma * (1 - abar) / abar).clamp(max=1) * ((noise_pred - noise) ** 2).mean(dim=(1, 2, 3))
+        drawn.update(timesteps, losses.detach())
+        loss = (weights * losses).mean()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
-        lr_schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        ema.update(model)
-        average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
-        progress.set_postfix(loss=f"{average:.4f}")
-        if monotonic() - saved > 120 or step + 1 == args.max_train_steps:
+        ema.update(unet)
+        average = loss.item() if average is None else 0.99 * average + 0.01 * loss.item()
+        progress.set_postfix(loss=f"{average:.4f}", refresh=False)
+        if monotonic() - saved > 300 or step + 1 == args.max_train_steps:
             save_state(state_path, step + 1, parts)
+            ema.copy_to(averaged := UNet(unet.config))
+            save_model(averaged, args.output_dir / "unet")
+            save_text_encoder(text_encoder, args.output_dir)
             saved = monotonic()
-
-    ema.copy_to(model)
-    save_model(unet, args.output_dir / "unet")
-    save_text_encoder(text_encoder, args.output_dir)
-    print(json.dumps({"steps": args.max_train_steps, "loss": average}))
+            moments = [round(moment, 3) for moment in drawn.moments.sqrt().tolist()]
+            print(json.dumps({"step": step + 1, "loss": round(average, 5), "moments": moments}), flush=True)
 
 
 if __name__ == "__main__":

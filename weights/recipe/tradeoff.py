@@ -8,9 +8,8 @@ Every face shown is invented; one that nobody.py would take for somebody is an e
 import argparse
 from pathlib import Path
 
-import numpy as np
 from check import hash_of, save_picture
-from nobody import STRANGER
+from nobody import Known
 
 from lida.aging.stable_diffusion import StableDiffusion
 from lida.doors.errors import InputError, run
@@ -36,7 +35,7 @@ def main():
     for name in ("chosen", "reported"):
         curve = open_image(getattr(args, name) / "curve.png")
         save_picture(curve, args.output_dir / f"tradeoff-{name}.png", base)
-    networks, known = FaceNetworks(args.face_models), np.load(args.embeddings)["v"]
+    networks, known = FaceNetworks(args.face_models), Known(args.embeddings)
     rows = []
     for setting in SHOWN:
         row = []
@@ -45,9 +44,7 @@ def main():
             row.append(open_image(WEIGHTS / "demo" / f"person-{letter}.png"))
             row += [open_image(place / f"age{age}.png") for age in AGES]
             for picture in row[-len(AGES) :]:
-                vector = networks.embed(picture)
-                nearest = -1.0 if vector is None else float((known @ vector).max())
-                if nearest >= STRANGER:
+                if (nearest := known.nearest(networks.embed(picture))) >= known.stranger:
                     raise InputError(f"{place}: shows somebody ({nearest:.3f}); leave the setting or the person out")
         rows.append(row)
     top = ["input", *(f"age {age}" for age in AGES)] * len(PEOPLE)

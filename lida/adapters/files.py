@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..doors.errors import InputError
 from ..doors.files import folder_written_whole, output_folder, write_json
-from ..doors.json import parse_json, read_json
+from ..doors.json import as_object, parse_json, read_json
 from ..doors.tensors import check_finite, read_header, read_tensors, write_tensors
 from ..nn.lora import LowRank
 from .adapter import Adapter, check_fits
@@ -115,13 +115,6 @@ def read_file(path: Path) -> tuple[dict[str, LowRank], dict]:
         configs = {component: read_config(value, f"{where}: {component}") for component, value in values.items()}
     where = f"{path}: lida's metadata"
     return parse(tensors, configs, str(path)), as_object(parse_json(header.get("lida", "{}"), where), where)
-
-
-def as_object(value: object, where: str | Path) -> dict:
-    """Return a JSON object; raises InputError for any other value."""
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: is not an object; fetch it again")
-    return value
 
 
 def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str, Weight]]:

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from ..doors.errors import InputError, one_line
-from ..doors.json import read_json
+from ..doors.json import as_object, read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS = "model.safetensors"
@@ -24,10 +24,7 @@ def read_object(path: Path) -> dict:
     """Return the object in a JSON file. Raises InputError for a file that is absent, broken or holds something else."""
     if not os.path.lexists(path):
         raise InputError(f"{path}: no such file; {PARTS}")
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}, not an object; fetch the file again")
-    return values
+    return as_object(read_json(path), path)
 
 
 def local(source: str | Path, *patterns: str) -> Path:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..doors.errors import InputError
 from ..doors.files import regular_file
-from ..doors.json import parse_json, read_json
+from ..doors.json import as_object, parse_json, read_json
 from ..doors.pictures import open_image
 from ..photos.captions import recorded
 from ..photos.marking import file_hash
@@ -104,9 +104,7 @@ def read_captioning(folder: str | Path) -> dict[str, Any]:
     path = Path(folder, CAPTIONING)
     if not os.path.lexists(path):
         return {}
-    values = read_json(inside(Path(folder), path))
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}, not an object; caption the folder again")
+    values = as_object(read_json(inside(Path(folder), path)), path)
     return {name: value for name, value in recorded(values, path).items() if value}
 
 

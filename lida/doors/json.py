@@ -56,6 +56,13 @@ def parse_json(text: str | bytes, where: str | Path, limit: int = LIMIT) -> Any:
     return value
 
 
+def as_object(value: Any, where: str | Path) -> dict[str, Any]:
+    """Return a JSON object; raises InputError for any other value."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {SHORT.repr(value)} is not an object; correct it or make it again")
+    return value
+
+
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object; raises ValueError if a key occurs twice."""
     if len(known := dict(pairs)) < len(pairs):
@@ -87,9 +94,9 @@ def check_inside(value: Any, depth: int = 0) -> None:
 def typed(cls: type[T], value: Any, where: str | Path, ignore: Collection[str] = ()) -> T:
     """Return an instance of the dataclass `cls` from a JSON object without the keys in `ignore`.
 
-    Annotations are int, float, str, bool, None, Any, list[X], tuple[X, ...], tuple[X, Y], dict[str, X], Literal, unions,
-    dataclasses and Annotated[int, Range(1, 64)]. An integer passes for a float, a bool for no number. Raises one InputError
-    with a message for every fault: its place, the value, and what is wanted.
+    Annotations are int, float, str, bool, list[X], tuple[X, ...], tuple[X, Y], dict[str, X], Literal, dataclasses,
+    Annotated[int, Range(1, 64)] and X | None. An integer passes for a float, a bool for no number. Raises one InputError with a
+    message for every fault: its place, the value, and what is wanted.
     """
     kept = {key: x for key, x in value.items() if key not in ignore} if isinstance(value, dict) else value
     faults: list[str] = []
@@ -104,18 +111,9 @@ def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
     origin, parts = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         return build(kind, value, where, faults)
-    if origin in (Union, types.UnionType):
-        rest = [part for part in parts if part is not type(None)]
-        if value is None and len(rest) < len(parts):
-            return None
-        if len(rest) == 1:
-            return convert(rest[0], value, where, faults)
-        for part in rest:
-            inner: list[str] = []
-            result = convert(part, value, where, inner)
-            if not inner:
-                return result
-    elif origin is Annotated:
+    if origin in (Union, types.UnionType):  # X | None
+        return None if value is None else convert(parts[0], value, where, faults)
+    if origin is Annotated:
         result = convert(parts[0], value, where, inner := [])
         if not inner and parts[1].least <= result <= parts[1].most:
             return result
@@ -129,7 +127,7 @@ def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
         return value
     elif kind is float and type(value) in (int, float) and abs(value) < 2.0**1023:  # false for NaN
         return float(value)
-    elif kind is Any or (kind is not float and type(value) is (type(None) if kind is None else kind)):
+    elif kind is not float and type(value) is kind:
         return value
     faults.append(f"{where}: {SHORT.repr(value)} is not {wanted(kind)}")
     return None

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..doors.errors import InputError
 from ..doors.files import regular_file, write_text
-from ..doors.json import parse_json, read_json
+from ..doors.json import as_object, parse_json, read_json
 from ..doors.pictures import opened, save_image
 
 # IPTC's terms for pictures that a trained model made, or had a part in
@@ -79,16 +79,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
     Raises InputError where there are none, or no JSON object.
     """
-    path, cure = Path(path), "give a picture that lida made"
+    path = Path(path)
     try:
         with opened(path) as image:
             text = image.info.get(KEY)
         settings = read_json(path.with_suffix(".json")) if text is None else parse_json(text, path)
+        return as_object(settings, path)
     except InputError as error:
-        raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); {cure}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: its settings are no JSON object; {cure}")
-    return settings
+        raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); give a picture that lida made") from None
 
 
 def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from ..adapters import Adapter, save_adapter
 from ..doors.errors import InputError
 from ..doors.files import folder_written_whole, write_bytes, write_json
-from ..doors.json import read_json
+from ..doors.json import as_object, read_json
 from ..doors.tensors import is_finite
 
 STATE, SETTINGS = "state.pt", "settings.json"  # in a checkpoint
@@ -117,7 +117,7 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
         return 0
     for path in found:
         try:
-            if differing := differences(read_json(path / SETTINGS), settings):
+            if differing := differences(as_object(read_json(path / SETTINGS), path / SETTINGS), settings):
                 raise InputError(f"{path}: was trained with other settings ({'; '.join(differing[:5])})")
             step = load_state(path / STATE, parts)
             if path.name[11:].isdecimal() and path.name != f"checkpoint-{step}":
@@ -131,8 +131,7 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
     raise InputError(f"{faults[0]}; name another checkpoint, or start anew with --overwrite_output_dir")
 
 
-def differences(before: Any, now: dict) -> list[str]:
+def differences(before: dict, now: dict) -> list[str]:
     """Return what differs between a run's settings as they were read from a file and as they are."""
-    before = before if isinstance(before, dict) else {}
     pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
     return [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]

@@ -265,7 +265,7 @@ def test_the_record_of_captions_is_checked(tmp_path):
     fill(tmp_path, {"captioning.json": json.dumps(record)})
     assert read_captioning(tmp_path) == {"template": "{age}", "ages": [2, 80], "child": 13}
     for bad, message in (
-        ("[]", "holds a list"),
+        ("[]", "is not an object"),
         ('{"ages": [0, 1000000000]}', r"captioning.json: ages\[1\]: 1000000000 is not int from 0 to 120"),
         ('{"ages": [80, 2]}', "captioning.json: ages"),
         ('{"ages": [2], "template": 3}', "captioning.json: template: 3 is not str.*captioning.json: ages"),

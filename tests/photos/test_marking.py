@@ -57,7 +57,7 @@ def png_with(path, text: str | bytes) -> None:
     ("text", "message"),
     [
         ("nonsense", "not readable as JSON"),
-        ("[1]", "its settings are no JSON object"),
+        ("[1]", "is not an object"),
         ("[" * 100000, "has no settings"),
         ('{"a": NaN}', "NaN is not a finite number"),
         ('{"a": 1, "a": 2}', "occurs twice"),

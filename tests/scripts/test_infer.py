@@ -426,7 +426,7 @@ def test_recorded_arguments_pass_the_same_checks(infer, script, photo, tmp_path,
 
 def test_settings_that_are_missing_or_not_lidas_are_refused_in_one_line(script, photo):
     for text, message in (
-        (None, "has no settings of lida's"), ("[]", "are no JSON object"), ("{}", "does not say how it was made"),
+        (None, "has no settings of lida's"), ("[]", "is not an object"), ("{}", "does not say how it was made"),
         ('{"arguments": [], "files": {}}', "does not say how it was made"), ("{", "has no settings of lida's"),
     ):  # fmt: skip
         if text is not None:

@@ -151,8 +151,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     # Captions
     help = f"with {{subject}}, {{gender}}, {{decade}}, {{age}} (default: {DEFAULT_TEMPLATE!r})"
     add("--template", type=text, default=DEFAULT_TEMPLATE, help=help)
-    help = f"write boy and girl below this age ({CHILD} if the flag has no number)"
-    add("--children", type=age, nargs="?", const=CHILD, default=0, metavar="AGE", help=help)
+    add("--children", type=age, default=CHILD, metavar="AGE", help=f"write boy and girl below this age (default: {CHILD}; 0: never)")
     help = f"write old man and old woman from this age on ({OLD} if the flag has no number)"
     add("--old", type=age, nargs="?", const=OLD, default=0, metavar="AGE", help=help)
     # Which faces

@@ -104,8 +104,7 @@ def read_captioning(folder: str | Path) -> dict[str, Any]:
     path = Path(folder, CAPTIONING)
     if not os.path.lexists(path):
         return {}
-    values = as_object(read_json(inside(Path(folder), path)), path)
-    return {name: value for name, value in recorded(values, path).items() if value}
+    return recorded(as_object(read_json(inside(Path(folder), path)), path), path)
 
 
 def lines_of(folder: Path, caption: str | None) -> Iterator[Line]:

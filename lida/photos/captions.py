@@ -27,7 +27,7 @@ def with_article(subject: str) -> str:
     return f"a {subject}" if f"a {subject}" in CHILDREN else subject
 
 
-def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) -> str:
+def noun_of(subject: str, age: float, child: float = CHILD, old: float = 0) -> str:
     """Return "a man", "a woman" or "a person" as one of that age: "a boy" below `child`, "an old man" from `old` on.
 
     Names stay as they are. 0 for `child` or `old` leaves that noun out.
@@ -46,7 +46,7 @@ class Captioning:
 
     template: str = DEFAULT_TEMPLATE
     ages: tuple[Age, Age] = (0, 99)
-    child: Age = 0
+    child: Age = CHILD
     old: Age = 0
 
     def __post_init__(self) -> None:

@@ -263,7 +263,7 @@ def test_the_record_of_captions_is_checked(tmp_path):
     assert read_captioning(tmp_path) == {}
     record = {"template": "{age}", "ages": [2, 80], "child": 13, "old": 0, "faces": 9, "names": "b"}
     fill(tmp_path, {"captioning.json": json.dumps(record)})
-    assert read_captioning(tmp_path) == {"template": "{age}", "ages": [2, 80], "child": 13}
+    assert read_captioning(tmp_path) == {"template": "{age}", "ages": [2, 80], "child": 13, "old": 0}
     for bad, message in (
         ("[]", "is not an object"),
         ('{"ages": [0, 1000000000]}', r"captioning.json: ages\[1\]: 1000000000 is not int from 0 to 120"),

@@ -27,9 +27,9 @@ def test_other_templates_are_refused_before_they_are_filled_in(template):
 
 def test_the_noun_follows_the_age():
     ages = (0, 12, 13, 64, 65, 99)
-    assert [noun_of("a man", age) for age in ages] == ["a boy", "a boy", "a man", "a man", "an old man", "an old man"]
+    assert [noun_of("a man", age, old=65) for age in ages] == ["a boy", "a boy", "a man", "a man", "an old man", "an old man"]
     assert [noun_of("a woman", age)[-5:] for age in ages] == [" girl", " girl", "woman", "woman", "woman", "woman"]
-    assert [noun_of("a person", age) for age in (3, 30, 70)] == ["a child", "a person", "an old person"]
+    assert [noun_of("a person", age) for age in (3, 30, 70)] == ["a child", "a person", "a person"]
     assert {noun_of("sks", age) for age in ages} == {"sks"}
     assert {noun_of("a man", age, child=0, old=0) for age in ages} == {"a man"}
 
@@ -38,8 +38,8 @@ def test_prompts_between_decades_are_mixed_of_captions_seen_in_training():
     assert Captioning().prompt("a man", 34) == pytest.approx(
         {"a portrait photo of a man, age 30s": 0.6, "a portrait photo of a man, age 40s": 0.4}
     )
-    followed = Captioning(child=13, old=65)
-    assert Captioning().prompt("a man", 10) == "a portrait photo of a man, age 10s"
+    followed = Captioning(old=65)
+    assert Captioning(child=0).prompt("a man", 10) == "a portrait photo of a man, age 10s"
     assert followed.prompt("a man", 10) == "a portrait photo of a boy, age 10s"
     assert followed.prompt("a man", 12) == pytest.approx(
         {"a portrait photo of a boy, age 10s": 0.8, "a portrait photo of a man, age 20s": 0.2}

@@ -71,8 +71,8 @@ def chances_of(ages: np.ndarray, sources: np.ndarray, balance: float) -> np.ndar
 class Latents:
     """The latents of squares and of their mirror images, encoded when they are first drawn."""
 
-    def __init__(self, data: Path, vae: VAE, folder: Path, dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, data: Path, vae: VAE, folder: Path, bf16: bool):
+        self.bf16, self.device = bf16, next(vae.parameters()).device
         self.pixels, self.vae = np.load(data / "pixels.npy", mmap_mode="r"), vae.to(memory_format=torch.channels_last)
         faces, squares, side = self.pixels.shape[:3]
         shape = (faces, 2 * squares, vae.config.latent_channels, side // vae.factor, side // vae.factor)
@@ -100,14 +100,15 @@ class Latents:
         if len(new):
             count = self.pixels.shape[1]
             pixels = np.stack([self.pixels[face, square % count] for face, square in zip(*(part[new] for part in pairs))])
-            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-            mirrored = torch.from_numpy(pairs[1][new] >= count)[:, None, None, None]
+            x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            mirrored = torch.from_numpy(pairs[1][new] >= count).to(self.device)[:, None, None, None]
             x = torch.where(mirrored, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                found[new] = torch.cat([self.vae.encode(part, sample=False).float() for part in x.split(16)]).numpy()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                encoded = [self.vae.encode(part, sample=False).float().cpu() for part in x.split(64)]
+            found[new] = torch.cat(encoded).numpy()
             self.latents[pairs[0][new], pairs[1][new]] = found[new]
             self.known[pairs[0][new], pairs[1][new]] = True
-        return torch.from_numpy(found).float()
+        return torch.from_numpy(found).float().to(self.device)
 
 
 class LossAwareTimesteps(nn.Module):
@@ -125,12 +126,14 @@ class LossAwareTimesteps(nn.Module):
         """Timesteps (count,) and their weights (count,)."""
         chances = 0.9 * self.moments.sqrt() / self.moments.sqrt().sum() + 0.1 / len(self.moments)
         bins = torch.multinomial(chances, count, replacement=True)
-        return bins * self.width + torch.randint(self.width, (count,)), 1 / (len(self.moments) * chances[bins])
+        return bins * self.width + torch.randint(self.width, (count,), device=bins.device), 1 / (len(self.moments) * chances[bins])
 
     def update(self, timesteps: Tensor, losses: Tensor) -> None:
         """Take in the losses (B,), unweighted by the draw."""
+        moments = self.moments.tolist()
         for bin, loss in zip((timesteps // self.width).tolist(), losses.tolist()):
-            self.moments[bin].mul_(0.98).add_(0.02 * loss**2)
+            moments[bin] = 0.98 * moments[bin] + 0.02 * loss**2
+        self.moments.copy_(torch.tensor(moments))
 
 
 def new_unet() -> UNet:
@@ -170,24 +173,25 @@ def parse_args() -> argparse.Namespace:
     add("--age_balance", type=float, default=0.5, help=help)
     add("--new_squares", type=float, default=0.2, help="share of draws that may be of a square not yet encoded (default: 0.2)")
     add("--snr_gamma", type=float, default=1.0, help="weigh the steps by min(snr, gamma) / snr (default: 1)")
+    add("--device", default="cpu", help="(default: cpu)")
     add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AVX-512 BF16 or AMX")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    vae, text_encoder, schedule = load_vae(args.vae), load_text_encoder(args.text_encoder), load_schedule(args.scheduler)
-    faces = np.load(args.data / "faces.npz")
+    bf16 = args.mixed_precision == "bf16"
+    vae, text_encoder = load_vae(args.vae, device=args.device), load_text_encoder(args.text_encoder, device=args.device)
+    schedule, faces = load_schedule(args.scheduler), np.load(args.data / "faces.npz")
     ages, men, races = faces["ages"], faces["men"], faces["races"]
-    dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
-    chances, latents = chances_of(ages, faces["sources"], args.age_balance), Latents(args.data, vae, args.output_dir, dtype)
+    chances, latents = chances_of(ages, faces["sources"], args.age_balance), Latents(args.data, vae, args.output_dir, bf16)
     torch.manual_seed(0)
-    unet = load_unet(args.init) if args.init else new_unet()
-    unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
-    use_attention(unet, fastest_attention(dtype, "cpu", unet.config.sample_size**2))
+    unet = (load_unet(args.init) if args.init else new_unet()).to(args.device, memory_format=torch.channels_last)
+    unet.train().requires_grad_(True)
+    use_attention(unet, fastest_attention(torch.bfloat16 if bf16 else torch.float32, args.device, unet.config.sample_size**2))
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     ema, state_path = EMA(unet, 0.9995), args.output_dir / "state.pt"
-    drawn = LossAwareTimesteps(schedule.config.num_train_timesteps)
+    drawn = LossAwareTimesteps(schedule.config.num_train_timesteps).to(args.device)
     parts = {"unet": unet, "optimizer": optimizer, "ema": ema, "timesteps": drawn}
     start = load_state(state_path, parts)
 
@@ -202,12 +206,12 @@ def main():
         rows = rng.choice(len(ages), size=args.train_batch_size, p=chances)
         x = latents[rows, latents.choose(rows, args.new_squares, rng)]
         captions = [caption(ages[row], men[row], races[row], rng) for row in rows]
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+        with torch.autocast(args.device, torch.bfloat16, enabled=bf16):
             hidden = hidden_states(text_encoder, captions, texts)
             timesteps, weights = drawn.draw(len(x))
             noise = torch.randn_like(x)
             noise_pred = unet(schedule.add_noise(x, noise, timesteps), timesteps, hidden).float()
-        abar = schedule.alphas_cumprod[timesteps]
+        abar = schedule.alphas_cumprod.to(x.device)[timesteps]
         losses = (args.snr_gamma * (1 - abar) / abar).clamp(max=1) * ((noise_pred - noise) ** 2).mean(dim=(1, 2, 3))
         drawn.update(timesteps, losses.detach())
         loss = (weights * losses).mean()
@@ -220,7 +224,7 @@ def main():
         progress.set_postfix(loss=f"{average:.4f}", refresh=False)
         if monotonic() - saved > 300 or step + 1 == args.max_train_steps:
             save_state(state_path, step + 1, parts)
-            ema.copy_to(averaged := UNet(unet.config))
+            ema.copy_to(averaged := UNet(unet.config).to(args.device))
             save_model(averaged, args.output_dir / "unet")
             save_text_encoder(text_encoder, args.output_dir)
             saved = monotonic()

@@ -31,4 +31,6 @@ class EMA:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where state_dict was taken."""
-        self.steps, self.shadow = state["steps"], state["shadow"]
+        self.steps = state["steps"]
+        for name, average in state["shadow"].items():
+            self.shadow[name].copy_(average)  # on the model's device

@@ -60,7 +60,7 @@ def test_the_command_makes_a_checked_dataset(aaf, tmp_path, command):
     for row in rows:  # the very files, not copies and not symbolic links
         assert (out / row["file_name"]).samefile(aaf / "original images" / row["file_name"])
         assert not (out / row["file_name"]).is_symlink()
-    assert read_captioning(out) == {"template": DEFAULT_TEMPLATE, "ages": [2, 64]}
+    assert read_captioning(out) == {"template": DEFAULT_TEMPLATE, "ages": [2, 64], "child": 13, "old": 0}
     faces = read_faces(aaf, "train")
     for example, face in zip(read_examples(out), faces, strict=True):
         mask = np.asarray(Image.open(example.mask))

@@ -85,8 +85,7 @@ class Monitor:
 
 @contextmanager
 def reporter(name: str, folder: Path) -> Iterator[Callable[[dict, int], object]]:
-    """Yield what takes each step's metrics besides metrics.jsonl; raises InputError where its package is absent."""
-    check_reporter(name)
+    """Yield the function that takes each step's metrics besides metrics.jsonl."""
     if name == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 

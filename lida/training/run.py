@@ -176,9 +176,8 @@ class Run:
             raise InputError("the adapter did not move, and nothing is saved; look at metrics.jsonl and the learning rate")
         if self.monitor.writes:
             adapter = self.adapter(result=result_of(args, self.settings))
-            places = {name: getattr(args, name) for name in PLACES} | {"examples": self.about["data"]["count"]}
-            about = {**adapter.metadata, "training": {**adapter.metadata["training"], **places}, "settings": self.settings}
-            write_json(path.with_suffix(".json"), about | {"steps": args.max_train_steps})
+            training = {**adapter.metadata["training"], **{name: getattr(args, name) for name in PLACES}}
+            write_json(path.with_suffix(".json"), {**adapter.metadata, "training": training})
             write_card(self.folder, adapter)
             save_adapter(path, adapter)  # last: a run without its adapter is not finished
             print(f"adapter: {path}")

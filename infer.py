@@ -29,7 +29,7 @@ from lida.doors import arguments
 from lida.doors.errors import InputError, run
 from lida.doors.files import free_folder
 from lida.doors.pictures import open_photo
-from lida.kernels import ATTENTION, use_attention
+from lida.kernels import ATTENTION, use_attention, use_fastest
 from lida.photos.ages import AgeEstimator
 from lida.photos.captions import with_article
 from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, read_settings, recorded_arguments, save_marked
@@ -83,7 +83,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=arguments.whole(1, 1000), default=8, help="ages at a time (default: 8)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("--dtype", choices=DTYPES, default="float32", help="float16 leaves the VAE in float32 (default: float32)")
-    add("--attention", choices=ATTENTION, default="sdpa", help="the kernel (default: sdpa, torch's)")
+    add("--attention", choices=ATTENTION, help="the kernel (default: the fastest here)")
     add("--vae_tiling", action="store_true", help="decode large pictures tile by tile, in less memory")
     # What comes out
     add("--format", choices=("png", "same"), default="png", help="same re-encodes like the photograph (default: png, exact)")
@@ -168,7 +168,9 @@ def load_model(args: argparse.Namespace) -> StableDiffusion:
     weights = dict(parse_pairs(args.adapter))
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, getattr(torch, args.dtype), args.device)
     for model in (sd.unet, sd.vae):
-        use_attention(model, args.attention)
+        use_fastest(model, (sd.resolution // sd.vae.factor) ** 2)
+        if args.attention:
+            use_attention(model, args.attention)
     sd.vae.tiling = args.vae_tiling
     for path in weights:
         sd.load_adapter(path, path)

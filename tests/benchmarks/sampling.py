@@ -20,6 +20,7 @@ from peft import LoraConfig
 from PIL import Image, ImageDraw
 
 import lida
+from lida.kernels import use_fastest
 from lida.nn.lora import CROSS_ATTENTION, LowRank
 
 AGES = (10, 30, 50, 60, 70)
@@ -109,6 +110,8 @@ def measure(args: Namespace) -> list[Row]:
     for name in args.dtype:
         dtype, found = DTYPES[name], []
         sd = lida.StableDiffusion.load(args.folder, dtype, args.device)
+        for model in (sd.unet, sd.vae):
+            use_fastest(model, (args.resolution // sd.vae.factor) ** 2)
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(args.folder, safety_checker=None, dtype=dtype).to(args.device)
         if "forwards" in args.jobs:
             found += forwards(sd, pipe, dtype, args)

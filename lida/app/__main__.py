@@ -11,19 +11,18 @@ from ..doors import arguments
 from ..doors.errors import InputError, run
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent.parent / "weights"))
-TINY = WEIGHTS / "lida-tiny"
+TINY, AGE, ESTIMATOR = (str(WEIGHTS / name) for name in ("lida-tiny", "age.safetensors", "age-estimator"))
 DEMO = (str(WEIGHTS / "demo" / "person-a.png"), str(WEIGHTS / "person-a.safetensors"), "sks")
 
 
 def parse_args() -> argparse.Namespace:
     parser = arguments.Parser(prog="lida app", description="Age a face in a page of your browser, on your own machine.")
     add = parser.add_argument
-    add("--pretrained_model_name_or_path", default=str(TINY), help="folder, .safetensors file or hub id (default: lida-tiny)")
+    add("--pretrained_model_name_or_path", default=TINY, help="folder, .safetensors file or hub id (default: lida-tiny)")
     add("--age_adapter", help="an Age-LoRA (default, on lida-tiny: weights/age.safetensors)")
     add("--identity_adapter", help="an Identity-LoRA (default: none; the page takes one too)")
-    add("--num_inference_steps", type=arguments.whole(1, 999), default=50, help="steps of the whole way (default: 50)")
-    help = "address to listen on; 0.0.0.0 lets others use this machine (default: 127.0.0.1)"
-    add("--server_name", default="127.0.0.1", help=help)
+    add("--num_inference_steps", type=arguments.whole(1, 999), default=50, help="from pure noise to a picture (default: 50)")
+    add("--server_name", default="127.0.0.1", help="address; 0.0.0.0 lets others use the page too (default: 127.0.0.1)")
     add("--server_port", type=arguments.whole(1, 65535), help="(default: the first free one from 7860)")
     add("--max_file_size", type=arguments.whole(1, 10000), default=100, metavar="MB", help="of an upload (default: 100)")
     return parser.parse_args()
@@ -35,19 +34,17 @@ def main() -> None:
         raise InputError('gradio, which serves the page, is not installed: pip install "lida-aging[app]"')
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the folder would stay behind
     with tempfile.TemporaryDirectory(prefix="lida-app-") as folder:  # of uploads and pictures
-        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
+        os.environ["GRADIO_TEMP_DIR"] = folder
         from ..diffusion import Sampling  # here, as what follows, so that --help comes at once
-        from .page import build, launch
-        from .painter import Painter
+        from .page import Painter, serve
 
-        on_tiny = Path(args.pretrained_model_name_or_path).resolve() == TINY.resolve()
-        files = {"age": args.age_adapter or (on_tiny and str(WEIGHTS / "age.safetensors")), "identity": args.identity_adapter}
-        files = {role: path for role, path in files.items() if path}
-        sampling = Sampling(args.num_inference_steps)
-        painter = Painter(args.pretrained_model_name_or_path, files, str(WEIGHTS / "age-estimator"), sampling)
-        page = build(painter, Path(folder), DEMO)
-        url = launch(page, args.server_name, args.server_port, f"{args.max_file_size}mb", DEMO[:2])
-        print(f"lida app: {url} (Ctrl-C stops it)", flush=True)
+        model = args.pretrained_model_name_or_path
+        on_tiny = Path(model).resolve() == Path(TINY).resolve()
+        adapters = {"age": args.age_adapter or (AGE if on_tiny else None), "identity": args.identity_adapter}
+        painter = Painter(model, adapters, ESTIMATOR, Sampling(args.num_inference_steps), Path(folder))
+        address = {"server_name": args.server_name, "server_port": args.server_port}
+        page = serve(painter, DEMO, **address, max_file_size=f"{args.max_file_size}mb")
+        print(f"lida app: {page.local_url} (Ctrl-C stops it)", flush=True)
         page.block_thread()
 
 

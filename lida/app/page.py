@@ -1,105 +1,145 @@
-"""The page: a form, and what it makes."""
+"""The page: a form, and the pictures that infer.py would make from the same photograph."""
 
-import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 import gradio as gr
-from PIL import Image
+import numpy as np
+import torch
+from PIL import ImageOps
 
-from ..doors.errors import faults_of, one_line
-from .painter import LONGEST_SUBJECT, Order, Painter, outlined
+from ..adapters import load_adapter
+from ..aging import StableDiffusion, age_targets, aging_edit
+from ..aging.photograph import FEATHER, SEED, Photograph, repaint_faces, save_row, settings_of
+from ..diffusion import Sampling
+from ..doors.errors import InputError, faults_of, one_line
+from ..doors.pictures import open_photo
+from ..photos.ages import AgeEstimator
+from ..photos.captions import with_article
+from ..photos.marking import file_hash
+from ..photos.masks import Outline, read_masks
 
-MOST_YEARS = 40
-ROW = (-40, -20, 20, 40)  # the years of the row
+ROW = (-40, -20, 20, 40)  # years
+LONGEST_SUBJECT = 60  # characters
 ABOUT = """# lida
 Age a face in a photograph and keep the person. Age only people who agreed to it. An aged face is a guess, and its PNG says that
 it is synthetic. Photographs are deleted after an hour, and when the page is stopped."""
-FONT, MONOSPACE = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # none from the network
 
 
-def in_one_line(act: Callable) -> Callable:
-    """Show what is wrong with the input in one line, without the server's paths. Other exceptions are bugs, and are raised."""
-
-    @functools.wraps(act)
-    def shown(*values, **options):
-        try:
-            return act(*values, **options)
-        except Exception as error:
-            faults = faults_of(error) or [error] * isinstance(error, ValueError)
-            if not faults:
-                raise
-            message = one_line(faults[0]).removeprefix("--mask auto: ")
-            for path in (value for value in values if isinstance(value, str) and value.startswith("/")):
-                message = message.replace(path, Path(path).name)
-            raise gr.Error(message, duration=None, print_exception=False) from None
-
-    return shown
+@contextmanager
+def told() -> Iterator[None]:
+    """Show what is wrong with the input in one line, without the server's folders. Raise other exceptions, which are bugs."""
+    try:
+        yield
+    except Exception as error:
+        if not (faults := faults_of(error)):
+            raise
+        message = re.sub(r"(?<!\w)/\S*/", "", one_line(faults[0]))
+        raise gr.Error(message, duration=None, print_exception=False) from None
 
 
-def build(painter: Painter, folder: Path, demo: tuple[str, str, str]) -> gr.Blocks:
-    """Return the page, which writes into `folder`. `demo` has a photograph, an adapter and a subject to try."""
+class Painter:
+    """A model, its adapters' files by role ("age" and "identity", or None), an age estimator, and the folder to write into."""
 
-    @in_one_line
-    def look(photo: str | None):
-        """Show the faces of a photograph, and the choice among several."""
-        image, masks, looks = painter.find(photo) if photo else (None, [], [])
-        choices = [(f"{number}: looks {age:.0f}", number) for number, age in enumerate(looks, 1)] or [("1", 1)]
-        return image and outlined(image, masks), gr.Radio(choices=choices, value=1, visible=len(choices) > 1)
+    def __init__(self, model: str, files: Mapping[str, str | None], age_estimator: str, sampling: Sampling, folder: Path):
+        self.model, self.sampling, self.folder = model, sampling, folder
+        self.adapters = {role: path for role, path in files.items() if path}
+        self.sd = StableDiffusion.load(model, device="cuda" if torch.cuda.is_available() else "cpu")
+        self.estimator = AgeEstimator(age_estimator)
+        self.merge({"age": 1.0, "identity": 1.0})  # a file that cannot be used is refused at the start
 
-    def order(form: tuple, years: tuple, progress: gr.Progress) -> tuple:
+    def open(self, path: str, face: int | str = "all", subject: str = "person") -> Photograph:
+        """Open a photograph and find its faces, the largest first, or one by its number. Raises InputError for no face."""
+        image, name = open_photo(path), Path(path).name
+        masks = read_masks("auto", image, face=face, outline=Outline(feather=FEATHER))
+        ages: list[float | None] = [self.estimator.of(image, mask) for mask in masks]
+        return Photograph(Path(name), image, masks, ages, with_article(subject), {name: file_hash(path)})
+
+    def merge(self, weights: Mapping[str, float], uploaded: str | None = None) -> list[str]:
+        """Merge the adapters, with an uploaded one in the place of that of its role; return them as --adapter takes them."""
+        files = dict(self.adapters)
+        if uploaded:
+            files["age" if load_adapter(uploaded).metadata.get("role") == "age" else "identity"] = uploaded
+        self.sd.set_adapters([], [])
+        self.sd.adapters.clear()
+        names = {role: Path(path).name if path == uploaded else path for role, path in files.items()}
+        for role, path in files.items():
+            self.sd.load_adapter(names[role], path)
+        self.sd.set_adapters(list(names.values()), [weights[role] for role in names])
+        return [f"{name}={weights[role]}" for role, name in names.items()]
+
+    @told()
+    def look(self, path: str | None):
+        """Return the photograph with its faces tinted, and the choice among several."""
+        if path is None:
+            return None, gr.Radio(visible=False)
+        photo = self.open(path)
+        choices = [(f"{number}: looks {age:.0f}", number) for number, age in enumerate(photo.ages, 1)]
+        small, *masks = (ImageOps.contain(picture, (480, 480)) for picture in (photo.image, *photo.masks))
+        tints = [(np.asarray(mask) / 510, name) for mask, (name, _) in zip(masks, choices)]
+        return (small, tints), gr.Radio(choices=choices, value=1, visible=len(choices) > 1)
+
+    @told()
+    def paint(self, path, face, subject, age_weight, identity_weight, adapter, years, row, progress=gr.Progress()):
+        """Return the face before and after, a sheet, and the files, which `infer.py --reproduce` makes again."""
+        if path is None or not 0 < len(subject.strip()) <= LONGEST_SUBJECT:
+            raise InputError(f"give a photograph, and a subject of up to {LONGEST_SUBJECT} characters such as man or woman")
         progress(0, desc="leading the photograph up to the noise")
-        return painter.paint(Order(*form), years, folder, lambda step, steps: progress((step, steps), "painting"))
+        photo = self.open(path, face, subject.strip())
+        merged = self.merge({"age": age_weight, "identity": identity_weight}, adapter)
+        current, (low, high), edit = photo.ages[0], self.sd.captioning.ages, aging_edit(photo.subject)
+        wanted = [round(current + more) for more in (years, *(ROW if row else ()))]
+        ages = list(dict.fromkeys(min(max(age, low), high) for age in wanted))  # no age twice
+        rows = [age_targets(self.sd, ages, current, photo.subject, edit)]
+        steps = partial(progress.tqdm, desc="painting")
+        pictures = repaint_faces(self.sd, photo, rows, edit, self.sampling, progress=steps)
+        arguments = {
+            "photo": [photo.path.name], "face": face, "ages": ages, "current_age": current, "subject": [photo.subject],
+            "pretrained_model_name_or_path": self.model, "adapter": merged, "seed": SEED,
+            "num_inference_steps": self.sampling.num_inference_steps,
+        }  # fmt: skip
+        names, settings = [f"{photo.path.stem}-age{age:02d}" for age in ages], {**settings_of(self.sd), "arguments": arguments}
+        labels = [f"age {age}, looks {self.estimator.of(new, photo.masks[0]):.0f}" for age, new in zip(ages, pictures)]
+        files = save_row(photo, rows, pictures, names, labels, self.folder / uuid4().hex, settings)
+        for file in files:
+            file.with_suffix(".json").unlink()  # the picture holds the settings
+        return (photo.image, pictures[0]), str(files[-1]), [str(file) for file in files]
 
-    @in_one_line
-    def paint(*values, progress=gr.Progress()):
-        """Paint one age, and show it beside the photograph."""
-        image, paths, labels = order(values[:-1], (int(values[-1]),), progress)
-        with Image.open(paths[0]) as picture:
-            return (image, picture.convert("RGB")), labels[0], list(map(str, paths))
 
-    @in_one_line
-    def paint_row(*form, progress=gr.Progress()):
-        """Paint the row, and show its sheet."""
-        _, paths, _ = order(form, ROW, progress)
-        return str(paths[-1]), list(map(str, paths))
+def serve(painter: Painter, demo: tuple[str, str, str], **options) -> gr.Blocks:
+    """Serve the page from a thread, without a public link; `local_url` of what is returned is its address.
 
+    `demo` has a photograph, an adapter and a subject to try. `options` are those of Gradio's launch().
+    """
     with gr.Blocks(title="lida", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(scale=2):
                 photo = gr.File(label="Photograph", file_types=["image"], height=120)
-                found = gr.Image(label="Found", format="png", height=240, interactive=False, buttons=[])
+                found = gr.AnnotatedImage(label="Found", height=280, buttons=[])
                 face = gr.Radio([1], value=1, label="Face", visible=False)
-                who = "Subject: man, woman, person, or the name that an identity adapter learnt"
-                subject = gr.Textbox("person", label=who, max_length=LONGEST_SUBJECT)
-                years = gr.Slider(-MOST_YEARS, MOST_YEARS, value=20, step=1, label="Years older or younger")
-                roles = ("age", "identity")
-                weights = [gr.Slider(0, 1.5, value=1.0, step=0.05, label=f"Weight of the {role} adapter") for role in roles]
+                learnt = "man, woman, person, or the name that an identity adapter learnt"
+                subject = gr.Textbox("person", label="Subject", info=learnt, max_length=LONGEST_SUBJECT)
+                weight = partial(gr.Slider, 0, 1.5, value=1.0, step=0.05)
+                weights = [weight(label="Weight of the age adapter"), weight(label="Weight of the identity adapter")]
                 adapter = gr.File(label="Adapter of your own (.safetensors)", file_types=[".safetensors"], height=100)
                 try_it = gr.Button("Try an invented person", size="sm")
             with gr.Column(scale=3):
-                with gr.Row():
-                    one, row = gr.Button("Age", variant="primary"), gr.Button(f"Row of {len(ROW)} ages")
+                years = gr.Slider(-40, 40, value=20, step=1, label="Years older or younger")
+                row = gr.Checkbox(label=f"A row of ages too: {', '.join(f'{years:+d}' for years in ROW)} years")
+                button = gr.Button("Age", variant="primary")
                 pair = gr.ImageSlider(label="Before and after", format="png", interactive=False, max_height=430)
-                label = gr.Textbox(label="Asked for, and what the age estimator reads", interactive=False)
-                strip = gr.Image(label="Row", format="png", interactive=False, buttons=["download", "fullscreen"])
+                sheet = gr.Image(label="Sheet", format="png", interactive=False, buttons=["download", "fullscreen"])
                 files = gr.File(label="Download: PNG with its settings", file_count="multiple", height=160, interactive=False)
-        form = [photo, face, subject, *weights, adapter]
-        options: dict[str, Any] = {"concurrency_id": "painter", "concurrency_limit": 1}  # for all buttons one order at a time
-        photo.change(look, photo, [found, face], **options)
+        form, made = [photo, face, subject, *weights, adapter, years, row], [pair, sheet, files]
+        photo.change(painter.look, photo, [found, face], concurrency_id="painter")
         try_it.click(lambda: demo, None, [photo, adapter, subject])
-        one.click(paint, [*form, years], [pair, label, files], show_progress_on=pair, **options)
-        row.click(paint_row, form, [strip, files], show_progress_on=strip, **options)
-    return page.queue(max_size=16)
-
-
-def launch(page: gr.Blocks, server_name: str, server_port: int | None, max_file_size: str, allowed: Sequence[str]) -> str:
-    """Serve the page from a thread, without a public link, and return its address. `allowed` are files that it may show."""
-    page.launch(
-        server_name=server_name, server_port=server_port, max_file_size=max_file_size, allowed_paths=list(allowed), share=False,
-        theme=gr.themes.Default(font=FONT, font_mono=MONOSPACE), footer_links=[], enable_monitoring=False, ssr_mode=False,
-        pwa=False, mcp_server=False, quiet=True, prevent_thread_lock=True,
-    )  # fmt: skip
-    return str(page.local_url)
+        button.click(painter.paint, form, made, show_progress_on=pair, concurrency_id="painter")
+    page.queue(max_size=16, default_concurrency_limit=1)  # the painter does one thing at a time
+    options |= {"allowed_paths": list(demo[:2]), "share": False, "enable_monitoring": False}
+    page.launch(quiet=True, prevent_thread_lock=True, **options)
+    return page

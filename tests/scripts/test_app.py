@@ -36,14 +36,12 @@ def address(tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("app")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        from lida.app.page import build, launch
-        from lida.app.painter import Painter
+        from lida.app.page import Painter, serve
 
-        painter = Painter(
-            str(WEIGHTS / "lida-tiny"), {"age": str(WEIGHTS / "age.safetensors")}, str(WEIGHTS / "age-estimator"), Sampling(6)
-        )
-        page = build(painter, folder, (str(PHOTO), str(ADAPTER), "sks"))
-        yield launch(page, "127.0.0.1", None, "1mb", [PHOTO, ADAPTER])
+        adapters, estimator = {"age": str(WEIGHTS / "age.safetensors")}, str(WEIGHTS / "age-estimator")
+        painter = Painter(str(WEIGHTS / "lida-tiny"), adapters, estimator, Sampling(6), folder)
+        page = serve(painter, (str(PHOTO), str(ADAPTER), "sks"), max_file_size="1mb")
+        yield page.local_url
         page.close(verbose=False)
 
 
@@ -76,13 +74,11 @@ def test_a_photograph_is_aged_in_a_browser(address, two_faces, tmp_path):
         page.goto(address)
         drop = page.locator("input[type=file]").first
         drop.set_input_files(two_faces)
-        page.get_by_text(re.compile("2: looks")).click()
+        page.get_by_role("radio", name=re.compile("2: looks")).click()
         page.get_by_role("spinbutton", name="Years older or younger").fill("30")
         page.get_by_role("button", name="Age", exact=True).click()
-        answer = page.get_by_label("Asked for, and what the age estimator reads")
-        expect(answer).to_have_value(re.compile(r"age \d+, looks \d+"))
         with page.expect_download() as download:
-            page.locator("a[download]").last.click()
+            page.locator("a[download*='-age']").click()
         download.value.save_as(tmp_path / "aged.png")
         drop = page.locator("input[type=file]").first
         page.get_by_role("button", name="Clear").first.click()
@@ -101,14 +97,14 @@ def test_a_photograph_is_aged_in_a_browser(address, two_faces, tmp_path):
 
 @pytest.fixture
 def ask(address):
-    """Send an order to the page, as its button does; return what comes back."""
+    """Send an order to the page, as its button does; return the paths of the sheet and of the files that come back."""
     from gradio_client import Client, handle_file
 
     client = Client(address, verbose=False, analytics_enabled=False)
 
-    def ask(button: str, photo: Path, *years: int, face: int = 1, subject: str = "sks", adapter: Path | None = ADAPTER) -> tuple:
-        file = adapter and handle_file(adapter)
-        return client.predict(handle_file(photo), face, subject, 1.0, 0.9, file, *years, api_name=f"/{button}")
+    def ask(photo: Path, face: int = 1, subject: str = "sks", adapter: Path = ADAPTER, row: bool = False) -> tuple:
+        form = (handle_file(photo), face, subject, 1.0, 0.9, handle_file(adapter), 40, row)
+        return client.predict(*form, api_name="/paint")[1:]
 
     yield ask
     client.close()
@@ -117,7 +113,7 @@ def ask(address):
 @needs_gradio
 def test_the_row_is_made_again_by_infer(ask, script, tmp_path):
     """The sheet and the pictures are those of infer.py, from the settings in them."""
-    sheet, files = ask("paint_row", PHOTO)
+    sheet, files = ask(PHOTO, row=True)
     assert [Path(file).name for file in files][-1] == "person-a-sheet.png" and len(files) == 5
     with Image.open(sheet) as image:
         assert image.height > 300 and image.width > 5 * 300
@@ -144,7 +140,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(ask, tmp_path, case):
         "adapter": ({"photo": PHOTO, "adapter": other}, "^other.safetensors: "),
     }[case]
     with pytest.raises(Exception, match=message) as error:
-        ask("paint", order.pop("photo"), 20, **order)
+        ask(**order)
     assert "\n" not in str(error.value) and "/" not in str(error.value)
 
 

@@ -1,0 +1,93 @@
+"""Photographs as infer.py and the page age them: every face is repainted, and the pictures record how they were made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageChops
+
+from .. import __version__
+from ..diffusion.samplers import Sampling
+from ..doors.errors import InputError
+from ..photos.marking import Encoding, save_marked
+from ..photos.squares import cut, largest_change_outside, sheet, square_about
+from .edit import Edit, Target
+from .editing import repaint_all
+from .generation import Progress
+from .stable_diffusion import StableDiffusion
+
+SEED, FEATHER = 4, 0.04  # defaults of infer.py and of the page; the second is in heights of the face
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph, the masks of the faces to repaint, and their ages (None where no age is needed).
+
+    `subject` is what captions call the person. `files` are the files that it was read from, with their SHA-256.
+    """
+
+    path: Path
+    image: Image.Image
+    masks: list[Image.Image]
+    ages: list[float | None]
+    subject: str
+    files: dict[str, str]
+    encoding: Encoding = Encoding()
+
+
+def repaint_faces(
+    sd: StableDiffusion, photo: Photograph, rows: Sequence[Sequence[Target]], edit: Edit, sampling: Sampling, *,
+    seed: int = SEED, num_images_per_prompt: int = 1, batch_size: int | None = None, progress: Progress = list,
+) -> list[Image.Image]:  # fmt: skip
+    """Repaint each face towards its own row of targets; return the pictures, in each of which all faces have changed.
+
+    Raises InputError, with the photograph's name, where its mask or the settings cannot be used.
+    """
+    made = [photo.image] * (len(rows[0]) * num_images_per_prompt)
+    for mask, targets in zip(photo.masks, rows):
+        generator, inside = torch.Generator().manual_seed(seed), mask.point(lambda value: 255 * (value > 0))
+        try:
+            pictures = repaint_all(
+                sd, photo.image, mask, targets, edit, sampling, num_images_per_prompt=num_images_per_prompt,
+                batch_size=batch_size, generator=generator, progress=progress,
+            )  # fmt: skip
+        except ValueError as error:
+            raise InputError(f"{photo.path}: {error}") from None
+        made = [Image.composite(new, old, inside) for new, old in zip(pictures, made)]
+    return made
+
+
+def settings_of(sd: StableDiffusion, seed: int = SEED) -> dict[str, Any]:
+    """Return what decides a picture beside its arguments and files: the versions of lida, the model and the adapters."""
+    adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
+    return {"lida": __version__, "base": sd.base, "adapters": adapters, "seed": seed}
+
+
+def save_row(
+    photo: Photograph, rows: Sequence[Sequence[Target]], pictures: Sequence[Image.Image], names: Sequence[str],
+    labels: Sequence[str], folder: Path, settings: dict[str, Any],
+) -> list[Path]:  # fmt: skip
+    """Save repaint_faces()'s pictures under their names, and a sheet with a label for each target; return the paths.
+
+    Each picture holds its own targets and the settings. The sheet shows the faces, behind that of the photograph.
+    """
+    union, count, paths = reduce(ImageChops.lighter, photo.masks), len(pictures) // len(rows[0]), []
+    for k, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+        targets = [row[k // count] for row in rows]
+        own: dict[str, Any] = {
+            "whole_prompt": [target.prompt for target in targets],
+            "strength": [target.strength for target in targets],
+            "detail": [target.detail for target in targets],
+            "current_age": photo.ages,
+        }
+        if len(rows) == 1:  # one face
+            own = {key: values[0] for key, values in own.items()}
+        own["report"] = {"largest_change_outside": largest_change_outside(photo.image, picture, union)}
+        paths.append(save_marked(picture, folder / name, {**own, **settings, "files": photo.files}, encoding=photo.encoding))
+    box, ages = square_about(union, 1.6), [f"{age:.0f}" for age in photo.ages if age is not None]
+    shown = [cut(picture, box, 320) for picture in [photo.image, *pictures[::count]]]
+    row = sheet(shown, [", ".join(["input", *ages]), *labels])
+    return [*paths, save_marked(row, folder / f"{photo.path.stem}-sheet", {**settings, "files": photo.files})]

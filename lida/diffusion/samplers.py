@@ -129,20 +129,16 @@ def sample(
     schedule: NoiseSchedule,
     latents: Tensor,
     timesteps: Collection[tuple[int, int]],
-    step: str | StepRule = "ddim",
+    step: StepRule = ddim_step,
     blend: Blend | None = None,
     callback: Callable[[int, int, Tensor], object] | None = None,
 ) -> Tensor:
     """Walk the pairs (t, t_prev) from `latents` (B, C, h, w), noised to the first t, to clean latents.
 
-    `predict` returns the noise in latents at timesteps (B,); guided() makes one. `step` is a step rule or a name in
-    SCHEDULERS. A blend puts the photograph back after each step. `callback(number, t, latents)` is called after each step.
-    `timesteps` may be an iterator that shows progress, if it has a length. Raises ValueError for another scheduler.
+    `predict` returns the noise in latents at timesteps (B,); guided() makes one. `step` is a step rule, as SCHEDULERS has them
+    by name. A blend puts the photograph back after each step. `callback(number, t, latents)` is called after each step.
+    `timesteps` may be an iterator that shows progress, if it has a length.
     """
-    if isinstance(step, str):
-        if step not in SCHEDULERS:
-            raise ValueError(f"scheduler {step!r} is not one of {', '.join(SCHEDULERS)}")
-        step = SCHEDULERS[step]
     multistep = "history" in inspect.signature(step).parameters
     history, count = None, len(timesteps)
     for number, (t, t_prev) in enumerate(timesteps):

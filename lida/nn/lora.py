@@ -114,20 +114,18 @@ def inject_lora(
         raise ValueError("the model has a LoRA already; give all targets at once, or call eject_lora first")
     if any(getattr(module, "has_adapters", False) for module in model.modules()):
         raise ValueError("adapters are merged into the model, and would count twice; call set_adapters([], []) first")
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, not {rank}")
     linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     found = [(path, target) for path in linear for target in targets if f".{path}".endswith(f".{target}")]
     for target in targets:
         if target not in (t for _, t in found):
             raise ValueError(f"target {target!r} matches no linear layer; targets are ends of paths such as attn2.to_q")
-    model.requires_grad_(False)
     layers = {}
     for path in dict.fromkeys(path for path, _ in found):
-        base = linear[path]
-        kind = layer or (LoRALinear if base.weight.dtype == torch.float32 else HalfLoRALinear)
-        layers[path] = kind(base, rank, alpha)
-        model.set_submodule(path, layers[path])
+        kind = layer or (LoRALinear if linear[path].weight.dtype == torch.float32 else HalfLoRALinear)
+        layers[path] = kind(linear[path], rank, alpha)
+    model.requires_grad_(False)
+    for path, lora in layers.items():
+        model.set_submodule(path, lora)
     return layers
 
 

@@ -26,7 +26,7 @@ from lida.data.folder import photographs
 from lida.diffusion import Sampling
 from lida.doors import arguments
 from lida.doors.errors import InputError, run
-from lida.doors.files import free_folder
+from lida.doors.files import claimed_folder, free_folder
 from lida.doors.pictures import open_photo
 from lida.kernels import ATTENTION, use_attention, use_fastest
 from lida.photos.ages import AgeEstimator
@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     """Parse and check the flags, and fill in what the demo and --reproduce stand for."""
     parser = new_parser()
     args, plain, expected = parser.parse_args(), parser.parse_args([]), None
-    if args.reproduce:
+    if args.reproduce is not None:
         if given := [f"--{name}" for name, value in vars(args).items() if name not in PLACES and value != getattr(plain, name)]:
             raise InputError(f"--reproduce: a picture is made again with its own settings; leave {', '.join(given)} out")
         expected, places = read_settings(args.reproduce), {name: getattr(args, name) for name in PLACES}
@@ -150,6 +150,11 @@ def names_of(args: argparse.Namespace, stem: str | None = None) -> list[str]:
     return [f"{name}-{k}" if count > 1 else name for name in wanted for k in range(count)]
 
 
+def files_of(args: argparse.Namespace, stem: str) -> list[str]:
+    """Return the names of all that is made of a photograph; the film's has an ending."""
+    return [*names_of(args, stem), f"{stem}-sheet", *[f"{stem}.gif"] * args.gif]
+
+
 def load_model(args: argparse.Namespace) -> StableDiffusion:
     """Load the model and merge the adapters."""
     weights = dict(parse_pairs(args.adapter))
@@ -192,11 +197,11 @@ def age_photograph(
     rows, progress = targets_of(args, sd, photo, edit, slider), partial(tqdm, desc=photo.path.stem, unit="step")
     options = {"seed": args.seed, "num_images_per_prompt": count, "batch_size": args.batch_size, "progress": progress}
     pictures = repaint_faces(sd, photo, rows, edit, sampling, **options)
-    folder = free_folder(args.output_dir, names, args.overwrite)
     labels = [f"{years:+d} years" for years in args.years or ()] + [f"age {age}" for age in args.ages or ()] or ["prompt"]
-    print(*save_row(photo, rows, pictures, names, labels, folder, settings), sep="\n")
-    if args.gif:
-        print(film(pictures[::count], folder / f"{photo.path.stem}.gif"))
+    with claimed_folder(args.output_dir, files_of(args, photo.path.stem), args.overwrite) as folder:
+        print(*save_row(photo, rows, pictures, names, labels, folder, settings), sep="\n")
+        if args.gif:
+            print(film(pictures[::count], folder / f"{photo.path.stem}.gif"))
 
 
 def main() -> None:
@@ -211,8 +216,7 @@ def main() -> None:
     asked = [age + years for age in seen for years in args.years] if args.years else args.ages
     if min([*seen, *(asked or [])], default=99) < 18:
         print("notice: a face under 18: age pictures of children only with their guardians' consent", file=sys.stderr)
-    names = [name for photo in photos for name in names_of(args, photo.path.stem)] or names_of(args)
-    names += [f"{photo.path.stem}{end}" for photo in photos for end in ("-sheet", *[".gif"] * args.gif)]
+    names = [name for photo in photos for name in files_of(args, photo.path.stem)] or names_of(args)
     args.output_dir = free_folder(args.output_dir, names, args.overwrite, [path for photo in photos for path in photo.files])
     settings = settings_of(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
@@ -225,9 +229,10 @@ def main() -> None:
         options = {name: getattr(args, name) for name in ("height", "width", "num_images_per_prompt")}
         options |= {"generator": torch.Generator().manual_seed(args.seed), "progress": partial(tqdm, unit="step")}
         images = generate(sd, args.prompt, sampling, negative_prompt=args.negative_prompt or "", **options)
-        for name, picture in zip(names, images):
-            told = {"whole_prompt": args.prompt, **settings, "arguments": recorded}
-            print(save_marked(picture, args.output_dir / name, told, PAINTED))
+        told = {"whole_prompt": args.prompt, **settings, "arguments": recorded}
+        with claimed_folder(args.output_dir, names, args.overwrite) as folder:
+            for name, picture in zip(names, images):
+                print(save_marked(picture, folder / name, told, PAINTED))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ import stat
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from time import monotonic, sleep
 
 from .errors import InputError
 
 # What the system, Rust's safetensors and C++'s torch.save say of a full disk
 FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|os error (27|28|122)\b|iostream error")
+PATIENCE = 20  # seconds to wait for another process that writes
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems that cannot flush a folder
 
 
@@ -131,18 +133,37 @@ def free_folder(folder: Path, names: Collection[str], overwrite: bool = False, i
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Keep other processes out of the folder while the block runs. Raises InputError where one is in it."""
+def claimed_folder(folder: Path, names: Collection[str], overwrite: bool = False) -> Iterator[Path]:
+    """Yield free_folder(), while other processes that claim one there wait: what is written in the block is lost to nobody."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(output_folder(folder), PATIENCE))
+        except InputError as error:  # a training holds its folder for hours, and writes other names
+            warnings.warn(str(error))
+        yield free_folder(folder, names, overwrite)
+
+
+@contextmanager
+def locked(folder: str | Path, patience: float = 0) -> Iterator[None]:
+    """Keep other processes out of the folder while the block runs.
+
+    Raises InputError where one stays in it for `patience` seconds.
+    """
     import fcntl  # of POSIX
 
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(number)
-        raise InputError(f"{folder}: in use by another process; wait until it ends or give another folder") from None
-    except OSError as error:
-        warnings.warn(f"{folder}: cannot be locked ({error.strerror}); let no other process write to it")
+    number, deadline = os.open(folder, os.O_RDONLY), monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if monotonic() >= deadline:
+                os.close(number)
+                raise InputError(f"{folder}: in use by another process; wait until it ends or give another folder") from None
+            sleep(0.05)
+        except OSError as error:
+            warnings.warn(f"{folder}: cannot be locked ({error.strerror}); let no other process write to it")
+            break
     try:
         yield
     finally:

@@ -19,7 +19,16 @@ from safetensors.torch import save_file
 
 from lida.doors import files
 from lida.doors.errors import InputError
-from lida.doors.files import locked, output_folder, regular_file, write_bytes, write_json, write_text, written_whole
+from lida.doors.files import (
+    claimed_folder,
+    locked,
+    output_folder,
+    regular_file,
+    write_bytes,
+    write_json,
+    write_text,
+    written_whole,
+)
 from lida.doors.pictures import save_image
 
 
@@ -243,6 +252,32 @@ while done < 50:
     except InputError:
         pass
 """
+
+
+CLAIMER = """
+import sys
+from pathlib import Path
+from lida.doors.files import claimed_folder
+for _ in range(10):
+    with claimed_folder(Path(sys.argv[1]), ["a", "b"]) as folder:
+        for name in ("a.png", "b.json"):
+            (folder / name).open("x").write(sys.argv[2])
+"""
+
+
+def test_processes_that_write_the_same_names_at_once_lose_nothing(tmp_path):
+    """Three processes write two files ten times each. Each pair is in a folder of its own: "x" refuses what exists."""
+    assert [claimer.wait() for claimer in [start(CLAIMER, tmp_path / "out", who) for who in "pqr"]] == [0] * 3
+    pairs = [(path.read_text(), path.with_name("b.json").read_text()) for path in tmp_path.rglob("a.png")]
+    assert sorted(pairs) == [(who, who) for who in "pqr" for _ in range(10)]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.json", *map(str, range(2, 31))}
+
+
+def test_a_folder_that_stays_locked_is_claimed_with_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("lida.doors.files.PATIENCE", 0.1)
+    with locked(tmp_path), pytest.warns(UserWarning, match="in use by another process"):
+        with claimed_folder(tmp_path, ["a"]) as folder:
+            assert folder == tmp_path
 
 
 def test_a_lock_has_one_holder(tmp_path):

@@ -612,6 +612,11 @@ def test_flags_beside_reproduce_are_refused(script, photo):
         assert code == 2 and f"made again with its own settings; leave {flag} out" in err
 
 
+def test_an_empty_name_after_reproduce_is_refused(script):
+    code, _, err = script("infer.py", "--reproduce=")
+    assert code == 2 and "has no settings of lida's in it" in err
+
+
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing(infer, script, photo, folder, monkeypatch):
     """While pictures, their settings and the film are written."""
     import os

@@ -17,6 +17,7 @@ from .errors import InputError
 from .files import regular_file, written_whole
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF")  # no EPS, for which Pillow runs Ghostscript
+LARGE = 4_000_000  # pixels, from which on a PNG is packed less tightly, in a fraction of the time
 LONGEST = 64  # times the shorter side; no narrower picture shows a face
 
 
@@ -139,6 +140,8 @@ def save_image(image: Image.Image, path: str | Path, **options) -> None:
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     if kind not in Image.SAVE:
         raise InputError(f"{path}: the ending says no format of pictures; use .png, .jpg or .webp")
+    if kind == "PNG" and image.width * image.height > LARGE:
+        options = {"compress_level": 1, **options}
     with written_whole(path) as part:
         try:
             image.save(part, format=kind, **options)

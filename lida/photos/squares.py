@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from ..doors.files import written_whole
 from ..doors.pictures import with_profile
@@ -99,8 +99,9 @@ def is_grey(image: Image.Image, tolerance: int = 6) -> bool:
 
 def largest_change_outside(before: Image.Image, after: Image.Image, mask: Image.Image) -> int:
     """Return the largest change of a pixel's value where the mask is 0."""
-    a, b, inside = (np.asarray(x, dtype=np.int16) for x in (before, after, mask))
-    return int(np.abs(a - b)[inside == 0].max(initial=0))
+    change = ImageChops.difference(before, after)
+    change.paste("black", mask=mask.point(lambda value: 255 * (value > 0)))
+    return max(high for _, high in change.getextrema())
 
 
 def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:

@@ -204,6 +204,15 @@ def test_a_header_alone(tmp_path):
         image.load()
 
 
+def test_a_large_png_is_packed_less_tightly_and_has_the_same_pixels(tmp_path, monkeypatch):
+    image = noise_image(100, 80)
+    save_image(image, tmp_path / "a.png")
+    monkeypatch.setattr("lida.doors.pictures.LARGE", 7999)
+    save_image(image, tmp_path / "b.png")
+    assert (tmp_path / "a.png").stat().st_size < (tmp_path / "b.png").stat().st_size
+    assert open_photo(tmp_path / "a.png") == open_photo(tmp_path / "b.png") == image
+
+
 def test_what_cannot_be_saved_is_one_line(tmp_path):
     save_image(noise_image(9, 9), tmp_path / "a.PNG")
     assert Image.open(tmp_path / "a.PNG").format == "PNG"

@@ -17,7 +17,7 @@ from ..checkpoints.sources import MOVED
 from ..diffusion.guidance import guided
 from ..diffusion.samplers import Sampling
 from ..diffusion.schedule import NoiseSchedule
-from ..doors.errors import InputError
+from ..doors.errors import InputError, one_line
 from ..nn.layers import CachedContext
 from ..nn.lora import LoRALinear
 from ..nn.text import TextEncoder, encode_prompts
@@ -55,8 +55,8 @@ class StableDiffusion:
         """
         try:
             torch.zeros(1, device=device).item()  # meta has no numbers
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device}: {str(error).splitlines()[0]}; cpu always works") from None
+        except Exception as error:  # of PyTorch and what it imports for a kind of device
+            raise InputError(f"device {device}: {one_line(error)[:200]}; cpu always works") from None
         unet, text_encoder = load_unet(source, dtype, device), load_text_encoder(source, dtype, device)
         vae = load_vae(source, torch.float32 if dtype == torch.float16 else dtype, device)
         wanted = {"out_channels": vae.config.latent_channels, "cross_attention_dim": text_encoder.width}

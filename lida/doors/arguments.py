@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -81,6 +82,12 @@ def named_number(names: Collection[str]) -> Callable[[object], tuple[str, float]
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are InputErrors: one line, and exit code 2 from run()."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        for given in sys.argv[1:] if args is None else args:
+            if "\0" in given:  # from a caller in Python: no path and no prompt takes it
+                raise InputError(f"{given[:60]!r}: holds the character NUL; leave it out")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
         raise InputError(message.removeprefix("argument "))

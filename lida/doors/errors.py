@@ -7,6 +7,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
+from tqdm import tqdm
+
 SHOWN = 200  # run() prints at most this many faults
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)  # PyTorch's RuntimeErrors
 
@@ -29,7 +31,7 @@ def run(main: Callable[[], None]) -> None:
     with warnings.catch_warnings():
         if hasattr(sys.stdout, "reconfigure"):  # not where it is closed
             sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot show ends no work
-        warnings.showwarning = lambda message, *_: print("warning:", one_line(message), file=sys.stderr)
+        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
         try:
             main()
             print(end="", flush=True)  # a closed pipe is noticed here, not at exit
@@ -47,7 +49,7 @@ def run(main: Callable[[], None]) -> None:
                 traceback.print_exc()
             hidden = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
             for fault in [*faults[:SHOWN], *hidden]:
-                print("error:", one_line(fault), file=sys.stderr)
+                tqdm.write(f"error: {one_line(fault)}", file=sys.stderr)  # on a line of its own, not behind a progress bar
             sys.exit(2)
 
 

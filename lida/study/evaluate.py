@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("photo", nargs="*", help="photographs, or folders of them; each counts as a person")
     add("--people", type=Path, help="a .jsonl with a person a line instead: photo, age, kind, subject, identity, references")
     add("--identity_adapter", nargs="+", default=[], help="of the photographs' person; several are compared, by their names")
-    add("--subject", default="sks", help="what the identity adapter learnt to call the person (default: sks)")
+    add("--subject", type=arguments.text, default="sks", help="what the identity adapter learnt to call the person (default: sks)")
     add("--kind", choices=KINDS, default="person", help="what others are called (default: person)")
     add("--current_age", type=arguments.years, help="in the photographs (default: read by the first judge)")
     add("--references", help="folder of the person's other photographs, with an age in each line of its metadata")
@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     help = "sum, orthogonalised[:strength], ties[:density], dare[:density] (default: sum)"
     add("--rules", nargs="+", default=["sum"], metavar="RULE", help=help)
     help = 'one more: "NAME: identity=1.0 age=0.5 rule=sum adapter=held guidance_scale=5 against=neutral detail=years within=0.6"'
-    add("--setting", action="append", default=[], help=help)
+    add("--setting", type=arguments.text, action="append", default=[], help=help)
     add("--ages", type=arguments.age, nargs="+", default=[10, 30, 50, 70], help="(default: 10 30 50 70)")
     # How
     add("--method", choices=METHODS, default=NEUTRAL.method, help="(default: %(default)s)")

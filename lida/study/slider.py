@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     add("--pretrained_model_name_or_path", required=True, help="model folder, .safetensors file or hub id")
     add("--adapter", action="append", required=True, metavar="PATH=WEIGHT", help="as infer.py; any number of times")
     add("--age_estimator", required=True, help="transformers classifier")
-    add("--subject", default="person", help="of the prompts (default: person)")
+    add("--subject", type=arguments.text, default="person", help="of the prompts (default: person)")
     add("--method", choices=("ddim_inversion", "inversion"), default="ddim_inversion", help="(default: ddim_inversion)")
     add("--guidance_scale", type=GUIDANCE, default=sampling.guidance_scale, help="(default: %(default)s)")
     add(

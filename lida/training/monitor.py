@@ -41,7 +41,11 @@ class Monitor:
         return {name: getattr(self, name) for name in self.state}
 
     def load_state_dict(self, state: dict) -> None:
-        vars(self).update({name: state[name] for name in self.state})
+        average, losses, skipped = (state[name] for name in self.state)
+        counts = type(losses) is int and type(skipped) is int and losses >= 0 and 0 <= skipped < MAX_SKIPPED
+        if not counts or type(average) is not float or math.isfinite(average) != (losses > 0):
+            raise ValueError(f"the average {average!r:.40} of {losses!r:.40} losses, {skipped!r:.40} skipped, is none of a run")
+        self.average, self.losses, self.skipped = average, losses, skipped
 
     @contextmanager
     def shown(self, step: int, report_to: str = "none") -> Iterator[None]:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..doors.errors import InputError
+from ..doors.errors import InputError, one_line
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,20 @@ class Processes:
 
     @classmethod
     def join(cls, device: str, minutes: float = 30) -> "Processes":
-        """Meet the other processes, by NCCL on GPUs and gloo on CPUs. None waits longer than `minutes` for the others."""
-        processes = cls(*(int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+        """Meet the other processes, by NCCL on GPUs and gloo on CPUs. None waits longer than `minutes` for the others.
+
+        Raises InputError for an environment that no launcher makes, and where they do not meet.
+        """
+        given = {name: os.environ.get(name, n) for name, n in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
+        told, cure = ", ".join(f"{name} {value!r}" for name, value in given.items()), "start them by torchrun, or unset these"
+        if not all(value.isdecimal() for value in given.values()) or not int(given["RANK"]) < int(given["WORLD_SIZE"]):
+            raise InputError(f"the environment has {told}, which is no process of a run; {cure}")
+        processes = cls(*map(int, given.values()))
         if processes.count > 1:
-            dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(minutes=minutes))
+            try:
+                dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(minutes=minutes))
+            except (ValueError, RuntimeError) as error:  # such as no MASTER_ADDR, or nobody there
+                raise InputError(f"the processes of {told} do not meet ({one_line(error)[:200]}); {cure}") from None
         return processes
 
     @property

@@ -121,7 +121,8 @@ def test_half_precision_runs_from_end_to_end(folder, dtype):
     assert age_face(sd, image, mask, "a boy", sampling=Sampling(4))[0].size == (64, 64)
 
 
-def test_a_device_that_is_not_there_is_refused_in_one_line(folder):
-    with pytest.raises(lida.InputError, match="device abacus: .*; cpu always works") as error:
-        StableDiffusion.load(folder, device="abacus")
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("device", ["abacus", "meta", "hpu", "vulkan", "cpu:x", ""])
+def test_a_device_that_is_not_there_is_refused_in_one_line(folder, device):
+    with pytest.raises(lida.InputError, match=f"device {device}: .*; cpu always works") as error:
+        StableDiffusion.load(folder, device=device)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300

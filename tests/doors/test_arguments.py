@@ -6,6 +6,7 @@ import re
 import pytest
 
 from lida.doors import arguments
+from lida.doors.errors import InputError
 
 
 @pytest.mark.parametrize("name, good, bad", [
@@ -45,3 +46,12 @@ def test_argparse_names_the_flag(capsys):
     with pytest.raises(SystemExit, match="2"):
         parser.parse_args(["--ages", "10", "130"])
     assert "argument --ages: '130' is not a whole number from 0 to 99" in capsys.readouterr().err
+
+
+def test_no_argument_holds_nul():
+    parser = arguments.Parser()
+    parser.add_argument("--output_dir", nargs="+")
+    assert parser.parse_args(["--output_dir", "a\nb"]).output_dir == ["a\nb"]
+    for given in (["--output_dir", "a", "b\0c"], ["--output_dir=a\0"]):
+        with pytest.raises(InputError, match="holds the character NUL"):
+            parser.parse_args(given)

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from conftest import ROOT
+from tqdm import tqdm
 
 from lida.doors.errors import InputError, run
 
@@ -59,6 +60,18 @@ def test_an_interrupt_and_a_warning(capsys):
     assert ended(raising(KeyboardInterrupt()), capsys) == (130, "")
     run(lambda: warnings.warn("a\nb"))
     assert capsys.readouterr().err == "warning: a b\n"
+
+
+@pytest.mark.filterwarnings("default")
+def test_errors_and_warnings_have_lines_of_their_own_beside_a_progress_bar(capsys):
+    def main():
+        for k in tqdm([0, 1], file=sys.stderr):
+            warnings.warn(f"a {k}")
+            if k:
+                raise InputError("b")
+
+    shown = [line.rpartition("\r")[2] for line in ended(main, capsys)[1].splitlines()]
+    assert [line for line in shown if line.startswith(("warning", "error"))] == ["warning: a 0", "warning: a 1", "error: b"]
 
 
 def test_a_closed_pipe_is_quiet():

@@ -66,6 +66,16 @@ def test_a_resumed_monitor_goes_on_with_the_same_figures(started, tmp_path):
     assert after.state_dict() == whole.state_dict() and [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("change", [
+    {"average": NAN}, {"average": INF}, {"average": "x"}, {"average": None}, {"losses": 0}, {"losses": -1}, {"losses": 2.0},
+    {"losses": NAN}, {"skipped": 10}, {"skipped": -1}, {"skipped": True},
+])  # fmt: skip
+def test_a_state_that_no_run_has_is_refused(tmp_path, change):
+    Monitor(tmp_path, 20, 2).load_state_dict({"average": 0.5, "losses": 2, "skipped": 0})
+    with pytest.raises(ValueError, match="is none of a run"):
+        Monitor(tmp_path, 20, 2).load_state_dict({"average": 0.5, "losses": 2, "skipped": 0, **change})
+
+
 def test_damaged_lines_of_the_metrics_are_reported_and_removed_as_later_ones_are(started, tmp_path):
     rows = "".join(json.dumps({"step": step, "loss": 0.1}) + "\n" for step in range(1, 6))
     (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 6, "lo')  # a line that was cut off is no damage

@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+from lida.doors.errors import InputError
 from lida.training.processes import Processes, noted_signals
 
 
@@ -17,6 +18,21 @@ def test_a_process_alone_averages_nothing_and_waits_for_nobody():
     assert processes.average([p], [2.0, 1.0]) == [2.0, 1.0] and torch.equal(p.grad, torch.arange(3.0))
     processes.wait()
     processes.leave()
+
+
+@pytest.mark.parametrize("environment, message", [
+    ({"RANK": "1"}, "RANK '1', WORLD_SIZE '1', LOCAL_RANK '0', which is no process of a run"),
+    ({"RANK": "x"}, "RANK 'x'"),
+    ({"WORLD_SIZE": "0"}, "WORLD_SIZE '0'"),
+    ({"WORLD_SIZE": ""}, "WORLD_SIZE ''"),
+    ({"WORLD_SIZE": "2"}, "do not meet .*RANK.*; start them by torchrun"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "do not meet"),
+])  # fmt: skip
+def test_an_environment_that_no_launcher_makes_is_refused(monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        Processes.join("cpu")
 
 
 def test_each_process_has_its_own_gpu():

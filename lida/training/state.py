@@ -18,7 +18,8 @@ from ..doors.json import as_object, read_json
 from ..doors.tensors import is_finite
 
 STATE, SETTINGS = "state.pt", "settings.json"  # in a checkpoint
-MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of torch's optimisers and bitsandbytes'
+SQUARES = ("exp_avg_sq", "state2")  # second moments of torch's optimisers and bitsandbytes'
+MOMENTS = ("exp_avg", "state1", *SQUARES)
 
 
 def save_state(path: str | Path, step: int, parts: Mapping[str, Any]) -> None:
@@ -68,6 +69,8 @@ def check_values(part: Any) -> None:
         for p in (p for group in part.param_groups for p in group["params"]):
             if {value.shape for name, value in states[p].items() if name in MOMENTS} != {p.shape}:
                 raise ValueError("moments are missing or of another shape")
+            if any(states[p][name].min() < 0 for name in ("step", *SQUARES) if name in states[p]):
+                raise ValueError("the count of steps or a second moment is negative")
             tensors = [*tensors, *(x for x in states[p].values() if isinstance(x, torch.Tensor) and x.is_floating_point())]
     if not all(is_finite(tensor) for tensor in tensors):
         raise ValueError("values are not finite")

@@ -86,19 +86,6 @@ def read_examples(
     return examples
 
 
-def read_aged(folder: str | Path) -> list[Example]:
-    """Return the pictures whose lines all have an `age`, as read_examples() does; captions are not needed."""
-    examples = read_examples(folder, caption_column=None)
-    faults = [
-        f"{example.path}: its age is {age!r}, not a number from 0 to 120; write it as `age` in its line"
-        for example in examples
-        if not isinstance(age := example.row.get("age"), int | float) or isinstance(age, bool) or not 0 <= age <= 120
-    ]
-    if faults:
-        raise InputError(*faults)
-    return examples
-
-
 def read_captioning(folder: str | Path) -> dict[str, Any]:
     """Return what the tool that captioned the folder recorded: fields of photos.captions.Captioning, or {} without a record."""
     path = Path(folder, CAPTIONING)

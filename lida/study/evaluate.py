@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..adapters.merging import parse_weight
 from ..aging.edit import METHODS
 from ..aging.flags import STRENGTH, add_sampling_flags, sampling_of
-from ..data.folder import photographs, read_aged
+from ..data.folder import photographs
 from ..diffusion.samplers import Sampling
 from ..doors import arguments
 from ..doors.errors import InputError, run
@@ -29,7 +29,7 @@ from ..training.processes import Processes
 from .judges import IDENTITY_CONTEXT, Judges, square_of
 from .measures import areas, ceiling, differences, interference, judge_lines, judged, summary
 from .painting import Painter, Unit, paint_all
-from .people import KINDS, Dated, Person, read_people
+from .people import KINDS, Dated, Person, read_aged, read_people
 from .report import table_of_pictures, text_table, write_report
 from .rules import parse_rule
 from .settings import CEILING, NEUTRAL, Setting, grid_of, settings_of, spelled

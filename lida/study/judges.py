@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.folder import read_aged
 from ..doors.errors import InputError
 from ..doors.json import read_json, typed
 from ..doors.pictures import in_srgb, open_image, open_photo
@@ -18,7 +17,7 @@ from ..photos.ages import AgeEstimator
 from ..photos.faces import SAME_PERSON, FaceNetworks
 from ..photos.masks import mask_from_landmarks, open_mask, read_mask
 from ..photos.squares import cut, square_about
-from .people import Person, Reference, Subject
+from .people import Person, Reference, Subject, read_aged
 
 SIDE = 224  # pixels of the squares that judges see
 AGE_CONTEXT, IDENTITY_CONTEXT = 1.3, 1.8  # sides of those squares, in lengths of the mask

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from ..data.folder import Example, read_examples
 from ..doors.errors import InputError
 from ..doors.files import regular_file
 from ..doors.json import Range, parse_json, typed
@@ -79,6 +80,22 @@ def located(person: Person, folder: Path, where: str) -> Person:
     if missing := [path for path in given if not Path(path).exists()]:
         raise InputError(*(f"{where}: {name} does not exist; give a path from {folder}" for name in missing))
     return replace(person, photo=photo, mask=mask, identity=identity, references=references)
+
+
+def read_aged(folder: str | Path) -> list[Example]:
+    """Return the pictures of a folder, of real people of different ages. Captions are not needed.
+
+    Raises InputError for each picture whose line has no `age`, and for what read_examples() refuses.
+    """
+    examples = read_examples(folder, caption_column=None)
+    faults = [
+        f"{example.path}: its age is {age!r}, not a number from 0 to 120; write it as `age` in its line"
+        for example in examples
+        if not isinstance(age := example.row.get("age"), int | float) or isinstance(age, bool) or not 0 <= age <= 120
+    ]
+    if faults:
+        raise InputError(*faults)
+    return examples
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from conftest import noise_image
 from PIL import Image
 
 import lida
-from lida.data.folder import data_fingerprint, read_aged, read_captioning, read_examples
+from lida.data.folder import data_fingerprint, read_captioning, read_examples
 from lida.doors.pictures import open_image
 
 
@@ -245,18 +245,6 @@ def test_two_pictures_that_share_a_mask_are_faults_of_both_lines(tmp_path):
     with pytest.raises(lida.InputError) as error:
         read_examples(folder)
     assert [fault.split(" shares ")[0].split(":")[-2:] for fault in error.value.args] == [["1", " a.png"], ["2", " a.jpg"]]
-
-
-def test_ages_are_numbers_of_years(tmp_path):
-    folder = fill(tmp_path, {"a.png": A, "b.png": B})
-    for age, fault in ((30, None), (2.5, None), ("30", "'30'"), (None, "None"), (True, "True"), (121, "121"), (-1, "-1")):
-        fill(folder, {"metadata.jsonl": f"{line('a.png', age=3)}\n{json.dumps({'file_name': 'b.png', 'age': age})}"})
-        if fault is None:
-            assert [example.row["age"] for example in read_aged(folder)] == [3, age]
-        else:
-            with pytest.raises(lida.InputError, match=f"b.png: its age is {fault}, not a number from 0 to 120") as error:
-                read_aged(folder)
-            assert len(error.value.args) == 1
 
 
 def test_the_record_of_captions_is_checked(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lida.doors.errors import InputError
-from lida.study.people import Dated, Person, read_people
+from lida.study.people import Dated, Person, read_aged, read_people
 
 
 @pytest.fixture
@@ -59,3 +59,17 @@ def test_nobody_is_refused(tmp_path, text, said):
     path = write(tmp_path, text) if text is not None else tmp_path / "none.jsonl"
     with pytest.raises(InputError, match=said):
         read_people(path)
+
+
+def test_ages_of_a_folder_are_numbers_of_years(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    for age, fault in ((30, None), (2.5, None), ("30", "'30'"), (None, "None"), (True, "True"), (121, "121"), (-1, "-1")):
+        rows = [{"file_name": "a.png", "age": 3}, {"file_name": "b.png", "age": age}]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        if fault is None:
+            assert [example.row["age"] for example in read_aged(tmp_path)] == [3, age]
+        else:
+            with pytest.raises(InputError, match=f"b.png: its age is {fault}, not a number from 0 to 120") as error:
+                read_aged(tmp_path)
+            assert len(error.value.args) == 1

@@ -1,4 +1,4 @@
-"""StableDiffusion: the parts that belong together, and the adapters that are merged into them."""
+"""StableDiffusion: the parts of a model, and the adapters that are merged into them."""
 
 import math
 import warnings
@@ -31,9 +31,9 @@ NoisePrediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timesteps) -> 
 
 
 class StableDiffusion:
-    """A UNet, a VAE, a text encoder and a noise schedule that belong together, and adapters by name.
+    """The UNet, VAE, text encoder and noise schedule of a model, and adapters by name.
 
-    `adapters` are loaded, `weights` says which of them are merged and how strongly, by `rule`.
+    `adapters` has all that are loaded, `weights` the weights of those that are merged.
     """
 
     def __init__(self, unet: UNet, vae: VAE, text_encoder: TextEncoder, schedule: NoiseSchedule, name: str = ""):
@@ -74,18 +74,13 @@ class StableDiffusion:
         return self.merger.weights
 
     @property
-    def rule(self) -> Rule:
-        """Return the rule by which the adapters are merged."""
-        return self.merger.rule
-
-    @property
     def captioning(self) -> Captioning:
         """Return how ages are written in the captions of the merged adapters."""
         return captioning_of({name: self.adapters[name].metadata for name in self.weights})
 
     @property
     def base(self) -> dict[str, str]:
-        """Return the model's name and the fingerprint of each part, to be recorded in what is made with it."""
+        """Return the model's name and the fingerprint of each part, which pictures and adapters record."""
         parts = {"unet": self.unet, "text_encoder": self.text_encoder.model, "vae": self.vae}
         return {"name": self.name, **{part: str(model.fingerprint) for part, model in parts.items()}}
 
@@ -143,7 +138,7 @@ class StableDiffusion:
         if name not in self.adapters:
             raise ValueError(f"adapter {name!r} is not loaded; loaded are {sorted(self.adapters)}")
         others = {other: weight for other, weight in self.weights.items() if other != name}
-        self.set_adapters(list(others), list(others.values()), self.rule)
+        self.set_adapters(list(others), list(others.values()), self.merger.rule)
         del self.adapters[name]
 
     def set_adapters(self, names: Sequence[str], weights: Sequence[Weight], rule: Rule = weighted_sum) -> None:
@@ -166,7 +161,7 @@ class StableDiffusion:
             return predict
 
         def merged(latents: Tensor, timesteps: Tensor) -> Tensor:
-            self.merger.merge(self.adapters, self.weights, self.rule, int(timesteps[0]))
+            self.merger.merge(self.adapters, self.weights, self.merger.rule, int(timesteps[0]))
             return predict(latents, timesteps)
 
         return merged

@@ -1,4 +1,4 @@
-"""Masks, white where the face is repainted: from a file, a box, landmarks or the face finder; and at the latents' size."""
+"""Masks, white where the face is repainted: from a file, a box, landmarks or the face finder, and resized for latents."""
 
 import os
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from .faces import Face, FaceNetworks
 
 # Parts of a face: centre and half size, across and down the face, in units of half the face's size
 ZONES = {"eyes": ((0.0, -0.27), (0.85, 0.16)), "mouth": ((0.0, 0.38), (0.5, 0.17)), "hairline": ((0.0, -0.85), (1.0, 0.3))}
-BLACK = 8  # of 255: darker values are the ringing of JPEG, and count as 0
+BLACK = 8  # of 255: lower values are artefacts of JPEG, and count as 0
 
 
 @dataclass(frozen=True)
 class Outline:
     """How a mask is drawn about landmarks: it grows by `growth` and fades over `feather`, both in heights of the face.
 
-    The parts of the face in `zones`, by their names in ZONES, are multiplied by their numbers.
+    `zones` has factors by which the mask is multiplied in parts of the face; ZONES has their names.
     """
 
     growth: float = 0.0
@@ -84,13 +84,8 @@ def read_masks(
     return [mask_from_landmarks(found.landmarks, image.size, outline) for found in choose_faces(networks.find(image), face)]
 
 
-def read_mask(mask: str, image: Image.Image, face_models: str | Path | None = None, face: int | None = None) -> Image.Image:
-    """Return the one mask of a photograph, as read_masks() does."""
-    return read_masks(mask, image, face_models, face)[0]
-
-
 def choose_faces(faces: list[Face], chosen: int | str | None) -> list[Face]:
-    """Return the faces that read_masks()'s `face` means; raises InputError, listing the faces, where there is none such."""
+    """Return the faces that `face` of read_masks() selects; raises InputError, with a list of the faces, if there are none."""
     if not faces:
         raise InputError("--mask auto: no face is found in the photograph; give a mask as a picture or as x0,y0,x1,y1")
     if isinstance(chosen, str):  # all
@@ -114,7 +109,7 @@ def mask_from_landmarks(landmarks: np.ndarray, size: tuple[int, int], outline: O
     circle = np.stack([np.cos(turn), np.sin(turn)], -1)
     border = np.concatenate([landmarks, middle + half * circle @ axes])
     away = border - middle
-    further = outline.growth * height + 1  # a pixel more, to hold the pixels of the landmarks themselves
+    further = outline.growth * height + 1  # one pixel more, so that the mask includes the landmarks' own pixels
     border = border + further * away / np.linalg.norm(away, axis=1, keepdims=True).clip(1e-6)
     mask = filled(hull(border), size, outline.feather * height / 2)
     values: np.ndarray = np.asarray(mask, dtype=np.float32)
@@ -145,10 +140,10 @@ def face_frame(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     mouth = landmarks[3:].mean(0) if five else landmarks[31:].mean(0)
     unit = np.linalg.norm(mouth - eyes)
     if not 1 <= unit < np.inf:
-        raise ValueError("the landmarks' eyes and mouth are in one place")
+        raise ValueError("the landmarks of eyes and mouth are in one place")
     down = (mouth - eyes) / unit
     axes = np.stack([[down[1], -down[0]], down])
-    if five:  # the means, over 290 faces of All-Age-Faces, of what their 49 landmarks give
+    if five:  # factors are means over 290 faces of All-Age-Faces, fitted to the frames from their 49 landmarks
         apart = np.linalg.norm(landmarks[1] - landmarks[0])
         return eyes + 0.41 * unit * down, axes, np.array([max(1.16 * apart, 0.95 * unit), 1.53 * unit])
     places = (landmarks - eyes) @ axes.T
@@ -157,18 +152,10 @@ def face_frame(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def hull(points: np.ndarray) -> np.ndarray:
-    """Return the corners (M, 2) of the convex hull of points (N, 2), in order, by quickhull."""
-
-    def beyond(a: np.ndarray, b: np.ndarray, points: np.ndarray) -> list[np.ndarray]:
-        """Return the corners after a up to b, of the points to the right of the line from a to b."""
-        away = (b[1] - a[1]) * (points[:, 0] - a[0]) - (b[0] - a[0]) * (points[:, 1] - a[1])
-        if away.max(initial=0) <= 1e-9:
-            return [b]
-        farthest, outside = points[away.argmax()], points[away > 1e-9]
-        return beyond(a, farthest, outside) + beyond(farthest, b, outside)
-
-    left, right = points[np.lexsort(points.T[::-1])][[0, -1]]
-    return np.array(beyond(left, right, points) + beyond(right, left, points))
+    """Return the corners (M, 2) of the convex hull of points (N, 2), in order: the farthest point in each of 4,096 directions."""
+    turn = np.linspace(0, 2 * np.pi, 4096, endpoint=False)
+    farthest = (points @ np.stack([np.cos(turn), np.sin(turn)])).argmax(0)
+    return points[farthest[np.diff(farthest, prepend=-1) != 0]]
 
 
 def mask_to_tensor(mask: Image.Image) -> Tensor:
@@ -177,7 +164,7 @@ def mask_to_tensor(mask: Image.Image) -> Tensor:
 
 
 def mask_to_latents(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a pixel mask (B, 1, H, W) at the latents' size (B, 1, h, w): each cell is as white as its whitest pixel.
+    """Resize a pixel mask (B, 1, H, W) to that of latents (B, 1, h, w): each cell has the value of its whitest pixel.
 
     diffusers takes a cell's first pixel instead, which loses small masks.
     """

@@ -1,4 +1,4 @@
-"""Squares of photographs: cut out and pasted back, their colours and detail kept, and sheets of them."""
+"""Squares of photographs: cut out, matched in colour and detail, and pasted back; sheets and films of pictures."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ Box = tuple[int, int, int]  # left, top, side of a square in pixels; it may reac
 
 
 def square_about(mask: Image.Image, context: float) -> Box:
-    """Return the square about the white of a mask, `context` times as long as its longer side, in the picture if it fits."""
+    """Return the square about the white of a mask, `context` times its longer side; inside the picture if it fits."""
     white = mask.getbbox()
     assert white is not None  # a black mask is refused before
     left, top, right, bottom = white
     side = round(context * max(right - left, bottom - top))
-    side = max(min(side, *mask.size), right - left, bottom - top)  # never beyond the picture but to hold the mask
+    side = max(min(side, *mask.size), right - left, bottom - top)  # beyond the picture only if the mask needs it
 
     def start(low: int, high: int, length: int) -> int:
         middle = round((low + high - side) / 2)
@@ -29,7 +29,7 @@ def square_about(mask: Image.Image, context: float) -> Box:
 
 
 def cut(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """Return the square of the picture at size x size, with its colour profile. Beyond the border the nearest pixel repeats."""
+    """Return the square of the picture, resized to size x size. Beyond the picture its border pixels repeat."""
     left, top, side = box
     pads = [(max(-top, 0), max(top + side - image.height, 0)), (max(-left, 0), max(left + side - image.width, 0))]
     if np.any(pads):
@@ -40,7 +40,7 @@ def cut(image: Image.Image, box: Box, size: int) -> Image.Image:
 
 
 def cut_turned(image: Image.Image, centre: np.ndarray, axes: np.ndarray, side: float, size: int) -> Image.Image:
-    """Return the square of `side` pixels about `centre`, with sides along `axes` (2, 2: across, down), at size x size."""
+    """Return the square of `side` pixels about `centre` and along `axes` (2, 2: across, down), resized to size x size."""
     reach = math.ceil(side * np.abs(axes).sum(0).max()) + 4
     left, top = (int(x) - reach // 2 for x in centre)
     upright = cut(image, (left, top, reach), reach)
@@ -56,7 +56,7 @@ def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, f
     The patch fades in from the mask's border inwards, over `feather` times the square's side.
     """
     left, top, side = box
-    margin = round(4 * feather * side) + 1  # beyond the reach of the blur: the rest of a large picture need not be blurred
+    margin = round(4 * feather * side) + 1  # beyond the reach of the blur, so that not all of a large picture is blurred
     x, y, right, bottom = max(left - margin, 0), max(top - margin, 0), left + side + margin, top + side + margin
     fading = fade_inwards(mask.crop((x, y, min(right, mask.width), min(bottom, mask.height))), feather * side)
     pasted, fading = image.copy(), fading.crop((left - x, top - y, left - x + side, top - y + side))
@@ -64,13 +64,13 @@ def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, f
     return pasted
 
 
-def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image, width: float = 0.08) -> Image.Image:
-    """Return the patch with the mean and deviation of each channel that `square` has in a ring just outside of the mask.
+def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image) -> Image.Image:
+    """Return the patch with the mean and standard deviation of each channel that `square` has in a ring just outside the mask.
 
-    Both show the same thing there, so that only the model's colours differ. The ring is `width` times the side wide. Where
-    the mask leaves fewer than a hundred of its pixels, the patch is returned as it is.
+    Both show the same thing there, so that only the model's colours differ. The ring is 0.08 times as wide as the side. Where
+    the mask leaves fewer than a hundred of its pixels, the patch is returned unchanged.
     """
-    grown = mask.point(lambda value: 255 * (value > 0)).filter(ImageFilter.GaussianBlur(width * mask.width / 2))
+    grown = mask.point(lambda value: 255 * (value > 0)).filter(ImageFilter.GaussianBlur(0.04 * mask.width))
     ring = (np.asarray(grown) > 8) & (np.asarray(mask) == 0)
     if ring.sum() < 100:
         return patch
@@ -81,20 +81,20 @@ def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image, w
 
 
 def with_detail(patch: Image.Image, reconstruction: Image.Image, square: Image.Image, share: float) -> Image.Image:
-    """Return the patch at the photograph's own size, with a share of the detail that the autoencoder lost added again.
+    """Return the patch at the size of the photograph's square, with a share of the detail that the autoencoder lost.
 
-    patch + share (square - reconstruction), where `reconstruction` is the unchanged square encoded and decoded. With share
-    1 the photograph changes by patch - reconstruction alone, and its pores and hair stay as sharp as they were.
+    patch + share (square - reconstruction), where `reconstruction` is the unchanged square, encoded and decoded. With
+    share 1 the photograph changes by patch - reconstruction alone, and its pores and hair stay as sharp as they were.
     """
     a, b = (x.resize(square.size, Image.Resampling.LANCZOS) for x in (patch, reconstruction))
     p, r, s = (np.asarray(x, dtype=np.float32) for x in (a, b, square))
     return Image.fromarray((p + share * (s - r)).clip(0, 255).round().astype(np.uint8))
 
 
-def is_grey(image: Image.Image, tolerance: int = 6) -> bool:
-    """Return whether a picture is grey: its channels differ by at most `tolerance`, as JPEG's rounding leaves them."""
+def is_grey(image: Image.Image) -> bool:
+    """Return whether a picture is grey: the channels of a pixel differ by at most 6 of 255, as after JPEG's rounding."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
-    return bool((pixels.max(-1) - pixels.min(-1)).max() <= tolerance)
+    return bool((pixels.max(-1) - pixels.min(-1)).max() <= 6)
 
 
 def largest_change_outside(before: Image.Image, after: Image.Image, mask: Image.Image) -> int:
@@ -105,7 +105,7 @@ def largest_change_outside(before: Image.Image, after: Image.Image, mask: Image.
 
 
 def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
-    """Return white where the mask is not 0, fading from its border inwards over `radius` pixels, or fewer where it is thin."""
+    """Return a mask that is white inside and fades towards its border over `radius` pixels, or fewer if it is thin."""
     painted = mask.point(lambda value: 255 * (value > 0))
     values = np.asarray(painted, dtype=np.float32)
     while radius >= 0.5:
@@ -138,11 +138,11 @@ def sheet(
     return page
 
 
-def film(pictures: Sequence[Image.Image], path: Path, between: int = 6) -> Path:
-    """Write a GIF of the pictures one after the other, each fading into the next; return its path."""
+def film(pictures: Sequence[Image.Image], path: Path) -> Path:
+    """Write a GIF that shows the pictures in order and fades each into the next; return its path."""
     frames = []
     for a, b in zip(pictures, pictures[1:]):
-        frames += [a] * 4 + [Image.blend(a, b, k / between) for k in range(1, between)]
+        frames += [a] * 4 + [Image.blend(a, b, k / 6) for k in range(1, 6)]
     frames += [pictures[-1]] * 10
     with written_whole(path) as part:
         frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=120, loop=0)

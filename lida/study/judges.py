@@ -15,7 +15,7 @@ from ..doors.json import read_json, typed
 from ..doors.pictures import in_srgb, open_image, open_photo
 from ..photos.ages import AgeEstimator
 from ..photos.faces import SAME_PERSON, FaceNetworks
-from ..photos.masks import mask_from_landmarks, open_mask, read_mask
+from ..photos.masks import mask_from_landmarks, open_mask, read_masks
 from ..photos.squares import cut, square_about
 from .people import Person, Reference, Subject, read_aged
 
@@ -212,7 +212,7 @@ class Judges:
         Raises InputError if the photograph that is to be aged has no face.
         """
         image, references = open_photo(person.photo), []
-        mask = read_mask(person.mask, image, self.face_models)
+        mask = read_masks(person.mask, image, self.face_models)[0]
         vectors = [vector for vector in self.vectors(image, mask) if vector is not None]
         if len(vectors) < len(self.identities):
             raise InputError(f"{person.photo}: a judge of identity finds no face in it; give another photograph")

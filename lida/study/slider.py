@@ -30,7 +30,7 @@ from ..doors.files import write_json
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
 from ..photos.captions import captioning_of, with_article
-from ..photos.masks import read_mask
+from ..photos.masks import read_masks
 
 ASKED = tuple(range(-60, 61, 10))  # years asked for beside the face's own
 
@@ -87,7 +87,7 @@ def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Name
     gained = np.full((len(paths), len(ASKED)), np.nan)
     for row, path in zip(gained, tqdm(paths, unit="photo")):
         image = open_photo(path)
-        mask = read_mask(str(args.masks / f"{path.stem}.png") if args.masks else "auto", image, args.face_models)
+        mask = read_masks(str(args.masks / f"{path.stem}.png") if args.masks else "auto", image, args.face_models)[0]
         now = estimator.of(image, mask)
         columns = [k for k, asked in enumerate(ASKED) if youngest <= now + asked <= oldest or asked == 0]
         generator, ages = torch.Generator().manual_seed(args.seed), [now + ASKED[k] for k in columns]

@@ -22,7 +22,6 @@ from lida.photos.masks import (
     mask_from_landmarks,
     mask_to_latents,
     open_mask,
-    read_mask,
     read_masks,
 )
 
@@ -60,13 +59,13 @@ def test_a_mask_from_a_file_is_used_as_given(tmp_path):
 
 def test_a_box(tmp_path):
     image = noise_image(30, 20)
-    assert np.array_equal(np.asarray(read_mask("2,3,30,20", image)), np.asarray(box_mask(30, 20, (2, 3, 30, 20))))
+    assert np.array_equal(np.asarray(read_masks("2,3,30,20", image)[0]), np.asarray(box_mask(30, 20, (2, 3, 30, 20))))
     for box in ("2,3,31,20", "-1,0,5,5", "5,0,5,5", "0,9,5,5"):
         with pytest.raises(lida.InputError, match="is no box x0,y0,x1,y1 within the photograph, which is 30x20"):
-            read_mask(box, image)
+            read_masks(box, image)
     for text in ("1,2,3", "a,b,c,d", "none.png", "1.5,2,3,4", ""):
         with pytest.raises(lida.InputError, match=f"--mask {text}: no such file, nor a box"):
-            read_mask(text, image)
+            read_masks(text, image)
 
 
 def test_a_mask_that_is_no_regular_file_is_refused(tmp_path):
@@ -78,7 +77,7 @@ def test_a_mask_that_is_no_regular_file_is_refused(tmp_path):
         (tmp_path, "is a folder"),
     ):
         with pytest.raises(lida.InputError, match=message):
-            read_mask(str(path), noise_image(9, 9))
+            read_masks(str(path), noise_image(9, 9))
 
 
 def test_masks_from_files_import_no_face_finder():
@@ -131,18 +130,18 @@ def test_the_face_is_found_and_chosen():
     page.paste(portrait.resize((120, 120)), (20, 30))
     page.paste(portrait.resize((200, 200)), (260, 150))
     with pytest.raises(lida.InputError, match=r"2 faces are found \(1: .*; 2: .*\); choose one with --face"):
-        read_mask("auto", page)
+        read_masks("auto", page)
     with pytest.raises(lida.InputError, match="--face 3: the photograph has 2"):
-        read_mask("auto", page, face=3)
+        read_masks("auto", page, face=3)
     for number, (left, top, side) in ((1, (260, 150, 200)), (2, (20, 30, 120))):
-        box = read_mask("auto", page, face=number).getbbox()
+        box = read_masks("auto", page, face=number)[0].getbbox()
         assert left - 9 <= box[0] and top - 9 <= box[1] and box[2] <= left + side + 9 and box[3] <= top + side + 9
         assert box[3] - box[1] > side / 2
     with pytest.raises(lida.InputError, match="no face is found"):
-        read_mask("auto", noise_image(96, 96))
-    assert read_mask("auto", portrait).getextrema() == (0, 255)
+        read_masks("auto", noise_image(96, 96))
+    assert read_masks("auto", portrait)[0].getextrema() == (0, 255)
     assert [mask.getbbox() for mask in read_masks("auto", page, face="all")] == [
-        read_mask("auto", page, face=number).getbbox() for number in (1, 2)
+        read_masks("auto", page, face=number)[0].getbbox() for number in (1, 2)
     ]
     with pytest.raises(lida.InputError, match="no face is found"):
         read_masks("auto", noise_image(96, 96), face="all")
@@ -152,7 +151,7 @@ def test_the_face_is_found_and_chosen():
 def test_without_the_face_networks_the_cure_is_named(monkeypatch):
     monkeypatch.setattr("lida.photos.faces.find_spec", lambda name: None)
     with pytest.raises(lida.InputError, match=r"pip install lida-aging\[face\]; or give --mask a picture or a box"):
-        read_mask("auto", noise_image(9, 9))
+        read_masks("auto", noise_image(9, 9))
 
 
 def test_a_cell_of_latents_is_repainted_where_any_of_its_pixels_is():

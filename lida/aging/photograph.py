@@ -1,4 +1,4 @@
-"""Photographs as infer.py and the page age them: every face is repainted, and the pictures record how they were made."""
+"""What infer.py and the page share: repaint the faces of a photograph, and save the pictures with their settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ def repaint_faces(
     sd: StableDiffusion, photo: Photograph, rows: Sequence[Sequence[Target]], edit: Edit, sampling: Sampling, *,
     seed: int = SEED, num_images_per_prompt: int = 1, batch_size: int | None = None, progress: Progress = list,
 ) -> list[Image.Image]:  # fmt: skip
-    """Repaint each face towards its own row of targets; return the pictures, in each of which all faces have changed.
+    """Repaint each face towards its row of targets, one target for each picture; return pictures with all faces repainted.
 
-    Raises InputError, with the photograph's name, where its mask or the settings cannot be used.
+    Raises InputError, which names the photograph, if its mask or the settings cannot be used.
     """
     made = [photo.image] * (len(rows[0]) * num_images_per_prompt)
     for mask, targets in zip(photo.masks, rows):
@@ -61,7 +61,7 @@ def repaint_faces(
 
 
 def settings_of(sd: StableDiffusion, seed: int = SEED) -> dict[str, Any]:
-    """Return what decides a picture beside its arguments and files: the versions of lida, the model and the adapters."""
+    """Return the settings that do not come from arguments: the version of lida, and fingerprints of model and adapters."""
     adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
     return {"lida": __version__, "base": sd.base, "adapters": adapters, "seed": seed}
 
@@ -72,7 +72,7 @@ def save_row(
 ) -> list[Path]:  # fmt: skip
     """Save repaint_faces()'s pictures under their names, and a sheet with a label for each target; return the paths.
 
-    Each picture holds its own targets and the settings. The sheet shows the faces, behind that of the photograph.
+    Each picture holds its own targets and the settings. The sheet shows the photograph's faces first.
     """
     union, count, paths = reduce(ImageChops.lighter, photo.masks), len(pictures) // len(rows[0]), []
     for k, (name, picture) in enumerate(zip(names, pictures, strict=True)):

@@ -1,4 +1,4 @@
-"""A slider in years: the age to ask for so that a face looks so many years older or younger.
+"""A slider in years: what to ask for so that a face looks a given number of years older or younger.
 
 `python -m lida.study.slider` fits it to photographs, and writes the file that read_slider() reads.
 """
@@ -16,11 +16,11 @@ from .stable_diffusion import StableDiffusion
 
 @dataclass(frozen=True)
 class Slider:
-    """Years gained, by the years asked for: a curve that never falls, of one model with its adapters and one estimator."""
+    """A rising curve of the years gained by the years asked for, measured on one model with its adapters by one estimator."""
 
     asked: list[float]
     years: list[float]
-    error: float  # the mean distance in years from what was wanted, on photographs that the curve was not fitted to
+    error: float  # the mean error in years on photographs that the curve was not fitted to
     faces: int
     base: dict[str, str]  # StableDiffusion.base
     adapters: dict[str, str]  # fingerprints and weights of the adapters that know ages
@@ -28,17 +28,17 @@ class Slider:
     guidance_scale: float
 
     def ask(self, years: float) -> float:
-        """Return the years to ask for; beyond the curve's ends, those of the ends."""
+        """Return the years to ask for so that `years` are gained, at most those at the ends of the curve."""
         return inverse(self.asked, self.years, years)
 
     @property
     def reach(self) -> tuple[float, float]:
-        """Return the fewest and the most years that the model gives."""
+        """Return the least and the most years that the model gains."""
         return self.years[0], self.years[-1]
 
 
 def inverse(asked: Sequence[float], years: Sequence[float], wanted: float) -> float:
-    """Invert a rising curve by straight lines; where it is flat, return what is asked for least."""
+    """Invert a rising curve by linear interpolation; where it is flat, return the years nearest to 0."""
     order = sorted(range(len(asked)), key=lambda k: -abs(asked[k]))
     points = sorted({round(years[k], 6): asked[k] for k in order}.items())
     return float(np.interp(wanted, [x for x, _ in points], [y for _, y in points]))
@@ -58,7 +58,7 @@ def read_slider(path: str | Path, sd: StableDiffusion) -> Slider:
     numbers = [*slider.asked, *slider.years, slider.guidance_scale]
     if sorted(set(slider.asked)) != slider.asked or max(map(abs, numbers)) > 200 or slider.error < 0 or slider.faces < 1:
         raise InputError(f"{path}: its numbers are out of range; fit it again with python -m lida.study.slider")
-    parts = ("unet", "text_encoder", "vae")  # whatever the folder was called
+    parts = ("unet", "text_encoder", "vae")  # not the folder's name
     if any(slider.base.get(part) != sd.base[part] for part in parts) or slider.adapters != aging_adapters(sd):
         raise InputError(f"{path}: was fitted to another base, age adapter or weight; fit one with python -m lida.study.slider")
     return slider

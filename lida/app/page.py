@@ -1,4 +1,4 @@
-"""The page: a form, and the pictures that infer.py would make from the same photograph."""
+"""The page: a form, and the pictures that infer.py makes too from the same photograph."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -85,7 +85,7 @@ class Painter:
 
     @told()
     def paint(self, path, face, subject, age_weight, identity_weight, adapter, years, row, progress=gr.Progress()):
-        """Return the face before and after, a sheet, and the files, which `infer.py --reproduce` makes again."""
+        """Return the photograph before and after, a sheet, and the files, which `infer.py --reproduce` makes again."""
         if path is None or not 0 < len(subject.strip()) <= LONGEST_SUBJECT:
             raise InputError(f"give a photograph, and a subject of up to {LONGEST_SUBJECT} characters such as man or woman")
         progress(0, desc="leading the photograph up to the noise")

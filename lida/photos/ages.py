@@ -1,4 +1,4 @@
-"""How old a face looks, by an image classifier of the transformers library."""
+"""Ages of faces, read by an image classifier of the transformers library."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ DEEPEST = 1000  # layers of an image classifier
 
 
 def years_of(label: str, source: str | Path) -> float:
-    """Return the age that a label means: 34 for "34", the middle 25 for "20-29", 75 for "more than 70", which has no end.
+    """Return the age that a label names: 34 for "34", the middle 25 for "20-29", 75 for the open range "more than 70".
 
     Raises InputError for a label without a number.
     """
@@ -32,7 +32,7 @@ def years_of(label: str, source: str | Path) -> float:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError for a folder that transformers would wait for (a pipe in it), or build a network from without end."""
+    """Raise InputError for a folder that would stop transformers: with a pipe in it, or with a network of too many layers."""
     for path in folder.iterdir():
         if not path.is_dir():
             regular_file(path)
@@ -45,7 +45,7 @@ def check_folder(folder: Path) -> None:
 
 
 class AgeEstimator:
-    """Reads ages: the mean of a classifier's ages by their probabilities, over a face and its mirror image.
+    """Reads ages: the mean of a classifier's ages, weighted by their probabilities for a face and its mirror image.
 
     `source` is a folder or hub id that AutoModelForImageClassification loads, such as `weights/age-estimator`. No code of
     the source is run, and pickled weights are refused. Raises InputError where it cannot be loaded whole.
@@ -59,7 +59,7 @@ class AgeEstimator:
 
         bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
         logging.disable_progress_bar()
-        logging.set_verbosity_error()  # what is missing is reported below
+        logging.set_verbosity_error()  # missing tensors are reported below
         try:
             self.model, report = AutoModelForImageClassification.from_pretrained(
                 source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
@@ -93,5 +93,5 @@ class AgeEstimator:
         return np.array(ages)
 
     def of(self, image: Image.Image, mask: Image.Image) -> float:
-        """Return the age of the face under a mask, from a square cut as those that the shipped estimator was trained on."""
+        """Return the age of the face under a mask, from a square cut like the training data of the shipped estimator."""
         return float(self([in_srgb(cut(image, square_about(mask, 1.3), 224))])[0])

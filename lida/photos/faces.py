@@ -17,9 +17,9 @@ from ..doors.errors import InputError
 # Where SFace expects the eyes, the tip of the nose and the corners of the mouth in its square of 112 pixels (Deng et al. 2019)
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 SAME_PERSON = 0.363  # OpenCV's threshold for the cosine between two embeddings
-UPRIGHT = 0.92  # YuNet's score of 19 of 20 upright faces is above it, of 9 of 10 faces on their side or head below
-TURNED = 0.8  # lowest score for a face in a picture that was turned
-TILT = 15.0  # degrees from which YuNet's landmarks are off, and are found again in a turned picture
+UPRIGHT = 0.92  # YuNet's score is above it for 19 of 20 upright faces, below it for 9 of 10 that lie sideways or upside down
+TURNED = 0.8  # lowest score at which a face in a turned picture counts
+TILT = 15.0  # degrees of tilt above which YuNet's landmarks are inaccurate, and are found again in a turned picture
 CURE = "pip install lida-aging[face]"
 
 
@@ -69,7 +69,7 @@ class FaceNetworks:
         return self.load(self.cv2.dnn.readNetFromONNX, self.identity_file)  # FaceRecognizerSF refuses the int8 file
 
     def find(self, image: Image.Image) -> list[Face]:
-        """Return the faces of a picture, the largest first, upright or tilted by any angle.
+        """Find the faces of a picture, upright or tilted by any angle; return them, the largest first.
 
         The picture is scaled first, to at least 256 pixels on the shorter side and at most 1024 on the longer: YuNet misses
         faces of fewer than 20 pixels and of about a thousand.
@@ -78,7 +78,7 @@ class FaceNetworks:
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         scaled = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
         faces = self.detect(scaled)
-        if best(faces) < UPRIGHT:  # nobody is upright for certain: the picture may lie on its side
+        if best(faces) < UPRIGHT:  # maybe no face is upright: the picture may lie on its side
             turned = max((self.detect(scaled, degrees) for degrees in (90, 180, 270)), key=best)
             faces = turned if best(turned) > max(best(faces), TURNED) else faces
         faces = [self.levelled(scaled, face) for face in faces]
@@ -87,7 +87,7 @@ class FaceNetworks:
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
     def levelled(self, image: Image.Image, face: Face) -> Face:
-        """Return the face found again in the picture turned by its tilt, until it is upright there."""
+        """Find the face again in the picture turned by its tilt, until it is upright there; return it."""
         turned = 0.0
         for _ in range(3):
             tilt = float(np.degrees(np.arctan2(*face.down)))
@@ -102,7 +102,7 @@ class FaceNetworks:
         return face
 
     def detect(self, image: Image.Image, degrees: float = 0.0) -> list[Face]:
-        """Return YuNet's faces in the picture turned clockwise by so many degrees, at their places in the picture itself."""
+        """Return YuNet's faces in the picture turned clockwise by `degrees`, in coordinates of the picture itself."""
         turned = image.rotate(-degrees, Image.Resampling.BICUBIC, expand=True) if degrees else image
         self.finder.setInputSize(turned.size)
         _, rows = self.finder.detect(np.asarray(turned)[..., ::-1].copy())

@@ -1,4 +1,4 @@
-"""Saving pictures that say they are synthetic, with the settings that make them again, and reading these settings."""
+"""Save pictures marked as synthetic, with the settings that reproduce them, and read these settings."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from ..doors.files import regular_file, write_text
 from ..doors.json import as_object, parse_json, read_json
 from ..doors.pictures import opened, save_image
 
-# IPTC's terms for pictures that a trained model made, or had a part in
+# IPTC's terms for pictures that a trained model made, and for those that it changed
 PAINTED, REPAINTED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -26,14 +26,14 @@ KEY = "lida"  # of the settings in a PNG
 
 @dataclass(frozen=True)
 class Encoding:
-    """A format of pictures: the ending of its files, and Pillow's options for it."""
+    """A picture format: the ending of its file names, and Pillow's options for saving."""
 
     suffix: str = ".png"
     options: dict[str, Any] = field(default_factory=dict)
 
 
 def encoding_of(path: str | Path) -> Encoding:
-    """Return the encoding of a JPEG, WebP or PNG file, of a JPEG with its quantization tables and subsampling.
+    """Return the encoding of a JPEG, WebP or PNG file; that of a JPEG includes its quantization tables and subsampling.
 
     Raises InputError for a file in another format.
     """
@@ -55,7 +55,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def save_marked(image: Image.Image, path: Path, settings: dict, source: str = REPAINTED, encoding: Encoding = Encoding()) -> Path:
-    """Write a picture with its profile and EXIF, marked as synthetic (XMP), and its settings as JSON beside it.
+    """Write a picture with its colour profile and EXIF, marked as synthetic in XMP, and its settings as JSON beside it.
 
     `path` has no ending. A PNG also holds the settings, as JSON under the key "lida". Returns the path written to.
     """
@@ -75,7 +75,7 @@ def save_marked(image: Image.Image, path: Path, settings: dict, source: str = RE
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Return the settings that a picture was made with, from its PNG or the .json beside it.
+    """Return a picture's settings, from the PNG itself or the .json beside it.
 
     Raises InputError where there are none, or no JSON object.
     """
@@ -86,20 +86,20 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         settings = read_json(path.with_suffix(".json")) if text is None else parse_json(text, path)
         return as_object(settings, path)
     except InputError as error:
-        raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); give a picture that lida made") from None
+        raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); give a picture of lida's") from None
 
 
 def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """Return the arguments in a picture's settings. Raises InputError if a file that it was made from has changed.
 
-    A picture cannot name a file to read without its hash, nor a model to fetch.
+    The settings may name no file without its hash, and no model that would have to be downloaded.
     """
     recorded, files = settings.get("arguments"), settings.get("files") or {}
     if not isinstance(recorded, dict) or not isinstance(files, dict):
         raise InputError(f"--reproduce {path}: does not say how it was made; it may be of an older version")
     for file, digest in files.items():
         if not Path(file).is_file() or file_hash(file) != digest:
-            raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that in its place")
+            raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that file back")
     photos, mask = recorded.get("photo") or [], Path(str(recorded.get("mask")))
     nothing = not photos and recorded.get("prompt") is None
     if nothing or not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):

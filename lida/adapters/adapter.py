@@ -49,7 +49,7 @@ class Adapter:
 
 
 def inner_product(a: LowRank, b: LowRank) -> float:
-    """Compute the sum of the products of two changes' elements from their factors: <B_a A_a, B_b A_b> = <B_a^T B_b, A_a A_b^T>."""
+    """Compute the inner product of two changes from their factors: <B_a A_a, B_b A_b> = <B_a^T B_b, A_a A_b^T>."""
     (up_a, down_a), (up_b, down_b) = a.factors(torch.float64), b.factors(torch.float64)
     return float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
 
@@ -60,7 +60,7 @@ def frobenius(layer: LowRank) -> float:
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module | None:
-    """Return the module at a path, None if there is none."""
+    """Return the module at a path, or None."""
     try:
         return model.get_submodule(path)
     except AttributeError:

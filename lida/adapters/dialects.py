@@ -1,7 +1,7 @@
-"""The spellings in which adapters of Stable Diffusion 1.5 are traded: tensor names -> layers, and layers -> tensors.
+"""How files of adapters name their tensors: tensor names -> layers, and layers -> tensors.
 
-Here a layer is a module path of the UNet (`down_blocks.0...attn1.to_q`) or, behind `text_encoder.`, of the text encoder. What
-cannot be applied is refused by name; nothing is dropped in silence.
+A layer is named by its module path in the UNet (`down_blocks.0...attn1.to_q`) or, behind `text_encoder.`, in the text encoder.
+Tensors that cannot be applied are refused by name; nothing is dropped in silence.
 """
 
 import json
@@ -65,7 +65,7 @@ def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], wher
     """Return the layers of a file's tensors. `configs` has peft's config for "unet" and for "text_encoder".
 
     A layer's alpha is its own tensor, else what the config says, else its rank. Raises InputError, with `where` in front, for
-    whatever cannot be applied.
+    tensors that cannot be applied.
     """
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []
@@ -132,7 +132,7 @@ def named(layers: Layers, down: str, up: str) -> dict[str, Tensor]:
 
 
 def as_diffusers(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and header as diffusers writes them. Each alpha must be the rank: not every reader looks at the header."""
+    """Return tensors and header as diffusers writes them. Each alpha must be the rank: not every reader reads the header."""
     tensors: dict[str, Tensor] = {}
     config: dict[str, object] = {}
     for component, part in by_component(layers).items():
@@ -154,7 +154,7 @@ def as_kohya(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def as_peft(layers: Layers) -> dict[str, tuple[dict[str, Tensor], dict]]:
-    """Return each component's tensors and adapter_config.json, as PeftModel.save_pretrained writes them, likewise."""
+    """Return each component's tensors and adapter_config.json, as PeftModel.save_pretrained writes them; alpha is the rank."""
     folders = {}
     for component, part in by_component(layers).items():
         tensors = named(part, "base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight")

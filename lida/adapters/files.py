@@ -39,8 +39,8 @@ def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") 
     parse_json(own["lida"], f"{path}: the adapter's metadata")  # or load_adapter would refuse it
     highest = max(layer.rank for layer in adapter.layers.values())
     layers = with_alpha(adapter.layers, highest if format == "kohya" else None)  # diffusers misreads files of several alphas
-    check_finite({path: layer.up for path, layer in layers.items()}, path, "give the adapter smaller values")
-    check_finite({path: layer.down for path, layer in layers.items()}, path, "train the adapter again")
+    factors = {f"{name}, {factor}": getattr(layer, factor) for name, layer in layers.items() for factor in ("down", "up")}
+    check_finite(factors, path, "give the adapter smaller values, or train it again")
     if format == "peft":
         save_peft(path, layers, own)
         return path
@@ -120,7 +120,7 @@ def read_file(path: Path) -> tuple[dict[str, LowRank], dict]:
 def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str, Weight]]:
     """Read PATH=WEIGHT, as often as given, with the weight as merging.parse_weight reads it; a path alone has weight 1.
 
-    Raises InputError for what is no weight, and for a file that is given twice, by whatever path.
+    Raises InputError for text that is no weight, and for a file that is given twice, even by different paths.
     """
     pairs: list[tuple[str, Weight]] = []
     seen = set()

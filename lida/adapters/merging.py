@@ -41,7 +41,7 @@ def weighted_sum(path: str, parts: Parts) -> Tensor:
 def weight_at(weight: Weight, path: str, t: int | None) -> float:
     """Return a weight as a number, for one layer and timestep.
 
-    Raises InputError for an unknown block, for what is not a finite number, and where t is None but the weight depends on it.
+    Raises InputError for an unknown block, a value that is not a finite number, and where t is None but the weight depends on it.
     """
     if isinstance(weight, Mapping):
         unknown = weight.keys() - {*BLOCKS, "default"}
@@ -113,7 +113,7 @@ class Merger:
     """Merge adapters into a model: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight that an adapter changes.
 
     Every merge starts from the untouched base weights. `module_of` returns the module of a path. `version` counts the changes
-    of weights, so that whoever caches what follows from them can tell. One thread merges at a time.
+    of weights, so that a cache of what was computed from them can be emptied. One thread merges at a time.
     """
 
     def __init__(self, module_of: Callable[[str], Any]):

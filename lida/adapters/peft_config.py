@@ -1,4 +1,4 @@
-"""peft's LoraConfig, which stands in adapter_config.json and in diffusers' headers: read, applied to layers, and written."""
+"""peft's LoraConfig, found in adapter_config.json and in diffusers' headers: read, applied to layers, and written."""
 
 import fnmatch
 import math
@@ -20,7 +20,7 @@ NO_EFFECT = {
     "megatron_core", "init_lora_weights",
 }  # fmt: skip
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base weights too
-# The regular expressions of peft that are read: names, dots and `.*`. As fnmatch's they need no backtracking: none is endless.
+# The regular expressions of peft that are read: names, dots and `.*`. They are matched by fnmatch, so that none takes years.
 PATTERN = re.compile(r"(?:[\w-]|\\?\.|\.\*){1,256}")
 AS_GLOB = {r"\.": ".", ".*": "*", ".": "?"}
 MOST_PATTERNS = 1024
@@ -83,11 +83,11 @@ def read_config(value: dict[str, Any], where: str) -> PeftConfig:
         raise InputError(f"{where}: init_lora_weights {start!r:.60} changes the base too; convert it with peft to plain LoRA")
     if value and "lora_alpha" not in value:
         raise InputError(f"{where}: lora_alpha is missing, which decides the adapter's strength; fetch it again")
-    known = {f.name for f in fields(PeftConfig)}
-    for name in sorted(value.keys() - known - NO_EFFECT):
+    names = {f.name for f in fields(PeftConfig)}
+    for name in sorted(value.keys() - names - NO_EFFECT):
         if value[name] not in (None, False, "none", [], {}):
             raise InputError(f"{where}: {name} is {value[name]!r:.60}, which lida does not compute; train it as plain LoRA")
-    return typed(PeftConfig, {name: v for name, v in value.items() if name in known and v is not None}, where)
+    return typed(PeftConfig, {name: v for name, v in value.items() if name in names and v is not None}, where)
 
 
 def config_of(layers: Mapping[str, LowRank]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .sources import read_object
 MOST_BLOCKS = 8
 Token = Annotated[int, Range(0, 1_000_000)] | None
 Config = TypeVar("Config", UNetConfig, VAEConfig, NoiseScheduleConfig)
-# Folders name the sampler that their maker liked (DEIS, Euler, DPM++), with its own fields. These describe the noise process.
+# A folder's scheduler may be any sampler (DEIS, Euler, DPM++), with fields of its own. These fields describe the noise process.
 PROCESS = {field.name for field in fields(NoiseScheduleConfig)} | {"trained_betas", "prediction_type", "rescale_betas_zero_snr"}
 
 
@@ -75,5 +75,5 @@ def refusing(path: Path) -> Iterator[None]:
     """Turn a constructor's error about its values into an InputError that names the file of the values."""
     try:
         yield
-    except Exception as error:  # transformers raises errors of its own
+    except Exception as error:  # transformers has its own classes of errors
         raise InputError(f"{path}: {one_line(error)}") from error

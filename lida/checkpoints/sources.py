@@ -12,7 +12,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS = "model.safetensors"
 VARIANTS = ("", ".fp16", ".non_ema")  # what may stand before .safetensors; the first that exists is taken
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-UNPICKLE = "take its .safetensors, or convert it where nothing can be harmed"
+UNPICKLE = "take its .safetensors, or convert it on a machine where it can do no harm"
 PARTS = "a model folder has unet/ vae/ text_encoder/ tokenizer/ scheduler/"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MOVED = {  # ids that the hub no longer has
@@ -21,7 +21,7 @@ MOVED = {  # ids that the hub no longer has
 
 
 def read_object(path: Path) -> dict:
-    """Return the object in a JSON file. Raises InputError for a file that is absent, broken or holds something else."""
+    """Return the object in a JSON file of a model. Raises InputError for a file that is absent, broken or holds another value."""
     if not os.path.lexists(path):
         raise InputError(f"{path}: no such file; {PARTS}")
     return as_object(read_json(path), path)
@@ -30,7 +30,7 @@ def read_object(path: Path) -> dict:
 def local(source: str | Path, *patterns: str) -> Path:
     """Return the file or folder of a source. Of a hub id, fetch the files that match the patterns; return the cache's folder.
 
-    Raises InputError where there is none, and for pickled weights.
+    Raises InputError if it cannot be found or fetched, and for pickled weights.
     """
     path, name = Path(source), str(source)
     if path.suffix in PICKLED:
@@ -48,7 +48,7 @@ def local(source: str | Path, *patterns: str) -> Path:
     except Exception as error:  # of the hub, of the network's library, of the disk
         reason = one_line(error)[:200] or type(error).__name__
         cure = "check the id and the network"
-        raise InputError(f"{source}: no such folder, and not to be had from the hub ({reason}); {cure}") from None
+        raise InputError(f"{source}: no such folder, and the hub does not give it ({reason}); {cure}") from None
 
 
 def weights_file(source: str | Path, part: str, name: str = WEIGHTS) -> Path:

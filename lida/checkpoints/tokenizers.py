@@ -28,7 +28,7 @@ def load_tokenizer(source: str | Path) -> tuple[CLIPTokenizer, Path]:
         raise InputError(f"{path}: has neither vocab.json and merges.txt nor tokenizer.json; fetch the folder again")
     for name in FILES:
         if os.path.lexists(path / name):
-            regular_file(path / name, "tokenizer's file")  # a pipe would be waited for
+            regular_file(path / name, "tokenizer's file")  # reading a pipe may never end
     try:
         return CLIPTokenizer.from_pretrained(path, local_files_only=True), path
     except Exception as error:  # the Rust library raises Exception itself

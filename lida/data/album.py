@@ -1,6 +1,6 @@
 """Photographs of one person as a training dataset: `python -m lida.data.album PHOTOS --subject "Person A" --output_dir DIR`.
 
-Each photograph is turned until the eyes are level and cut about the face. Photographs that a person cannot be learnt from are
+Each photograph is turned until the eyes are level and cut about the face. Photographs that are no use for training are
 left out, and the reasons are printed.
 """
 
@@ -37,7 +37,7 @@ LeftOut = list[tuple[Path, str]]  # photographs and why they are not used
 
 @dataclass(frozen=True)
 class Portrait:
-    """A face of a photograph: the square about it, its mask, the face alone, grey (FACE, FACE), and whose it is.
+    """A face of a photograph: the square about it, its mask, the face alone in grey (FACE, FACE), and SFace's vector of it.
 
     Its pixels were enlarged by `enlarged`; `beyond` says whether the square reaches beyond the photograph.
     """
@@ -68,7 +68,7 @@ def framed(path: Path, image: Image.Image, face: Face, vector: np.ndarray, resol
 
 
 def portraits_in(path: Path, networks: FaceNetworks, resolution: int = 512, context: float = 1.5) -> list[Portrait]:
-    """Return the portraits of the faces of a photograph that will do; raises InputError where there are none."""
+    """Return the portraits of the usable faces in a photograph; raises InputError where there are none."""
     image, portraits, faults = open_image(path), [], [InputError("no face is found")]
     for face in networks.find(image):
         try:
@@ -138,7 +138,7 @@ def choose_portraits(photos: Sequence[Sequence[Portrait]], start: np.ndarray | N
 
 
 def read_portraits(folder: Path, portraits_of: Callable[[Path], list[Portrait]]) -> tuple[list[list[Portrait]], LeftOut]:
-    """Return the portraits of each photograph in a folder and those below it, and what there is left out."""
+    """Return the portraits of each photograph in a folder and those below it, and the files that are left out."""
     photos, left_out = [], []
     files = sorted(p for p in folder.rglob("*") if p.name[0] != "." and (p.is_symlink() or not p.is_dir()))
     for path in tqdm(files, desc="photographs", unit="photograph", disable=None):
@@ -147,7 +147,7 @@ def read_portraits(folder: Path, portraits_of: Callable[[Path], list[Portrait]])
             if path.suffix.lower() not in PICTURES:
                 raise InputError("no picture, by its name")
             photos.append(portraits_of(path))
-        except ValueError as error:  # InputError, and what masks say of landmarks
+        except ValueError as error:  # also of landmarks that show no face
             left_out.append((path, str(error).removeprefix(f"{path}: ")))
     return photos, left_out
 

@@ -32,7 +32,7 @@ PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", "
 LONGEST = 2**20  # bytes of a line of metadata, and of a caption's file
 LINE = '{"file_name": ..., "text": ...}'
 Row = dict[str, Any]
-Line = tuple[str, Path, Callable[[], Row]]  # its place, the folder that its paths start from, what reads its columns
+Line = tuple[str, Path, Callable[[], Row]]  # its place, the folder that its paths start from, a function that reads its columns
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read_examples(
             faults.append(f"{where}: {found.path.name} shares the mask {found.mask} with another picture; rename one")
     if faults or not examples:
         raise InputError(*faults or [f"{folder}: names no pictures; write a {METADATA} of lines {LINE}"])
-    warn_of_the_rest(folder, examples)
+    warn_of_unused(folder, examples)
     return examples
 
 
@@ -163,14 +163,14 @@ def example_of(
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """Return the path; raises InputError unless it is a regular file, and is in the folder whatever links lead to it."""
+    """Return the path; raises InputError unless it is a regular file in the folder, with all links followed."""
     if not regular_file(path, "file in the folder").resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{path}: is a link out of the folder, to {path.resolve()}; copy the file here")
     return path
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """Return what looks like pictures, by the name, in a folder and those below it, without masks and what is hidden."""
+    """Return the files with a picture's ending in a folder and those below it, without masks and hidden files."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     return sorted(p for p in found if not any(part == MASKS or part[0] == "." for part in p.relative_to(folder).parts))
 
@@ -194,7 +194,7 @@ def photographs(given: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def warn_of_the_rest(folder: Path, examples: Sequence[Example]) -> None:
+def warn_of_unused(folder: Path, examples: Sequence[Example]) -> None:
     """Warn of the pictures and masks in the folder that are not used."""
     used = {os.path.normpath(path) for example in examples for path in (example.path, example.mask) if path}
     masks = [path for path in folder.rglob("*.png") if MASKS in path.relative_to(folder).parts]

@@ -1,4 +1,4 @@
-"""Blending: what of the photograph's latents comes back after each step."""
+"""Blending: after each step, the photograph's latents are put back where the photograph stays."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from .schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Blend:
-    """The photograph's latents, and the map of change that says where and when they come back.
+    """The photograph's latents, and the mask that says where, and until when, they are put back.
 
     `mask` (B or 1, 1, h, w) is 1 where the image is painted from the first step on and 0 where the photograph stays. A grey
     value g is painted once the share g of the steps is left (Levin & Fried 2023, algorithm 1). The photograph at timestep t is
@@ -25,13 +25,13 @@ class Blend:
     def __call__(self, schedule: NoiseSchedule, latents: Tensor, t: int, steps_left: float) -> Tensor:
         """Put the photograph, noised to t, back where it stays (Avrahami et al. 2022, algorithm 1).
 
-        t < 0 is past the last step, where the photograph is clean. `steps_left` is the share of the steps to come.
+        At t < 0, after the last step, the photograph is clean. `steps_left` is the share of the steps to come.
         """
         photograph = self.init_latents
         if self.trajectory is not None:
             photograph = self.trajectory[t]
         elif t >= 0:
-            assert self.noise is not None  # it stands in where there is no trajectory
+            assert self.noise is not None  # given where there is no trajectory
             photograph = schedule.add_noise(photograph, self.noise, torch.tensor(t))
         return torch.where(self.mask > steps_left, latents, photograph)
 

@@ -1,4 +1,4 @@
-"""Inversion: from a photograph's latents up to noise from which a sampler comes back to it."""
+"""Inversion: from a photograph's latents to the noise from which a sampler returns to them."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,7 +23,7 @@ def ddim_inverse_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tens
 def ddim_invert(predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, timesteps: Steps) -> Trajectory:
     """Walk the steps backwards from `latents` (B, C, h, w); return the latents at each t.
 
-    No noise is drawn, so that what is sampled from there differs from the image by the prompt alone.
+    No noise is drawn, so that an image sampled from there differs from the photograph by its prompt alone.
     """
     trajectory = {-1: latents}
     for t, t_prev in reversed(timesteps):
@@ -37,8 +37,8 @@ def ddpm_invert(
 ) -> tuple[Trajectory, Trajectory]:
     """Edit-friendly inversion (Huberman-Spiegelglas et al. 2024, algorithm 1): the latents x_t, and each step's noise.
 
-    Each x_t is the image with noise of its own, so that the steps between them carry more of the image than a sampler's do.
-    The noise at t is what DDIM's step of eta 1 lacks to go from x_t to x_{t_prev}; replay() adds it.
+    Each x_t is the image with newly drawn noise, so that the steps between them hold more of the image than a sampler's do. The
+    noise at t is the difference of x_{t_prev} and the mean of DDIM's step of eta 1 from x_t; replay() adds it.
     """
     trajectory = {-1: latents}
     for t, _ in reversed(timesteps):

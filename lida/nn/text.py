@@ -43,7 +43,7 @@ class TextEncoder(nn.Module):
 
 
 def encode_prompts(text_encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
-    """Return text_encoder(prompts), and encode each different prompt once: captions of faces repeat themselves."""
+    """Return text_encoder(prompts), but encode equal prompts once."""
     different = sorted(set(prompts))
     rows = torch.tensor([different.index(prompt) for prompt in prompts], device=next(text_encoder.parameters()).device)
     return text_encoder(different)[rows]

@@ -130,7 +130,7 @@ def test_the_removed_hub_id_comes_from_the_cache_of_its_successor(small, tmp_pat
     done = subprocess.run([*command, "runwayml/stable-diffusion-v1-5"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "is gone from the hub; taking stable-diffusion-v1-5/stable-diffusion-v1-5" in done.stderr
     assert json.loads((tmp_path / "out" / "photo-age70.json").read_text())["arguments"]["ages"] == [70]
-    with pytest.raises(lida.InputError, match="nobody/nothing: no such folder, and not to be had from the hub") as error:
+    with pytest.raises(lida.InputError, match="nobody/nothing: no such folder, and the hub does not give it") as error:
         lida.StableDiffusion.load("nobody/nothing")
     assert "\n" not in str(error.value)
 

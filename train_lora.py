@@ -104,7 +104,7 @@ def parse_args() -> argparse.Namespace:
     # Speed and memory
     add("--mixed_precision", choices=tuple(DTYPES), default="no", help="of the networks; adapter and loss stay in float32")
     add("--cache_latents", action="store_true", help="encode each picture once, in float32, when it is first drawn")
-    add("--cache_dir", help="do so, and keep the latents in this folder, which runs may share")
+    add("--cache_dir", help="the same, and keep the latents in this folder, which runs may share")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice rather than keep them")
     add("--attention", choices=ATTENTION, help="kernel; the fastest one that is there, if not given")
     add("--allow_tf32", action="store_true", help="multiply float32 with 10 bits of mantissa, on a CUDA GPU")
@@ -177,7 +177,7 @@ def load_model(args: Any, processes: Processes) -> tuple[StableDiffusion, Any]:
 
 
 def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module | None, list[str]]:
-    """Return the UNet with --prior_adapter merged, which shares the weights that stay, and a caption for each age."""
+    """Return the UNet with --prior_adapter merged, which shares all other weights, and a caption for each age."""
     if args.prior_adapter is None:
         return None, []
     adapter = load_adapter(args.prior_adapter, sd)
@@ -230,7 +230,7 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 @dataclass
 class Objective:
-    """The terms of the loss: noise prediction, and what keeps the model to what it did before, where that is asked for."""
+    """The terms of the loss: noise prediction and, with the flags for it, terms that hold the model to what it did before."""
 
     sd: StableDiffusion
     args: argparse.Namespace

@@ -1,4 +1,4 @@
-"""From examples to batches: which pictures a step sees, and what is drawn at random for each.
+"""From examples to batches: which pictures a step sees, and the random draws for each.
 
 Everything random is a function of (seed, stream, step, number), where `number` counts the samples of a step over its
 micro-batches and over all processes. So neither an interruption nor the number of processes changes what is trained.
@@ -123,7 +123,7 @@ class Samples(Dataset):
         else:
             sample["pixel_values"] = self.pixels(index, flipped, place)
         if args.mask_loss and self.stream != CLASS:
-            assert example.mask is not None  # read_data() has seen to it
+            assert example.mask is not None  # read_data() has checked it
             mask = mask_to_tensor(self.fitted(open_mask(example.mask, example.size), flipped, place))
             sample["mask"] = F.interpolate(mask, size=self.latent_shape[1:], mode="area")[0]  # (1, h, w)
         return sample
@@ -140,7 +140,7 @@ class MicroBatches:
     workers: int = 0
 
     def keys(self, first: int, last: int) -> Iterator[list[tuple[int, int, int]]]:
-        """Yield what to look up in `samples` for each micro-batch of the steps from `first` up to `last`."""
+        """Yield the keys of `samples` for each micro-batch of the steps from `first` up to `last`."""
         for step in range(first, last):
             indices, (rank, count) = self.sampler.step(step).tolist(), (self.processes.rank, self.processes.count)
             for start in range(rank * self.batch_size, len(indices), self.batch_size * count):

@@ -1,4 +1,4 @@
-"""What frozen networks make of a picture or a caption, computed once."""
+"""Outputs of the frozen networks, computed once: the VAE's posterior of a picture, the hidden states of a caption."""
 
 import hashlib
 import warnings
@@ -25,15 +25,15 @@ class LatentCache:
     def __init__(self, samples, vae: VAE, folder: str | Path | None = None, release: bool = False):
         self.samples, self.vae = samples, vae
         self.folder = output_folder(folder, "--cache_dir") if folder else None
-        self.known: dict[tuple[int, bool], Tensor | Path] = {}
+        self.cached: dict[tuple[int, bool], Tensor | Path] = {}
         if release:
             vae.decoder.to("meta")
 
     def __call__(self, index: int, flipped: bool) -> Tensor:
-        if (index, flipped) not in self.known:
-            self.known[index, flipped] = self.file(index, flipped) if self.folder else self.encode(index, flipped)
-        known = self.known[index, flipped]
-        return known if isinstance(known, Tensor) else read_tensors(known)["posterior"].clone()
+        if (index, flipped) not in self.cached:
+            self.cached[index, flipped] = self.file(index, flipped) if self.folder else self.encode(index, flipped)
+        posterior = self.cached[index, flipped]
+        return posterior if isinstance(posterior, Tensor) else read_tensors(posterior)["posterior"].clone()
 
     @torch.no_grad()
     def encode(self, index: int, flipped: bool) -> Tensor:
@@ -48,8 +48,9 @@ class LatentCache:
         assert self.folder is not None
         path = self.folder / f"{digest}.safetensors"
         try:
-            known = read_tensors(path, ["posterior"])["posterior"]
-            if known.dtype != torch.float32 or known.shape != (2, *self.samples.latent_shape) or not is_finite(known):
+            posterior = read_tensors(path, ["posterior"])["posterior"]
+            shape = (2, *self.samples.latent_shape)
+            if posterior.dtype != torch.float32 or posterior.shape != shape or not is_finite(posterior):
                 raise InputError(f"{path}: is damaged")
         except InputError:
             write_tensors(path, {"posterior": self.encode(index, flipped)})

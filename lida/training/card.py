@@ -1,4 +1,4 @@
-"""The model card of a trained adapter, as the Hugging Face hub shows it, and its way there."""
+"""The model card of a trained adapter, and its upload to the Hugging Face hub."""
 
 import warnings
 from pathlib import Path
@@ -35,7 +35,7 @@ synthetic. The adapter carries the terms of its data and of its base model{licen
 
 
 def write_card(folder: Path, adapter: Adapter) -> Path:
-    """Write README.md beside the adapter, with the header that the hub reads; return its path. Another's is kept."""
+    """Write README.md beside the adapter, with the header that the hub reads; return its path. One by others is kept."""
     from huggingface_hub import ModelCardData
 
     about, training = adapter.metadata, adapter.metadata["training"]
@@ -55,7 +55,7 @@ def write_card(folder: Path, adapter: Adapter) -> Path:
     )
     path = folder / CARD_NAME
     if path.exists() and b", trained by lida in " not in path.read_bytes():
-        warnings.warn(f"{path}: is no card by lida, and is kept as it is")
+        warnings.warn(f"{path}: was not written by lida, and is kept as it is")
         return path
     write_text(path, f"---\n{data.to_yaml()}\n---\n{text}")
     return path

@@ -25,9 +25,9 @@ class Processes:
 
     @classmethod
     def join(cls, device: str, minutes: float = 30) -> "Processes":
-        """Meet the other processes, by NCCL on GPUs and gloo on CPUs. None waits longer than `minutes` for the others.
+        """Join the other processes, by NCCL on GPUs and gloo on CPUs. None waits longer than `minutes` for the others.
 
-        Raises InputError for an environment that no launcher makes, and where they do not meet.
+        Raises InputError for an environment that no launcher sets, and where they do not find each other.
         """
         given = {name: os.environ.get(name, n) for name, n in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
         told, cure = ", ".join(f"{name} {value!r}" for name, value in given.items()), "start them by torchrun, or unset these"
@@ -47,7 +47,7 @@ class Processes:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """Return the device of this process, where `name` is a kind of which there may be several."""
+        """Return the device of this process, the one of its own where `name` is a kind with several."""
         return f"{name}:{self.local_rank}" if self.count > 1 and name in ("cuda", "xpu") else name
 
     def average(self, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
@@ -73,7 +73,7 @@ class Processes:
             dist.barrier()
 
     def leave(self) -> None:
-        """Wait for the other processes, and part from them."""
+        """Wait for the other processes, and leave them."""
         self.wait()
         if self.count > 1:
             dist.destroy_process_group()

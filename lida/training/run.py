@@ -1,4 +1,4 @@
-"""A training run as a whole: what decides its result, and what it writes on the way and at the end."""
+"""A training run: the settings that decide its result, and the files that it writes on the way and at the end."""
 
 import hashlib
 import json
@@ -26,8 +26,8 @@ from .state import checkpoints, remove, resume, write_checkpoint
 # Flags that are not in the adapter's file, since they say where things lie or how a run was started
 PLACES: tuple[str, ...] = ("pretrained_model_name_or_path", "train_data_dir", "class_data_dir", "output_dir", "cache_dir")
 PLACES += ("device", "resume_from_checkpoint", "overwrite_output_dir", "push_to_hub", "hub_model_id")
-ABOUT = ("role", "consent", "licence")  # what the adapter's file says of itself
-# Flags without weight for the result, or whose files are compared by content
+ABOUT = ("role", "consent", "licence")  # recorded in the adapter's file, but not what is trained
+# Flags that do not change the result, and flags whose files are compared by content
 CHANGEABLE_ON_RESUME = (
     *PLACES, *ABOUT, "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
     "checkpoints_total_limit", "cache_latents", "gradient_checkpointing", "attention", "compile", "dataloader_num_workers",
@@ -61,24 +61,24 @@ def check_output(args: Namespace) -> None:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise InputError for what the run's files would replace and no run has written, and for what is in their way."""
+    """Raise InputError where the run would replace files that no run has written, and where it could not write its own."""
     names = (METRICS, "samples", "samples.png", Path(FILE_NAME).with_suffix(".json").name, CARD_NAME, FILE_NAME)
     present = [path for path in (folder / name for name in names) if os.path.lexists(path)]
     for path in [*present, *folder.glob("checkpoint-[0-9]*")]:
         if not (path.is_dir() if path.name == "samples" or path.name.startswith("checkpoint-") else path.is_file()):
-            raise InputError(f"{path}: is in the way of the run's own; move it away, or give another --output_dir")
+            raise InputError(f"{path}: has the name of a file or folder of the run; move it away, or give another --output_dir")
     metrics = folder / METRICS
     earlier = (
         (folder / FILE_NAME).exists() or checkpoints(folder) or (metrics.exists() and b'"smoothed": ' in metrics.read_bytes())
     )
     if present and not earlier and not overwrite:
         cure = "move it away, or give another --output_dir; --overwrite_output_dir replaces it"
-        raise InputError(f"{present[0]}: is of no run of train_lora.py, and would be replaced; {cure}")
+        raise InputError(f"{present[0]}: was not written by train_lora.py, and would be replaced; {cure}")
 
 
 @contextmanager
 def output_of(args: Namespace, processes: Processes) -> Iterator[Path]:
-    """Yield the output folder, made if needed, and keep other runs out of it; at the end the processes part."""
+    """Yield the output folder, made if needed, and keep other runs out of it; at the end, leave the other processes."""
     folder = Path(args.output_dir)
     if processes.first:
         output_folder(folder)
@@ -91,7 +91,7 @@ def output_of(args: Namespace, processes: Processes) -> Iterator[Path]:
 
 
 def metadata_of(args: Namespace, examples: Sequence[Example], captioning: dict, base: dict) -> dict:
-    """Return what the adapter's file says of itself, without names and paths of pictures."""
+    """Return the metadata of the adapter's file, without names and paths of pictures."""
     flags = {name: value for name, value in vars(args).items() if name not in (*PLACES, *ABOUT)}
     about = {"role": args.role or ("age" if "template" in captioning else "other"), "data": data_fingerprint(examples)}
     about |= {"rank": args.rank, "alpha": float(args.lora_alpha or args.rank), "targets": args.targets, "base": base}
@@ -100,7 +100,7 @@ def metadata_of(args: Namespace, examples: Sequence[Example], captioning: dict, 
 
 
 def result_of(args: Namespace, settings: dict) -> str:
-    """Return a SHA-256 of what decides the finished adapter, which stands in its file."""
+    """Return a SHA-256 of the settings that decide the finished adapter, which is recorded in its file."""
     return hashlib.sha256(json.dumps([settings, args.max_train_steps], sort_keys=True).encode()).hexdigest()
 
 
@@ -117,7 +117,7 @@ def finished(args: Namespace, settings: dict) -> bool:
 class Run:
     """What a run does beside training: it starts or resumes, and after each step logs, paints and saves.
 
-    `layers` and `parts`, which a checkpoint restores, are the adapter and all that changes with it; `about` is the metadata
+    `layers` are the adapter, `parts` are what a checkpoint holds and restores; `about` is the metadata
     of the adapter's file. `validate` measures and paints after every so many steps.
     """
 
@@ -154,7 +154,7 @@ class Run:
         if self.monitor.writes and (last or step % args.validation_steps == 0):
             try:
                 self.validate(step)
-            except (MemoryError, RuntimeError) as error:  # what is trained is worth more than a look at it
+            except (MemoryError, RuntimeError) as error:  # a failed validation does not end the training
                 if not (faults := faults_of(error)):
                     raise
                 warnings.warn(f"step {step}: nothing is measured or painted: {faults[0]}")
@@ -165,12 +165,12 @@ class Run:
             sys.exit(128 + stop)
 
     def adapter(self, **more) -> Adapter:
-        """Return the adapter as it is now, with this more in its metadata."""
+        """Return the adapter as it is now, with these entries added to its metadata."""
         training = {**self.about["training"], "final_loss": self.monitor.average if self.monitor.losses else None}
         return Adapter.of(self.layers, {**self.about, "training": training, **more})
 
     def end(self) -> Path:
-        """Save the adapter, and as JSON beside it what is known of it; return its path."""
+        """Save the adapter, and its metadata as JSON beside it; return its path."""
         args, path = self.args, self.folder / FILE_NAME
         if not all(layer.lora_up.any() for layer in self.layers.values()):
             raise InputError("the adapter did not move, and nothing is saved; look at metrics.jsonl and the learning rate")

@@ -1,4 +1,4 @@
-"""Training state on disk: one file that is written whole, checkpoints of a run, and going on from the last whole one."""
+"""Training state on disk: one file that is written whole, checkpoints of a run, and resuming from the last whole one."""
 
 import io
 import shutil

@@ -368,7 +368,7 @@ def test_a_folder_with_files_of_the_users_is_refused(command, tmp_path, name):
     path.parent.mkdir(parents=True)
     path.write_text("mine")
     code, _, err = command("a", "--max_train_steps", 1)
-    assert code == 2 and "is of no run of train_lora.py" in err and path.read_text() == "mine"
+    assert code == 2 and "was not written by train_lora.py" in err and path.read_text() == "mine"
 
 
 @pytest.mark.filterwarnings("default:step 1. nothing is measured")

@@ -12,16 +12,16 @@ from ..photos.masks import open_mask
 from ..photos.squares import sheet
 from .folder import Example
 
-SIDE = 150  # of a picture in pixels
+COUNT, SIDE = 60, 150  # pictures on a sheet, and the longer side of each in pixels
 
 
-def write_overview(examples: Sequence[Example], folder: Path, count: int = 60) -> Path:
-    """Write <folder>-sheet.png, beside the folder, of `count` pictures evenly spread over it. Returns its path.
+def write_overview(examples: Sequence[Example], folder: Path) -> Path:
+    """Write <folder>-sheet.png, beside the folder, of at most COUNT pictures evenly spread over it. Returns its path.
 
     Each picture has its mask's outline, and stands above its age, where that is recorded, and its caption.
     """
     path = folder.resolve().with_name(f"{folder.resolve().name}-sheet.png")
-    chosen = [examples[i] for i in np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int)]
+    chosen = [examples[i] for i in np.linspace(0, len(examples) - 1, min(COUNT, len(examples))).round().astype(int)]
     labels = [f"{e.row['age']}: {e.text}" if "age" in e.row else e.text for e in chosen]
     labels = ["\n".join(textwrap.wrap(label, 26)[:3]) for label in labels]
     save_image(sheet([outlined(example) for example in chosen], labels, SIDE, columns=10, size=11), path)

@@ -33,10 +33,10 @@ class Range:
         return f"from {self.least:g} to {self.most:g}"
 
 
-def read_json(path: str | Path, limit: int = LIMIT) -> Any:
+def read_json(path: str | Path) -> Any:
     """Return the value of a JSON file. Raises InputError for what parse_json() refuses, and for no regular file."""
     with open(regular_file(path, "JSON file"), "rb") as file:
-        return parse_json(file.read(limit + 1), path, limit)
+        return parse_json(file.read(LIMIT + 1), path)
 
 
 def parse_json(text: str | bytes, where: str | Path, limit: int = LIMIT) -> Any:
@@ -65,10 +65,10 @@ def as_object(value: Any, where: str | Path) -> dict[str, Any]:
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object; raises ValueError if a key occurs twice."""
-    if len(known := dict(pairs)) < len(pairs):
+    if len(result := dict(pairs)) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {SHORT.repr(twice)} occurs twice in one object")
-    return known
+    return result
 
 
 def number(text: str) -> int | float:
@@ -135,18 +135,18 @@ def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
 
 def build(cls: type, value: dict, where: str, faults: list[str]) -> Any:
     """Return the dataclass made of an object's fields, or append what is wrong to `faults`."""
-    hints, known, before = get_type_hints(cls, include_extras=True), {}, len(faults)
+    hints, values, before = get_type_hints(cls, include_extras=True), {}, len(faults)
     for key in sorted(value.keys() - hints.keys(), key=str):
         faults.append(f"{where}: {SHORT.repr(key)} is not a field; these are: {', '.join(hints)}")
     for field in fields(cls):
         if field.name in value:
-            known[field.name] = convert(hints[field.name], value[field.name], f"{where}: {field.name}", faults)
+            values[field.name] = convert(hints[field.name], value[field.name], f"{where}: {field.name}", faults)
         elif field.default is MISSING and field.default_factory is MISSING:
             faults.append(f"{where}: {field.name}: is missing; give {wanted(hints[field.name])}")
     if len(faults) > before:
         return None
     try:
-        return cls(**known)
+        return cls(**values)
     except ValueError as error:  # of its __post_init__
         return faults.extend(f"{where}: {fault}" for fault in error.args)
 

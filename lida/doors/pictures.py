@@ -25,7 +25,7 @@ LONGEST = 64  # times the shorter side; no narrower picture shows a face
 def opened(path: str | Path) -> Iterator[Image.Image]:
     """Yield a picture file, opened but not decoded: its format, size and info. Pillow bounds the pixels and a PNG's text.
 
-    Raises InputError for what is no picture, also where that shows only in the block.
+    Raises InputError for a file that is no picture, and for errors in the block that reads it.
     """
     path = regular_file(path, "photograph")
     if find_spec("pillow_heif"):
@@ -50,7 +50,7 @@ def open_photo(path: str | Path, background: str = "white") -> Image.Image:
     """Return a photograph as viewers display it, in RGB: upright, the first frame, over `background` where transparent.
 
     An RGB picture keeps the colours of its own profile, which stays in its info as `icc_profile`, beside its `exif`; any
-    other kind comes out in sRGB. Of 16 bits a channel the upper eight are kept. Raises InputError for what is no picture.
+    other kind comes out in sRGB. Of 16 bits a channel the upper eight are kept. Raises InputError for a file that is no picture.
     """
     with opened(path) as image:
         image.load()
@@ -66,7 +66,7 @@ def to_rgb(image: Image.Image, path: str | Path, background: str) -> Image.Image
     """Return a picture of any mode in RGB, with its EXIF, in its own profile where that leads from RGB to sRGB and back."""
     profile, exif = image.info.get("icc_profile"), image.getexif()
     if image.mode == "F":
-        raise ValueError("its values are floating-point numbers, of which nothing says what is white")
+        raise ValueError("its values are floating-point numbers, and which of them is white is not recorded")
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:

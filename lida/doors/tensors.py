@@ -20,7 +20,7 @@ PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the fir
 def read_tensors(path: str | Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, or those of some names. They are mapped from the file, not yet read.
 
-    Raises InputError for what is no such file; a pickle under another name is never opened.
+    Raises InputError for any other file; a pickle under another name is never opened.
     """
     with open_file(path) as file:
         return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}

@@ -48,6 +48,13 @@ def new_estimator(architecture: str) -> PreTrainedModel:
     )
 
 
+def adopt(estimator: PreTrainedModel, old: PreTrainedModel) -> None:
+    """Take over the weights of an earlier estimator but for its last layer, whose ages may be others."""
+    ours = estimator.state_dict()
+    same = {name: weight for name, weight in old.state_dict().items() if ours[name].shape == weight.shape}
+    estimator.load_state_dict(ours | same)
+
+
 def save_estimator(estimator: PreTrainedModel, folder: Path) -> None:
     """In float16, with what transformers' AutoImageProcessor needs."""
     estimator.eval().half().save_pretrained(folder)
@@ -115,6 +122,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="squares from prepare.py")
     parser.add_argument("--held_out", type=Path, required=True, help="held-out squares from prepare.py")
     parser.add_argument("--architecture", choices=("resnet", "convnext"), default="resnet", help="(default: resnet)")
+    parser.add_argument("--init", type=Path, help="folder of an estimator to go on from (default: from scratch)")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the model, and state.pt to go on from")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="(default: 2e-3)")
     parser.add_argument("--max_train_steps", type=int, default=3000, help="(default: 3000)")
@@ -124,6 +132,8 @@ def main():
 
     torch.manual_seed(0)
     estimator = new_estimator(args.architecture).to(memory_format=torch.channels_last)
+    if args.init:
+        adopt(estimator, load_estimator(args.init))
     optimizer = torch.optim.AdamW(estimator.parameters(), lr=args.learning_rate, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.max_train_steps, pct_start=0.1)
     parts, state_path = {"estimator": estimator, "optimizer": optimizer, "schedule": schedule}, args.output_dir / "state.pt"

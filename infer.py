@@ -217,7 +217,8 @@ def main() -> None:
     if min([*seen, *(asked or [])], default=99) < 18:
         print("notice: a face under 18: age pictures of children only with their guardians' consent", file=sys.stderr)
     names = [name for photo in photos for name in files_of(args, photo.path.stem)] or names_of(args)
-    args.output_dir = free_folder(args.output_dir, names, args.overwrite, [path for photo in photos for path in photo.files])
+    inputs = [Path(path) for photo in photos for path in photo.files]
+    args.output_dir = free_folder(args.output_dir, names, args.overwrite, inputs)
     settings = settings_of(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
         raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than lie here now")

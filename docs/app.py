@@ -25,11 +25,11 @@ def take(address: str, path: Path) -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 900})
         page.goto(address)
         page.get_by_role("button", name="Try an invented person").click()
-        page.locator("img[src*='file=']").wait_for()  # the face is found
+        page.locator("img[src*='file=']").first.wait_for()  # the face is found
         page.get_by_role("spinbutton", name="Years older or younger").fill("40")
         page.get_by_role("checkbox", name=re.compile("row of ages")).check()
         page.get_by_role("button", name="Age", exact=True).click()
-        page.locator("a[download*='sheet']").wait_for(timeout=120_000)
+        page.locator("a[download*='sheet']").first.wait_for(timeout=120_000)
         page.mouse.move(5, 5)
         page.wait_for_timeout(2000)  # until what fades in has done so
         page.screenshot(path=path, full_page=True)

@@ -23,7 +23,7 @@ from ..photos.captions import with_article
 from ..photos.marking import file_hash
 from ..photos.masks import Outline, read_masks
 
-ROW = (-40, -20, 20, 40)  # years
+ROW = (-40, -20, 20, 40)  # years older or younger
 LONGEST_SUBJECT = 60  # characters
 ABOUT = """# lida
 Age a face in a photograph and keep the person. Age only people who agreed to it. An aged face is a guess, and its PNG says that
@@ -74,14 +74,15 @@ class Painter:
 
     @told()
     def look(self, path: str | None):
-        """Return the photograph with its faces tinted, and the choice among several."""
+        """Return the photograph with its faces outlined, and the choice among several."""
         if path is None:
             return None, gr.Radio(visible=False)
         photo = self.open(path)
         choices = [(f"{number}: looks {age:.0f}", number) for number, age in enumerate(photo.ages, 1)]
         small, *masks = (ImageOps.contain(picture, (480, 480)) for picture in (photo.image, *photo.masks))
-        tints = [(np.asarray(mask) / 510, name) for mask, (name, _) in zip(masks, choices)]
-        return (small, tints), gr.Radio(choices=choices, value=1, visible=len(choices) > 1)
+        edges = [4 * white * (1 - white) for white in (np.asarray(mask) / 255 for mask in masks)]  # masks have soft edges
+        outlines = [(edge, name) for edge, (name, _) in zip(edges, choices)]
+        return (small, outlines), gr.Radio(choices=choices, value=1, visible=len(choices) > 1)
 
     @told()
     def paint(self, path, face, subject, age_weight, identity_weight, adapter, years, row, progress=gr.Progress()):
@@ -92,8 +93,8 @@ class Painter:
         photo = self.open(path, face, subject.strip())
         merged = self.merge({"age": age_weight, "identity": identity_weight}, adapter)
         current, (low, high), edit = photo.ages[0], self.sd.captioning.ages, aging_edit(photo.subject)
-        wanted = [round(current + more) for more in (years, *(ROW if row else ()))]
-        ages = list(dict.fromkeys(min(max(age, low), high) for age in wanted))  # no age twice
+        wanted = [min(max(round(current + more), low), high) for more in (years, *(ROW if row else ()))]
+        ages = sorted(set(wanted))
         rows = [age_targets(self.sd, ages, current, photo.subject, edit)]
         steps = partial(progress.tqdm, desc="painting")
         pictures = repaint_faces(self.sd, photo, rows, edit, self.sampling, progress=steps)
@@ -107,7 +108,7 @@ class Painter:
         files = save_row(photo, rows, pictures, names, labels, self.folder / uuid4().hex, settings)
         for file in files:
             file.with_suffix(".json").unlink()  # the picture holds the settings
-        return (photo.image, pictures[0]), str(files[-1]), [str(file) for file in files]
+        return (photo.image, pictures[ages.index(wanted[0])]), str(files[-1]), [str(file) for file in files]
 
 
 def serve(painter: Painter, demo: tuple[str, str, str], **options) -> gr.Blocks:

@@ -25,13 +25,13 @@ CURE = "pip install lida-aging[face]"
 
 @dataclass(frozen=True)
 class Face:
-    """A face in a picture: its box (left, top, width, height), five landmarks (5, 2) in pixels and YuNet's score.
+    """A face in a picture: its box (left, top, width, height) and five landmarks (5, 2) in pixels, and YuNet's score.
 
     The landmarks are the eyes, the tip of the nose and the corners of the mouth, each pair from left to right as the face
     is seen upright. A tilted face has the width and height that it has upright.
     """
 
-    box: tuple[float, float, float, float]
+    box: np.ndarray
     landmarks: np.ndarray
     score: float
 
@@ -82,8 +82,7 @@ class FaceNetworks:
             turned = max((self.detect(scaled, degrees) for degrees in (90, 180, 270)), key=best)
             faces = turned if best(turned) > max(best(faces), TURNED) else faces
         faces = [self.levelled(scaled, face) for face in faces]
-        boxes = [(x / factor, y / factor, w / factor, h / factor) for x, y, w, h in (face.box for face in faces)]
-        faces = [Face(box, face.landmarks / factor, face.score) for box, face in zip(boxes, faces)]
+        faces = [Face(face.box / factor, face.landmarks / factor, face.score) for face in faces]
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
     def levelled(self, image: Image.Image, face: Face) -> Face:
@@ -112,7 +111,8 @@ class FaceNetworks:
         for row in np.zeros((0, 15)) if rows is None else rows.astype(float):
             points = np.concatenate([row[4:14].reshape(5, 2), [row[:2] + row[2:4] / 2]])
             *landmarks, middle = (points - np.array(turned.size) / 2) @ back + np.array(image.size) / 2
-            faces.append(Face((*(middle - row[2:4] / 2).tolist(), *row[2:4].tolist()), np.array(landmarks), float(row[14])))
+            box = np.concatenate([middle - row[2:4] / 2, row[2:4]])
+            faces.append(Face(box, np.array(landmarks), float(row[14])))
         return faces
 
     def embed(self, image: Image.Image, face: Face | None = None) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from ..doors.errors import InputError
 from ..doors.tensors import is_finite
 from ..nn.lora import LowRank, thin_svd
 from .adapter import Adapter
+from .merging import finite_weight
 
 
 def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> Adapter:
@@ -20,11 +21,11 @@ def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> 
     """
     if not pairs:
         raise InputError("combine: no adapters given")
-    if rank is not None and rank < 1:
-        raise InputError(f"combine: rank must be at least 1, not {rank}")
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise InputError(f"combine: rank must be a whole number of at least 1, not {rank}")
     layers, errors = {}, {}
     for path in dict.fromkeys(path for adapter, _ in pairs for path in adapter.layers):
-        parts = [(adapter.layers[path], weight) for adapter, weight in pairs if path in adapter.layers]
+        parts = [(adapter.layers[path], finite_weight(weight)) for adapter, weight in pairs if path in adapter.layers]
         layers[path], errors[path] = combine_layer(path, parts, rank)
     combination = {"weights": [weight for _, weight in pairs], "relative_error": errors}
     return Adapter(layers, {**common_metadata([adapter.metadata for adapter, _ in pairs]), "combination": combination})

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..doors.errors import InputError
 from ..doors.files import folder_written_whole, output_folder, write_json
@@ -20,6 +21,7 @@ from .peft_config import read_config
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 FORMATS = ("diffusers", "kohya", "peft")
+FIELDS = {"role": str, "template": str, "licence": str, "base": dict, "data": dict, "training": dict, "parts": list}
 COMPONENTS = ("unet", "text_encoder")
 
 
@@ -35,8 +37,11 @@ def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") 
         raise InputError(f"format {format!r} is not one of {', '.join(FORMATS)}")
     if not adapter.layers:
         raise InputError(f"{path}: the adapter has no layers; there is nothing to write")
-    own = {"lida": json.dumps(adapter.metadata)}
-    parse_json(own["lida"], f"{path}: the adapter's metadata")  # or load_adapter would refuse it
+    try:
+        own = {"lida": json.dumps(adapter.metadata)}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: the adapter's metadata is not of JSON's types ({error})") from None
+    checked_metadata(parse_json(own["lida"], f"{path}: the adapter's metadata"), str(path))  # or load_adapter would refuse it
     highest = max(layer.rank for layer in adapter.layers.values())
     layers = with_alpha(adapter.layers, highest if format == "kohya" else None)  # diffusers misreads files of several alphas
     factors = {f"{name}, {factor}": getattr(layer, factor) for name, layer in layers.items() for factor in ("down", "up")}
@@ -87,7 +92,7 @@ def files_of(path: Path) -> list[Path]:
 
     Of its subfolders only unet/ and text_encoder/ count: a trainer's checkpoints lie in others.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # also where the name is too long, or no name
         raise InputError(f"{path}: no such adapter; give a .safetensors file, or a folder with {FILE_NAME}")
     if not path.is_dir():
         return [path]
@@ -114,7 +119,18 @@ def read_file(path: Path) -> tuple[dict[str, LowRank], dict]:
             values[component][name] = value
         configs = {component: read_config(value, f"{where}: {component}") for component, value in values.items()}
     where = f"{path}: lida's metadata"
-    return parse(tensors, configs, str(path)), as_object(parse_json(header.get("lida", "{}"), where), where)
+    return parse(tensors, configs, str(path)), checked_metadata(parse_json(header.get("lida", "{}"), where), where)
+
+
+def checked_metadata(value: object, where: str) -> dict[str, Any]:
+    """Return the metadata of an adapter; raises InputError unless the fields that lida reads have their types."""
+    metadata = as_object(value, where)
+    for name, kind in FIELDS.items():
+        if not isinstance(metadata.get(name, kind()), kind):
+            raise InputError(f"{where}: {name} is {metadata[name]!r:.60}, which no adapter of lida's has; fetch it again")
+    for part in metadata.get("parts", []):
+        checked_metadata(part, f"{where}: parts")
+    return metadata
 
 
 def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str, Weight]]:

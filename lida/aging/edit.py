@@ -32,6 +32,7 @@ class Edit:
     match_colour: bool = True
 
     def __post_init__(self):
+        "".join([self.source_prompt, *self.negative_prompt])  # raises TypeError for what is no text
         if self.method not in METHODS:
             raise ValueError(f"method {self.method!r} is not one of {', '.join(METHODS)}")
         if self.strength is not None and not 0 < self.strength <= 1:
@@ -97,6 +98,8 @@ def age_targets(
     Each age is asked for by the caption of its decade, or a mixture of two, as the merged Age-LoRA's captions have it, for a
     `subject` such as "a man" or "sks". An inpainting model paints all at the highest strength.
     """
+    if not isinstance(subject, str) or not isinstance(edit, Edit):
+        raise TypeError(f"give a subject such as 'a man' and an Edit, not {subject!r:.60} and {type(edit).__name__}")
     if not len(ages) or not all(math.isfinite(age) for age in (*ages, current)):
         raise ValueError(f"ages must be finite numbers, one or more, not {ages} of a face of {current}")
     prompts = [sd.captioning.prompt(subject, min(max(round(age), 0), 99)) for age in ages]

@@ -93,7 +93,7 @@ def repaint(
     size, target by target, or latents of the square for output_type "latent". Raises ValueError for a target with detail or a
     lower strength on an inpainting model, into whose steps the photograph is not put back.
     """
-    check_output(output_type)
+    check_output(output_type, sampling)
     count, edit = len(prepared.latents), prepared.edit
     assert edit.strength is not None  # prepare() has filled it
     fractions = torch.tensor([target.strength / edit.strength for target in targets])

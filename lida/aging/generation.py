@@ -24,7 +24,7 @@ def generate(
 
     Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for a size that the VAE cannot have.
     """
-    check_output(output_type)
+    check_output(output_type, sampling)
     prompts = repeated(prompt, num_images_per_prompt)
     sizes = [size or sd.resolution for size in (height, width)]
     if any(size % sd.vae.factor or size < 1 for size in sizes):
@@ -61,8 +61,10 @@ def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
     return [p for p in prompts for _ in range(count)]
 
 
-def check_output(output_type: str) -> None:
-    """Raise ValueError unless output_type is pil or latent."""
+def check_output(output_type: str, sampling: Sampling) -> None:
+    """Raise ValueError unless output_type is pil or latent, and TypeError for what is no Sampling."""
+    if not isinstance(sampling, Sampling):
+        raise TypeError(f"give a Sampling, not {sampling!r:.60}")
     if output_type not in ("pil", "latent"):
         raise ValueError(f"output_type must be pil or latent, not {output_type!r}")
 

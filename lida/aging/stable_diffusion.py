@@ -18,6 +18,7 @@ from ..diffusion.guidance import guided
 from ..diffusion.samplers import Sampling
 from ..diffusion.schedule import NoiseSchedule
 from ..doors.errors import InputError, one_line
+from ..doors.tensors import FLOATS
 from ..nn.layers import CachedContext
 from ..nn.lora import LoRALinear
 from ..nn.text import TextEncoder, encode_prompts
@@ -53,6 +54,8 @@ class StableDiffusion:
         The VAE stays in float32 if `dtype` is float16, in which its activations can overflow. Raises InputError that names
         what is wrong.
         """
+        if dtype not in FLOATS:
+            raise ValueError(f"{dtype} is no type of floating-point numbers; give one such as torch.float16")
         try:
             torch.zeros(1, device=device).item()  # meta has no numbers
         except Exception as error:  # of PyTorch and what it imports for a kind of device

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
 from ..doors.files import folder_written_whole, output_folder, sync, write_json
-from ..doors.tensors import check_finite, write_tensors
+from ..doors.tensors import FLOATS, check_finite, write_tensors
 from ..nn.text import TextEncoder
 from ..nn.unet import UNet
 from ..nn.vae import VAE
@@ -94,6 +94,8 @@ def save_schedule(schedule: NoiseSchedule, folder: str | Path) -> None:
 
 def converted(model: nn.Module, dtype: torch.dtype, name: str) -> dict[str, Tensor]:
     """Return the model's tensors in `dtype`. Raises InputError that names the first one that is not finite then."""
+    if dtype not in FLOATS:
+        raise ValueError(f"{dtype} is no type of floating-point numbers; give one such as torch.float16")
     tensors = {key: tensor.detach().to("cpu", dtype) for key, tensor in model.state_dict().items()}
     check_finite(tensors, name, "save the model in float32, or train it again")
     return tensors

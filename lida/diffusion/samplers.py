@@ -101,7 +101,7 @@ class Sampling:
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        if isinstance(self.scheduler, str) and self.scheduler not in SCHEDULERS:
+        if self.scheduler not in SCHEDULERS if isinstance(self.scheduler, str) else not callable(self.scheduler):
             raise ValueError(f"scheduler {self.scheduler!r} is not one of {', '.join(SCHEDULERS)}")
         if not math.isfinite(self.guidance_scale) or abs(self.guidance_scale) > 1e4:
             raise ValueError(f"guidance_scale must be a number up to 10000, not {self.guidance_scale}")
@@ -119,7 +119,8 @@ class Sampling:
         if self.timesteps is None:
             return schedule.timesteps(self.num_inference_steps, strength)
         chosen = list(self.timesteps)
-        if chosen != sorted(set(chosen), reverse=True) or not chosen or not 0 <= chosen[-1] <= chosen[0] < len(schedule):
+        whole = all(isinstance(t, int) for t in chosen)
+        if not whole or chosen != sorted(set(chosen), reverse=True) or not chosen or not 0 <= chosen[-1] <= chosen[0] < len(schedule):
             raise ValueError(f"timesteps must fall from at most {len(schedule) - 1} to at least 0, not {chosen}")
         return walked(chosen, strength)
 

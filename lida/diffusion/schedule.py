@@ -38,7 +38,7 @@ class NoiseSchedule:
     """alpha-bar of DDPM's T steps, from its betas (T,), and the steps that a sampler of N of them visits.
 
     `final_alpha_cumprod` stands for alpha-bar past the last step, by default alpha-bar of the first timestep: SD1.5 never
-    quite reaches the clean image. Raises ValueError unless every beta lies between 0 and 1.
+    quite reaches the clean image. Raises ValueError for numbers out of range.
     """
 
     def __init__(self, betas: Tensor, final_alpha_cumprod: float | None = None, steps_offset: int = 0):
@@ -48,8 +48,10 @@ class NoiseSchedule:
         self.alphas_cumprod = torch.cumprod(1 - betas.float(), dim=0)  # (T,)
         if not self.alphas_cumprod[-1] > 0:
             raise ValueError("alpha-bar reaches 0: no noise prediction tells the image there; make the last betas smaller")
-        final = self.alphas_cumprod[0] if final_alpha_cumprod is None else final_alpha_cumprod
-        self.final_alpha_cumprod = torch.tensor(float(final))
+        final = float(self.alphas_cumprod[0] if final_alpha_cumprod is None else final_alpha_cumprod)
+        if not 0 < final <= 1 or steps_offset not in range(len(betas)):
+            raise ValueError(f"final_alpha_cumprod {final} is no share, or steps_offset {steps_offset} no timestep")
+        self.final_alpha_cumprod = torch.tensor(final)
         self.steps_offset = steps_offset
         self.config: NoiseScheduleConfig | None = None
 

@@ -29,6 +29,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     A reader finds the old file or the new one, each whole, also after a power cut; of several writers the last one wins. An
     existing file keeps its permissions, a link leads where it led. Raises InputError where the file cannot be written.
     """
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: cannot be written, its name holds NUL; give another place")
     target = Path(os.path.realpath(path))
     mode = target.stat().st_mode if target.exists() else None
     if not target.parent.is_dir() or (mode is not None and not stat.S_ISREG(mode)):
@@ -114,8 +116,8 @@ def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"x")
-    except OSError as error:
-        raise InputError(f"{flag} {path}: {error.strerror}; give a folder that can be written to") from None
+    except (OSError, ValueError) as error:  # the second for NUL in the name
+        raise InputError(f"{flag} {path}: {getattr(error, 'strerror', error)}; give a folder that can be written to") from None
     return Path(path)
 
 

@@ -1,5 +1,6 @@
 """Low-rank adaptation (Hu et al. 2022): the layer that trains, and how it is put into a model."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,16 @@ class LowRank:
     """The change (alpha / rank) up down of one layer, as data.
 
     down is (rank, in_features) and up (out_features, rank); a convolution's are (rank, in, kh, kw) and (out, rank, 1, 1).
+    Raises ValueError for factors of two ranks.
     """
 
     down: Tensor
     up: Tensor
     alpha: float
+
+    def __post_init__(self):
+        if self.down.ndim < 2 or self.up.ndim < 2 or self.up.shape[1] != self.down.shape[0]:
+            raise ValueError(f"down {tuple(self.down.shape)} and up {tuple(self.up.shape)} are no factors of one rank")
 
     @property
     def rank(self) -> int:
@@ -63,12 +69,15 @@ class LoRALinear(nn.Linear):
 
     The layer adopts the weight of the layer that it replaces, so that the base model's keys stay as they are, and adds
     `lora_down` (A: rank, in_features) and `lora_up` (B: out_features, rank) in float32. A is drawn with deviation 1 / rank and
-    B is zero, so that the layer first computes what the base did. Raises ValueError for a rank below 1.
+    B is zero, so that the layer first computes what the base did. Raises ValueError for another
+    rank than 1, 2, ... and an alpha that is not finite.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float | None = None):
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, not {rank}")
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank must be a whole number of at least 1, not {rank!r}")
+        if alpha is not None and not math.isfinite(alpha):
+            raise ValueError(f"alpha must be a finite number, not {alpha}")
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         for parameter in self.parameters():
@@ -116,6 +125,8 @@ def inject_lora(
         raise ValueError("adapters are merged into the model, and would count twice; call set_adapters([], []) first")
     linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     found = [(path, target) for path in linear for target in targets if f".{path}".endswith(f".{target}")]
+    if not targets:
+        raise ValueError("no targets are given; targets are ends of paths such as attn2.to_q")
     for target in targets:
         if target not in (t for _, t in found):
             raise ValueError(f"target {target!r} matches no linear layer; targets are ends of paths such as attn2.to_q")

@@ -27,6 +27,7 @@ class TextEncoder(nn.Module):
         Warns of the words that are lost where a prompt is longer.
         """
         length, prompts = self.model.config.max_position_embeddings, list(prompts)
+        "".join(prompts).encode()  # raises TypeError or UnicodeError for what is no text
         ids = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
         whole = self.tokenizer(prompts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for prompt, places in zip(prompts, whole.offset_mapping):

@@ -16,7 +16,7 @@ from ..aging.editing import age_to
 from ..aging.stable_diffusion import StableDiffusion
 from ..doors.errors import InputError
 from ..doors.files import write_json
-from ..doors.json import read_json
+from ..doors.json import as_object, read_json
 from ..doors.pictures import open_photo, save_image
 from ..nn.lora import LowRank
 from ..photos.marking import file_hash
@@ -156,10 +156,10 @@ def paint_all(painter: Painter, units: Sequence[Unit], processes: Processes) -> 
 
 def check_same(path: Path, wanted: dict) -> None:
     """Raise InputError unless the pictures beside a unit.json were made from the same."""
-    found = read_json(path)
+    found = as_object(read_json(path), path)
     keys = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if keys:
-        what = "; ".join(f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}" for key in keys)
+        what = "; ".join(f"{key} was {found.get(key)!r:.200} and is {wanted.get(key)!r:.200}" for key in keys)
         raise InputError(f"{path.parent}: holds pictures made otherwise ({what}); give another --output_dir, or remove them")
 
 

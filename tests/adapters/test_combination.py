@@ -64,7 +64,7 @@ def test_combining_needs_adapters_that_fit_and_a_rank(sd):
     large = lida.Adapter({path: LowRank(torch.ones(2, 7), torch.full((9, 2), 3e38), 20.0)})
     bad = (
         (([],), "no adapters"),
-        ((pair(sd), 0), "rank must be at least 1, not 0"),
+        ((pair(sd), 0), "rank must be a whole number of at least 1, not 0"),
         (([*pair(sd), (other, 1.0)],), "of other bases"),
         (([(large, 1.0), (large, 1.0)],), f"{path}: the sum at the weights 1, 1 is not finite"),
     )

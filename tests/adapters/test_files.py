@@ -350,6 +350,21 @@ def test_patterns_are_matched_as_peft_does_and_end_soon():
     assert time.process_time() - start < 5  # some ms
 
 
+@pytest.mark.parametrize("metadata", [
+    {"base": "x"}, {"data": None}, {"training": [1]}, {"parts": 5}, {"parts": [5]}, {"parts": [{"base": 5}]}, {"role": ["age"]},
+])  # fmt: skip
+def test_metadata_of_wrong_types_is_refused_when_read_and_when_written(tmp_path, metadata):
+    save_file(ONE, tmp_path / "x.safetensors", metadata={"lida": json.dumps(metadata)})
+    with pytest.raises(lida.InputError, match="which no adapter of lida's has|is not an object"):
+        load_adapter(tmp_path / "x.safetensors")
+    save_file(ONE, tmp_path / "x.safetensors")
+    layers = load_adapter(tmp_path / "x.safetensors").layers
+    for wrong in (metadata, {"a": object()}, {"a": {1}}, [1]):
+        with pytest.raises(lida.InputError, match="metadata"):
+            lida.save_adapter(tmp_path / "y.safetensors", lida.Adapter(layers, wrong))
+    assert not (tmp_path / "y.safetensors").exists()
+
+
 def test_a_header_of_another_model_is_refused(tmp_path):
     save_file(ONE, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": '{"transformer.r": 2}'})
     with pytest.raises(lida.InputError, match="transformer.r' is of no model that lida changes"):

@@ -25,6 +25,12 @@ def test_edit_values_out_of_range_are_refused(values, message):
         Edit(**values)
 
 
+def test_what_is_no_text_is_refused():
+    for values in ({"source_prompt": None}, {"source_prompt": b"a boy"}, {"negative_prompt": 5}, {"negative_prompt": [5]}):
+        with pytest.raises(TypeError):
+            Edit(**values)
+
+
 def test_the_strength_rises_with_the_years_between_and_detail_falls_for_younger_ages():
     edits = {age: Edit().towards(age, 60) for age in (60, 90, 120, 50, 20, 0)}
     middle = (LEAST_STRENGTH + MOST_STRENGTH) / 2

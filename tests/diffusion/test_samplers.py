@@ -155,7 +155,7 @@ def test_timesteps_of_ones_own_are_walked_as_given(sd):
     assert Sampling(timesteps=(999, 400, 0)).steps(sd.schedule) == [(999, 400), (400, 0), (0, -1)]
 
 
-@pytest.mark.parametrize("timesteps", [(), (1, 500), (500, 500, 1), (1000, 1), (500, -1)])
+@pytest.mark.parametrize("timesteps", [(), (1, 500), (500, 500, 1), (1000, 1), (500, -1), (500.5, 1)])
 def test_timesteps_that_do_not_fall_within_the_schedule_are_refused(sd, timesteps):
     with pytest.raises(ValueError, match="timesteps must fall from at most 999 to at least 0"):
         Sampling(timesteps=timesteps).steps(sd.schedule)
@@ -165,6 +165,7 @@ def test_timesteps_that_do_not_fall_within_the_schedule_are_refused(sd, timestep
     ("values", "message"),
     [
         ({"scheduler": "plms"}, "scheduler 'plms' is not one of ddim, dpmpp_2m, euler"),
+        ({"scheduler": None}, "scheduler None is not one of"),
         ({"guidance_scale": 1e300}, "guidance_scale must be a number up to 10000"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a number up to 10000, not nan"),
         ({"guidance_rescale": 1.1}, "guidance_rescale must lie between 0 and 1, not 1.1"),

@@ -1,5 +1,7 @@
 """The LoRA layer and its training equal peft's; it can be differentiated in any way, put in and taken out."""
 
+import math
+
 import diffusers
 import peft
 import pytest
@@ -172,8 +174,14 @@ def test_refused_injections_change_nothing(sd):
     sd.unet.requires_grad_(True)
     with pytest.raises(ValueError, match="'attn3.to_q' matches no"):
         inject_lora(sd.unet, RANK, targets=["attn2.to_q", "attn3.to_q"])
-    with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
-        inject_lora(sd.unet, 0)
+    for rank, alpha, message in (
+        (0, None, "rank must be a whole number of at least 1, not 0"), (1.5, None, "not 1.5"), (math.nan, None, "not nan"),
+        (2, math.nan, "alpha must be a finite number, not nan"), (2, math.inf, "not inf"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            inject_lora(sd.unet, rank, alpha)
+    with pytest.raises(ValueError, match="no targets are given"):
+        inject_lora(sd.unet, RANK, targets=[])
     assert all(p.requires_grad for p in sd.unet.parameters())
     assert not any(isinstance(module, LoRALinear) for module in sd.unet.modules())
 
@@ -186,6 +194,12 @@ def test_a_lora_is_not_injected_beside_merged_adapters(sd):
         inject_lora(sd.unet, RANK, targets=SELF_ATTENTION)
     sd.set_adapters([], [])
     assert inject_lora(sd.unet, RANK)
+
+
+def test_factors_of_two_ranks_are_no_change():
+    for down, up in (((2, 9), (12, 3)), ((2,), (12, 2))):
+        with pytest.raises(ValueError, match="are no factors of one rank"):
+            LowRank(torch.zeros(down), torch.zeros(up), 2.0)
 
 
 def test_the_decomposition_of_a_product_is_that_of_the_matrix():

@@ -23,6 +23,12 @@ def test_prompts_are_encoded_once_each_and_in_their_order(sd):
         assert relative(encode_prompts(sd.text_encoder, prompts), sd.text_encoder(prompts)) <= 1e-5
 
 
+def test_what_is_no_text_is_refused(sd):
+    for prompts in ([5], [b"a boy"], [None], ["a \udcff"]):
+        with pytest.raises((TypeError, UnicodeError)):
+            sd.text_encoder(prompts)
+
+
 def test_a_long_prompt_warns_with_the_words_that_are_lost(sd):
     """The first of them is the first whose tokens are not read: 75 fit beside the two marks."""
     tokenizer, words = sd.text_encoder.tokenizer, ["man"] * 75

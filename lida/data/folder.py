@@ -184,7 +184,7 @@ def photographs(given: Sequence[str | Path]) -> list[Path]:
         raise InputError("the name of a photograph is empty; give a file or a folder")
     paths: list[Path] = []
     for path in map(Path, given):
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if os.path.isdir(path) else [path]
         if not found:
             raise InputError(f"{path}: has no photographs in it; give a folder that does")
         paths += found

@@ -118,9 +118,16 @@ class IdentityJudge:
 
     def __call__(self, square: Image.Image) -> np.ndarray | None:
         """Return the vector of the face, of unit length for a cosine; None without a face."""
-        vector = self.embed(square)
-        scale = 1.0 if vector is None or self.by_distance else np.linalg.norm(vector)
-        return None if vector is None else np.asarray(vector, dtype=np.float64) / scale
+        given = self.embed(square)
+        if given is None:
+            return None
+        try:
+            vector = np.asarray(given, dtype=np.float64)
+        except (ValueError, TypeError):
+            vector = np.zeros(0)
+        if vector.ndim != 1 or not np.isfinite(vector).all() or not vector.any():
+            raise InputError(f"{self.name}: gave {given!r:.60} for a face; it must give a vector of numbers, or None")
+        return vector if self.by_distance else vector / np.linalg.norm(vector)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
         """Return 1 for the same vector, and less the further two are apart."""

@@ -125,3 +125,11 @@ def test_a_judge_must_give_a_number_for_each_face(grey, answer):
     judge.read = lambda squares: answer
     with pytest.raises(InputError, match="a number for each"):
         judge([None, None])
+
+
+@pytest.mark.parametrize("answer", ["someone", 3.0, np.zeros(4), np.full(4, np.nan), [[1.0]]])
+def test_a_judge_of_identity_must_give_a_vector(judges, monkeypatch, answer):
+    judge = judges.identities[1]
+    monkeypatch.setattr(judge, "embed", lambda square: answer)
+    with pytest.raises(InputError, match="grey_judges:thumbnail: gave .* it must give a vector of numbers, or None"):
+        judge(noise_image(9, 9))

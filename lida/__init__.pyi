@@ -9,7 +9,6 @@ from .aging import Target as Target
 from .aging import age_face as age_face
 from .aging import age_targets as age_targets
 from .aging import age_to as age_to
-from .aging import aging_edit as aging_edit
 from .aging import generate as generate
 from .aging import prepare as prepare
 from .aging import repaint as repaint

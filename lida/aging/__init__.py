@@ -4,12 +4,12 @@
 prompts, `age_to` towards ages; `Edit` and `Sampling` say how.
 """
 
-from .edit import Edit, Target, age_targets, aging_edit
+from .edit import Edit, Target, age_targets
 from .editing import Prepared, age_face, age_to, prepare, repaint, repaint_all
 from .generation import generate
 from .stable_diffusion import Prompt, StableDiffusion
 
 __all__ = [
-    "Edit", "Prepared", "Prompt", "StableDiffusion", "Target", "age_face", "age_targets", "age_to", "aging_edit", "generate",
+    "Edit", "Prepared", "Prompt", "StableDiffusion", "Target", "age_face", "age_targets", "age_to", "generate",
     "prepare", "repaint", "repaint_all",
 ]  # fmt: skip

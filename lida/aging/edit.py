@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..photos.captions import Captioning
 from .stable_diffusion import Prompt, StableDiffusion
 
 METHODS = ("ddim_inversion", "inversion", "inpaint")
-LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.6, 60  # strength for a difference of 0 years, and of 60 or more
-NO_DETAIL = 40  # for ages this many years younger, or more, none of the photograph's fine detail is added again
+LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.75, 60  # strength for a difference of 0 years, and of 60 or more
 PLAIN_STRENGTH = 0.5  # for prompts without an age
 
 
@@ -19,16 +19,17 @@ class Edit:
     `method` says how it becomes noise: ddim_inversion takes DDIM's steps backwards, inversion (edit-friendly DDPM) finds noise
     that leads back to it, inpaint draws noise. `strength`, above 0 and up to 1, is the share of the steps to take. `detail`, 0
     to 1, is the share of the autoencoder's loss that is added again. If either is None, it follows from the ages.
-    `source_prompt` describes the photograph to an inversion; guidance leads away from `negative_prompt`. The square about the
-    mask is `context` times as long as the mask. Raises ValueError for a value out of range.
+    `source_prompt` describes the photograph to an inversion; guidance leads away from `negative_prompt`. If either is None, it
+    is the caption of the current age. The square about the mask is `context` times as long as the mask. Raises ValueError for a
+    value out of range.
     """
 
     method: str = "ddim_inversion"
     strength: float | None = None
     detail: float | None = None
-    source_prompt: str = ""
-    negative_prompt: str | Sequence[str] = ""
-    context: float = 1.5
+    source_prompt: Prompt | None = None
+    negative_prompt: Prompt | Sequence[Prompt] | None = None
+    context: float = 1.2
     match_colour: bool = True
 
     def __post_init__(self):
@@ -42,40 +43,37 @@ class Edit:
         if not 1 <= self.context <= 100:
             raise ValueError(f"context must lie between 1 and 100, not {self.context}")
 
+    def of_face(self, captioning: Captioning, subject: str, current: float) -> "Edit":
+        """Return the edit of a face that looks `current` years old, with the caption of that age in the place of None.
+
+        So the same age asked for is the way back to the photograph, and guidance adds years alone. Noise that is drawn (method
+        inpaint) has nothing to lead back from, and no negative prompt.
+        """
+        caption = captioning.prompt(subject, min(max(round(current), 0), 99))
+        return self.filled(source_prompt=caption, negative_prompt="" if self.method == "inpaint" else caption)
+
     def towards(self, age: float, current: float) -> "Edit":
         """Return the edit with the strength and detail for an age in the place of None.
 
-        The strength rises with the difference in years, as Cradle2Cane's noise does. The detail is 1 for the same age and older
-        ones, and less for younger ones, whose skin does not have the photograph's wrinkles.
+        The strength rises with the difference in years, as Cradle2Cane's noise does. All detail comes back, where it fits; drawn
+        noise (method inpaint) leads to another face, which it does not fit.
         """
         share = min(abs(age - current), FULL_GAP) / FULL_GAP
         strength = LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * share
-        detail = min(max(1 - (current - age) / NO_DETAIL, 0.0), 1.0) if self.method != "inpaint" else 0.0
-        return self.filled(strength, detail)
+        return self.filled(strength=strength, detail=0.0 if self.method == "inpaint" else 1.0)
 
     def without_age(self) -> "Edit":
-        """Return the edit with the strength and detail for a prompt without an age in the place of None."""
-        return self.filled(PLAIN_STRENGTH, 0.0)
+        """Return the edit for a prompt without an age: a middle strength, no detail and empty prompts in the place of None."""
+        return self.filled(strength=PLAIN_STRENGTH, detail=0.0, source_prompt="", negative_prompt="")
 
-    def filled(self, strength: float, detail: float) -> "Edit":
-        """Return the edit with these in the place of None."""
-        strength = strength if self.strength is None else self.strength
-        return replace(self, strength=strength, detail=detail if self.detail is None else self.detail)
+    def filled(self, **values) -> "Edit":
+        """Return the edit with these values in the place of None."""
+        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
 
     def target(self, prompt: Prompt) -> "Target":
         """Return the target of a prompt, for an edit whose strength and detail are given."""
         assert self.strength is not None and self.detail is not None
         return Target(prompt, self.strength, self.detail)
-
-
-def aging_edit(subject: str = "a person", **options) -> Edit:
-    """Return an Edit for ages: the subject's caption without an age inverts the photograph, and is the negative prompt too.
-
-    `options` are Edit's other fields. Noise that is drawn (method inpaint) has no negative prompt.
-    """
-    source = options.pop("source_prompt", f"a portrait photo of {subject}")
-    negative = "" if options.get("method") == "inpaint" else source
-    return Edit(**{"source_prompt": source, "negative_prompt": negative, **options})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Age a face in a photograph: prepare it once, repaint it towards any number of prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +13,8 @@ from ..diffusion.samplers import Sampling, sample
 from ..diffusion.schedule import randn_like
 from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
 from ..photos.masks import mask_to_latents, mask_to_tensor
-from ..photos.squares import Box, colour_matched, cut, is_grey, paste, square_about, with_detail
-from .edit import Edit, Target, age_targets, aging_edit
+from ..photos.squares import Box, colour_bounded, colour_matched, cut, is_grey, paste, square_about, with_detail
+from .edit import Edit, Target, age_targets
 from .generation import Progress, check_output, finite, repeated, step_rule
 from .stable_diffusion import Prompt, StableDiffusion
 
@@ -49,8 +49,8 @@ def prepare(
     check_photograph(image, mask)
     if not isinstance(edit, Edit) or not isinstance(sampling, Sampling):
         raise TypeError(f"give an Edit and a Sampling, not {type(edit).__name__} and {type(sampling).__name__}")
-    edit, source_prompts = edit.without_age(), repeated(edit.source_prompt, num_images_per_prompt)
-    assert edit.strength is not None  # without_age() has filled it
+    edit = edit.without_age()
+    assert edit.strength is not None and edit.source_prompt is not None  # without_age() has filled them
     if edit.method == "inversion" and sampling.scheduler != "ddim":
         raise ValueError(f"method inversion needs the scheduler ddim, not {sampling.scheduler!r}")
     steps, count, inpaint = sampling.steps(sd.schedule, edit.strength), num_images_per_prompt, edit.method == "inpaint"
@@ -72,7 +72,7 @@ def prepare(
         blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     else:
         unguided = replace(sampling, guidance_scale=1.0)
-        predict = sd.merging(sd.predictor(source_prompts, "", unguided, condition))
+        predict = sd.merging(sd.predictor(repeated(edit.source_prompt, count), "", unguided, condition))
         if edit.method == "inversion":
             trajectory, step_noise = ddpm_invert(predict, sd.schedule, init_latents, steps, generator)
         else:
@@ -95,14 +95,15 @@ def repaint(
     """
     check_output(output_type, sampling)
     count, edit = len(prepared.latents), prepared.edit
-    assert edit.strength is not None  # prepare() has filled it
+    assert edit.strength is not None and edit.negative_prompt is not None  # prepare() has filled them
     fractions = torch.tensor([target.strength / edit.strength for target in targets])
     if prepared.blend is None and (any(target.detail for target in targets) or bool((fractions != 1).any())):
         raise ValueError("an inpainting model paints without the photograph: detail must be 0, and all strengths alike")
     if bool((fractions > 1).any()):
         raise ValueError(f"a target's strength is above the photograph's, {edit.strength}; prepare it as far up")
     prompts = repeated([target.prompt for target in targets], count)
-    negative = edit.negative_prompt if isinstance(edit.negative_prompt, str) else repeated(edit.negative_prompt, count)
+    one = isinstance(edit.negative_prompt, str | Mapping)
+    negative = [edit.negative_prompt] * len(prompts) if one else repeated(edit.negative_prompt, count)
     predict = sd.merging(sd.predictor(prompts, negative, sampling, prepared.condition))
     generator = None if prepared.generator is None else prepared.generator.clone_state()
     rule = step_rule(sampling, generator, len(targets)) if prepared.step_noise is None else replay(prepared.step_noise)
@@ -122,6 +123,7 @@ def composed(sd: StableDiffusion, prepared: Prepared, latents: Tensor, targets: 
     if prepared.edit.match_colour:
         small = cut(mask, box, sd.resolution)
         patches, unchanged = ([colour_matched(x, prepared.square, small) for x in part] for part in (patches, unchanged))
+        patches = [colour_bounded(patch, prepared.square) for patch in patches]
     if detailed:
         square, shares = in_srgb(cut(image, box, box[2])), [target.detail for target in targets for _ in range(count)]
         patches = [with_detail(patch, unchanged[k % count], square, shares[k]) for k, patch in enumerate(patches)]
@@ -150,15 +152,14 @@ def age_face(
 
 def age_to(
     sd: StableDiffusion, image: Image.Image, mask: Image.Image, ages: Sequence[float], current: float,
-    subject: str = "a person", edit: Edit | None = None, sampling: Sampling = Sampling(), *,
+    subject: str = "a person", edit: Edit = Edit(), sampling: Sampling = Sampling(), *,
     generator: Generator | None = None, progress: Progress = list,
 ) -> list[Image.Image]:  # fmt: skip
     """Return the face at each of `ages`, from the `current` one, as infer.py does it.
 
     `subject` is what captions call the person: "a man", or the name that an Identity-LoRA learnt, "sks".
     """
-    edit = aging_edit(subject) if edit is None else edit
-    targets = age_targets(sd, ages, current, subject, edit)
+    edit, targets = edit.of_face(sd.captioning, subject, current), age_targets(sd, ages, current, subject, edit)
     return repaint_all(sd, image, mask, targets, edit, sampling, generator=generator, progress=progress)
 
 

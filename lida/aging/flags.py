@@ -5,7 +5,7 @@ import argparse
 from ..diffusion.samplers import SCHEDULERS, Sampling
 from ..doors import arguments
 from ..doors.errors import InputError
-from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, Edit, aging_edit
+from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, Edit
 
 GUIDANCE = arguments.between(-100, 100)
 STRENGTH = arguments.checked(float, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
@@ -41,14 +41,11 @@ def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, default=Edit.method, help=f"{help} (default: {Edit.method})")
     help = f"share of the steps, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the difference in years)"
     add("--strength", type=STRENGTH, help=help)
-    help = "share, 0 to 1, of the autoencoder's loss of detail that is added again (default: by the difference in years)"
+    help = "share, 0 to 1, of the autoencoder's loss of detail that is added again where it fits (default: 1; 0 with --prompt)"
     add("--detail", type=arguments.share, help=help)
-    add(
-        "--source_prompt",
-        type=arguments.text,
-        help="what the photograph shows, for the inversions (default: a portrait photo of the subject)",
-    )
-    help = "prompt to lead away from (default: for ages with an inversion, the source prompt; else none)"
+    help = "what the photograph shows, for the inversions (default: the caption of the current age)"
+    add("--source_prompt", type=arguments.text, help=help)
+    help = "prompt to lead away from (default: for ages with an inversion, the caption of the current age; else none)"
     add("--negative_prompt", type=arguments.text, help=help)
     add("--no_colour_match", action="store_true", help="leave the model's colours as they are at the seam")
 
@@ -67,8 +64,6 @@ def idle(args: argparse.Namespace) -> list[str]:
 
 def edit_of(args: argparse.Namespace, subject: str) -> Edit:
     """Return the Edit that the flags ask for, of a subject such as "a man"."""
-    prompts = {name: getattr(args, name) for name in ("source_prompt", "negative_prompt") if getattr(args, name) is not None}
-    if args.prompt is not None:
-        prompts.setdefault("negative_prompt", "")
-    options = {"method": args.method, "strength": args.strength, "detail": args.detail}
-    return aging_edit(subject, **options, **prompts, match_colour=not args.no_colour_match)
+    names = ("method", "strength", "detail", "source_prompt", "negative_prompt")
+    edit = Edit(**{name: getattr(args, name) for name in names}, match_colour=not args.no_colour_match)
+    return edit if args.prompt is None else edit.filled(source_prompt=f"a portrait photo of {subject}", negative_prompt="")

@@ -47,11 +47,12 @@ def repaint_faces(
     Raises InputError, which names the photograph, if its mask or the settings cannot be used.
     """
     made = [photo.image] * (len(rows[0]) * num_images_per_prompt)
-    for mask, targets in zip(photo.masks, rows):
+    for mask, age, targets in zip(photo.masks, photo.ages, rows):
+        own = edit if age is None else edit.of_face(sd.captioning, photo.subject, age)
         generator, inside = torch.Generator().manual_seed(seed), mask.point(lambda value: 255 * (value > 0))
         try:
             pictures = repaint_all(
-                sd, photo.image, mask, targets, edit, sampling, num_images_per_prompt=num_images_per_prompt,
+                sd, photo.image, mask, targets, own, sampling, num_images_per_prompt=num_images_per_prompt,
                 batch_size=batch_size, generator=generator, progress=progress,
             )  # fmt: skip
         except ValueError as error:

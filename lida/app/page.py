@@ -13,7 +13,7 @@ import torch
 from PIL import ImageOps
 
 from ..adapters import load_adapter
-from ..aging import StableDiffusion, age_targets, aging_edit
+from ..aging import Edit, StableDiffusion, age_targets
 from ..aging.photograph import FEATHER, SEED, Photograph, repaint_faces, save_row, settings_of
 from ..diffusion import Sampling
 from ..doors.errors import InputError, faults_of, one_line
@@ -92,12 +92,12 @@ class Painter:
         progress(0, desc="leading the photograph up to the noise")
         photo = self.open(path, face, subject.strip())
         merged = self.merge({"age": age_weight, "identity": identity_weight}, adapter)
-        current, (low, high), edit = photo.ages[0], self.sd.captioning.ages, aging_edit(photo.subject)
+        current, (low, high) = photo.ages[0], self.sd.captioning.ages
         wanted = [min(max(round(current + more), low), high) for more in (years, *(ROW if row else ()))]
         ages = sorted(set(wanted))
-        rows = [age_targets(self.sd, ages, current, photo.subject, edit)]
+        rows = [age_targets(self.sd, ages, current, photo.subject)]
         steps = partial(progress.tqdm, desc="painting")
-        pictures = repaint_faces(self.sd, photo, rows, edit, self.sampling, progress=steps)
+        pictures = repaint_faces(self.sd, photo, rows, Edit(), self.sampling, progress=steps)
         arguments = {
             "photo": [photo.path.name], "face": face, "ages": ages, "current_age": current, "subject": [photo.subject],
             "pretrained_model_name_or_path": self.model, "adapter": merged, "seed": SEED,

@@ -30,7 +30,7 @@ from .overview import write_overview
 
 NAME = re.compile(r"([0-9]{5})A([0-9]{2})\.jpg")
 LONGEST = 100_000  # characters read of a file of landmarks
-CONTEXT = 1.5  # side of a square, in lengths of the face's mask, as age_face cuts it
+CONTEXT = 1.2  # side of a square, in lengths of the face's mask, as age_face cuts it
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     help = f"with {{subject}}, {{gender}}, {{decade}}, {{age}} (default: {DEFAULT_TEMPLATE!r})"
     add("--template", type=text, default=DEFAULT_TEMPLATE, help=help)
     add("--children", type=age, default=CHILD, metavar="AGE", help=f"write boy and girl below this age (default: {CHILD}; 0: never)")
-    help = f"write old man and old woman from this age on ({OLD} if the flag has no number)"
-    add("--old", type=age, nargs="?", const=OLD, default=0, metavar="AGE", help=help)
+    add("--old", type=age, default=OLD, metavar="AGE", help=f"write old man and old woman from this age on (default: {OLD}; 0: never)")
     # Which faces
     help = "train leaves out the serial numbers ending in 9, a tenth that is only measured on; held_out is that tenth"
     add("--split", choices=("train", "held_out", "all"), default="train", help=f"{help} (default: train)")

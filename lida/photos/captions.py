@@ -11,15 +11,14 @@ from ..doors.json import Range, typed
 
 DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
 FIELDS = ("subject", "gender", "decade", "age")
-CHILD, OLD = 13, 65  # below the first a man is a boy; from the second on he is an old man
+CHILD, OLD = 13, 60  # below the first a man is a boy; from the second on he is an old man
 CHILDREN = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
 Age = Annotated[int, Range(0, 120)]
 
 
 def caption(template: str, subject: str, age: int) -> str:
-    """Return the template with {subject} ("a man"), {gender} ("man"), {decade} ("60s") and {age} ("64") filled in."""
-    gender = subject.removeprefix("a ").removeprefix("an ")
-    return template.format(subject=subject, gender=gender, decade=f"{age // 10 * 10}s", age=age)
+    """Return the template with {subject} ("an old man"), {gender} ("man"), {decade} ("60s") and {age} ("64") filled in."""
+    return template.format(subject=subject, gender=subject.split()[-1], decade=f"{age // 10 * 10}s", age=age)
 
 
 def with_article(subject: str) -> str:
@@ -27,7 +26,7 @@ def with_article(subject: str) -> str:
     return f"a {subject}" if f"a {subject}" in CHILDREN else subject
 
 
-def noun_of(subject: str, age: float, child: float = CHILD, old: float = 0) -> str:
+def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) -> str:
     """Return "a man", "a woman" or "a person" as one of that age: "a boy" below `child`, "an old man" from `old` on.
 
     Names stay as they are. 0 for `child` or `old` leaves that noun out.
@@ -47,7 +46,7 @@ class Captioning:
     template: str = DEFAULT_TEMPLATE
     ages: tuple[Age, Age] = (0, 99)
     child: Age = CHILD
-    old: Age = 0
+    old: Age = OLD
 
     def __post_init__(self) -> None:
         check_template(self.template)

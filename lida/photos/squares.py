@@ -80,15 +80,40 @@ def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image) -
     return Image.fromarray(matched.clip(0, 255).round().astype(np.uint8))
 
 
-def with_detail(patch: Image.Image, reconstruction: Image.Image, square: Image.Image, share: float) -> Image.Image:
+def low_pass(pixels: np.ndarray, cells: int) -> np.ndarray:
+    """Return what is left of pixels (H, W, C) on a grid of cells x cells, at their own size."""
+    planes = []
+    for plane in np.moveaxis(pixels.astype(np.float32), -1, 0):
+        small = Image.fromarray(plane).resize((cells, cells), Image.Resampling.BOX)
+        planes.append(np.asarray(small.resize(plane.shape[::-1], Image.Resampling.BICUBIC)))
+    return np.stack(planes, -1)
+
+
+def colour_bounded(patch: Image.Image, square: Image.Image, most: float = 16.0) -> Image.Image:
+    """Return the patch with each channel's coarse colour, on 8 x 8 cells, at most `most` of 255 away from the photograph's.
+
+    Age changes features and texture; a cast over the skin is the model's.
+    """
+    p, s = (np.asarray(picture, dtype=np.float32) for picture in (patch, square))
+    away = low_pass(p - s, 8)
+    return Image.fromarray((p - away + away.clip(-most, most)).clip(0, 255).round().astype(np.uint8))
+
+
+def with_detail(
+    patch: Image.Image, reconstruction: Image.Image, square: Image.Image, share: float, tolerance: float = 20.0
+) -> Image.Image:
     """Return the patch at the size of the photograph's square, with a share of the detail that the autoencoder lost.
 
-    patch + share (square - reconstruction), where `reconstruction` is the unchanged square, encoded and decoded. With
-    share 1 the photograph changes by patch - reconstruction alone, and its pores and hair stay as sharp as they were.
+    patch + share w (square - reconstruction), where `reconstruction` is the unchanged square, encoded and decoded. w is
+    exp(-(d / tolerance)^2) of d, how much the features changed here, of 255: where the face was left alone the photograph
+    stays as sharp as it was, and where a feature has moved its old edges do not come back.
     """
-    a, b = (x.resize(square.size, Image.Resampling.LANCZOS) for x in (patch, reconstruction))
-    p, r, s = (np.asarray(x, dtype=np.float32) for x in (a, b, square))
-    return Image.fromarray((p + share * (s - r)).clip(0, 255).round().astype(np.uint8))
+    change = np.asarray(patch, dtype=np.float32) - np.asarray(reconstruction, dtype=np.float32)
+    change = low_pass(np.abs(change - low_pass(change, 8)).mean(-1, keepdims=True), 32)[..., 0]  # without coarse colour
+    fits = Image.fromarray(np.exp(-((change / tolerance) ** 2))).resize(square.size, Image.Resampling.BICUBIC)
+    p, r = (np.asarray(x.resize(square.size, Image.Resampling.LANCZOS), dtype=np.float32) for x in (patch, reconstruction))
+    detail = share * np.asarray(fits)[..., None] * (np.asarray(square, dtype=np.float32) - r)
+    return Image.fromarray((p + detail).clip(0, 255).round().astype(np.uint8))
 
 
 def is_grey(image: Image.Image) -> bool:

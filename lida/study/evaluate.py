@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..adapters.merging import parse_weight
-from ..aging.edit import METHODS
+from ..aging.edit import METHODS, Edit
 from ..aging.flags import STRENGTH, add_sampling_flags, sampling_of
 from ..data.folder import photographs
 from ..diffusion.samplers import Sampling
@@ -32,7 +32,7 @@ from .painting import Painter, Unit, paint_all
 from .people import KINDS, Dated, Person, read_aged, read_people
 from .report import table_of_pictures, text_table, write_report
 from .rules import parse_rule
-from .settings import CEILING, NEUTRAL, Setting, grid_of, settings_of, spelled
+from .settings import AGAINST, CEILING, Setting, grid_of, settings_of, spelled
 from .verdict import counted
 
 PLAIN = Sampling(num_inference_steps=20, guidance_scale=3.0)  # of the grid; guidance leads away from the empty prompt
@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     add("--setting", type=arguments.text, action="append", default=[], help=help)
     add("--ages", type=arguments.age, nargs="+", default=[10, 30, 50, 70], help="(default: 10 30 50 70)")
     # How
-    add("--method", choices=METHODS, default=NEUTRAL.method, help="(default: %(default)s)")
+    add("--method", choices=METHODS, default=Edit.method, help="(default: %(default)s)")
     add("--strength", type=STRENGTH, help="for all ages alike (default: by the years between, as infer.py)")
     add_sampling_flags(parser, PLAIN)
     add("--seeds", type=arguments.seed, nargs="+", default=[0, 1], help="(default: 0 1)")
@@ -111,7 +111,7 @@ def people_of(args: argparse.Namespace) -> list[Person]:
 
 def settings_from(args: argparse.Namespace, adapters: Sequence[str]) -> list[Setting]:
     """Return the settings that the flags ask for."""
-    edit = replace(NEUTRAL, method=args.method, strength=args.strength, detail=0.0, negative_prompt="")
+    edit = Edit(args.method, args.strength, detail=0.0, **AGAINST["nothing"])
     identity = {"identity": 1.0, "adapter": adapters[0]} if adapters else {"identity": 0.0}
     plain = Setting("plain", "plain", **identity, sampling=sampling_of(args), edit=edit)
     try:

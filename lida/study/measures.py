@@ -193,7 +193,7 @@ def interference(rows: Sequence[Row], settings: Sequence[Setting], subjects: Seq
         cosines = {name: compare(load_adapter(path), age)["all"]["cosine"] for name, path in subject.person.identity.items()}
         alone = mean_of(picked(rows, person=subject.person.name, setting=AGE_ONLY), "age_error")
         for setting in settings:
-            special = setting.control or setting.within or setting.edit.negative_prompt
+            special = setting.control or setting.within or setting.edit.negative_prompt != ""
             if setting.rule.spelling == "sum" and setting.has_identity and not special:
                 error = mean_of(picked(rows, person=subject.person.name, setting=setting.name), "age_error")
                 weights = f"{spelled(setting.identity)} and {spelled(setting.age)}"

@@ -5,14 +5,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..adapters.merging import Weight, parse_weight, varies
-from ..aging.edit import Edit, aging_edit
+from ..aging.edit import Edit
 from ..aging.flags import GUIDANCE, STRENGTH
 from ..diffusion.samplers import Sampling
 from ..doors import arguments
 from ..doors.errors import InputError
 from .rules import NamedRule, parse_rule
 
-NEUTRAL = aging_edit("{subject}")  # infer.py's default: the subject at no age is the source and the negative prompt
+# What guidance leads away from, by name: nothing or the caption without an age, in which the subject is to be put, or, as
+# infer.py does it, the caption of the current age. All but the last invert the photograph by the caption without an age.
+NO_AGE = "a portrait photo of {subject}"
+AGAINST = {
+    "nothing": {"source_prompt": NO_AGE, "negative_prompt": ""},
+    "neutral": {"source_prompt": NO_AGE, "negative_prompt": NO_AGE},
+    "age": {"source_prompt": None, "negative_prompt": None},
+}
 NOTHING, AGE_ONLY, CEILING = "do nothing", "age only", "ceiling"
 MEANINGS = {
     NOTHING: "the photograph itself, counted as the aged picture",
@@ -27,7 +34,7 @@ class Setting:
 
     `name` is the folder of the pictures, `family` the curve that the setting is a point of. `identity` and `age` are the merge
     weights of the person's adapter, chosen by `adapter` among several, and of the age adapter. `within` above 0 restricts the
-    person's adapter to this share of the mask's width and height. `edit` has {subject} in its prompts. A control may have a
+    person's adapter to this share of the mask's width and height. `edit` may have {subject} in its prompts. A control may have a
     `random` adapter of equal norm in place of one, "identity" or "age"; `paints` is False if it needs no pictures. Raises
     ValueError for a value that cannot be applied.
     """
@@ -40,7 +47,7 @@ class Setting:
     adapter: str = ""
     within: float = 0.0
     sampling: Sampling = Sampling()
-    edit: Edit = NEUTRAL
+    edit: Edit = Edit()
     control: bool = False
     random: str = ""
     paints: bool = True
@@ -58,8 +65,8 @@ class Setting:
 
     def edit_for(self, subject: str) -> Edit:
         """Return the edit with the subject in its prompts."""
-        prompts = {name: getattr(self.edit, name).replace("{subject}", subject) for name in ("source_prompt", "negative_prompt")}
-        return replace(self.edit, **prompts)
+        prompts = {name: getattr(self.edit, name) for name in ("source_prompt", "negative_prompt")}
+        return replace(self.edit, **{name: text and text.replace("{subject}", subject) for name, text in prompts.items()})
 
     def record(self) -> dict:
         """Return everything that decides the pictures, as values of JSON."""
@@ -74,8 +81,9 @@ class Setting:
         names[0] += f" {self.adapter}" if self.adapter and not self.random else ""
         inside = f" in the middle {self.within:.0%} of the mask" if self.within else ""
         merged = f"{names[0]} at {spelled(self.identity)}{inside} and {names[1]} at {spelled(self.age)}, by {self.rule.spelling}"
-        negative = "the prompt without an age" if self.edit.negative_prompt else "the empty prompt"
-        detail = "by the years between" if self.edit.detail is None else f"{self.edit.detail:g}"
+        away = {None: "the caption of the current age", "": "the empty prompt"}
+        negative = away.get(self.edit.negative_prompt, "the prompt without an age")
+        detail = "1" if self.edit.detail is None else f"{self.edit.detail:g}"
         text = f"{merged}; guidance {self.sampling.guidance_scale:g} away from {negative}; detail {detail}"
         return MEANINGS.get(self.name, text)
 
@@ -90,7 +98,7 @@ def settings_of(plain: Setting, grid: Sequence[Setting], more: Sequence[str], ad
     if not settings:
         raise InputError("no setting is given; add --identity_weights and --age_weights, or --setting")
     sampling = replace(plain.sampling, guidance_scale=Sampling().guidance_scale)
-    edit = replace(aging_edit("{subject}", method=plain.edit.method), strength=plain.edit.strength)
+    edit = Edit(plain.edit.method, plain.edit.strength)
     default = replace(plain, name="default", family="default", age=1.0, sampling=sampling, edit=edit)
     if not any(replace(setting, name="default", family="default") == default for setting in settings):
         settings.append(default)
@@ -138,14 +146,14 @@ def interval(text: str) -> tuple[float, float]:
     return arguments.non_negative(low), arguments.non_negative(high)
 
 
-def against(text: str) -> str:
-    """Return the prompt that guidance leads away from."""
-    if text not in ("nothing", "neutral"):
-        raise ValueError(f"against {text!r} is not nothing or neutral")
-    return str(NEUTRAL.negative_prompt) if text == "neutral" else ""
+def against(text: str) -> dict[str, str | None]:
+    """Return the prompts of AGAINST."""
+    if text not in AGAINST:
+        raise ValueError(f"against {text!r} is not one of {', '.join(AGAINST)}")
+    return AGAINST[text]
 
 
-# What reads the values of --setting, by the field of Setting, Sampling or Edit; `against` is Edit's negative_prompt
+# What reads the values of --setting, by the field of Setting, Sampling or Edit; `against` is Edit's two prompts
 READERS: dict[str, Callable[[str], object]] = {
     "family": str, "identity": parse_weight, "age": parse_weight, "rule": parse_rule, "adapter": str, "within": arguments.share,
     "guidance_scale": GUIDANCE, "guidance_rescale": arguments.share, "guidance_interval": interval, "scheduler": str,
@@ -161,7 +169,8 @@ def read_setting(text: str, plain: Setting) -> Setting:
     try:
         if unknown := given.keys() - READERS.keys():
             raise ValueError(f"{min(unknown)!r} is not one of {', '.join(READERS)}")
-        values: dict = {key.replace("against", "negative_prompt"): READERS[key](value) for key, value in given.items()}
+        values: dict = {key: READERS[key](value) for key, value in given.items()}
+        values |= values.pop("against", {})
         parts = {part: {f.name for f in fields(getattr(plain, part))} & values.keys() for part in ("sampling", "edit")}
         for part, names in parts.items():
             values[part] = replace(getattr(plain, part), **{name: values.pop(name) for name in names})

@@ -17,7 +17,7 @@ from scipy.optimize import isotonic_regression
 from tqdm import tqdm
 
 from ..adapters import parse_pairs
-from ..aging.edit import aging_edit
+from ..aging.edit import Edit
 from ..aging.editing import age_to
 from ..aging.flags import GUIDANCE
 from ..aging.slider import Slider, aging_adapters, inverse
@@ -82,7 +82,7 @@ def parse_args() -> argparse.Namespace:
 def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Namespace) -> np.ndarray:
     """Age each photograph by ASKED; return the years by which it reads older (N, len(ASKED)), nan beyond the adapters' ages."""
     estimator, subject = AgeEstimator(args.age_estimator), with_article(args.subject)
-    sampling, edit = Sampling(args.num_inference_steps, args.guidance_scale), aging_edit(subject, method=args.method)
+    sampling, edit = Sampling(args.num_inference_steps, args.guidance_scale), Edit(args.method)
     youngest, oldest = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()}).ages
     gained = np.full((len(paths), len(ASKED)), np.nan)
     for row, path in zip(gained, tqdm(paths, unit="photo")):

@@ -3,8 +3,9 @@
 import pytest
 from conftest import random_adapter
 
-from lida.aging import Edit, age_targets, aging_edit
-from lida.aging.edit import FULL_GAP, LEAST_STRENGTH, MOST_STRENGTH, NO_DETAIL
+from lida.aging import Edit, age_targets
+from lida.aging.edit import FULL_GAP, LEAST_STRENGTH, MOST_STRENGTH
+from lida.photos import Captioning
 
 
 @pytest.mark.parametrize(
@@ -26,24 +27,24 @@ def test_edit_values_out_of_range_are_refused(values, message):
 
 
 def test_what_is_no_text_is_refused():
-    for values in ({"source_prompt": None}, {"source_prompt": b"a boy"}, {"negative_prompt": 5}, {"negative_prompt": [5]}):
+    for values in ({"source_prompt": b"a boy"}, {"negative_prompt": 5}, {"negative_prompt": [5]}):
         with pytest.raises(TypeError):
             Edit(**values)
 
 
-def test_the_strength_rises_with_the_years_between_and_detail_falls_for_younger_ages():
+def test_the_strength_rises_with_the_years_between():
     edits = {age: Edit().towards(age, 60) for age in (60, 90, 120, 50, 20, 0)}
     middle = (LEAST_STRENGTH + MOST_STRENGTH) / 2
     strengths = {60: LEAST_STRENGTH, 90: middle, 120: MOST_STRENGTH, 0: MOST_STRENGTH}
     assert all(edits[age].strength == pytest.approx(strength) for age, strength in strengths.items()) and FULL_GAP == 60
-    assert [edits[age].detail for age in (60, 90, 120, 50, 20, 0)] == [1, 1, 1, 1 - 10 / NO_DETAIL, 0, 0]
+    assert {edit.detail for edit in edits.values()} == {1}
     assert Edit("inpaint").towards(60, 60).detail == 0  # drawn noise leads to another face
 
 
 def test_what_is_given_is_not_chosen_by_the_years():
-    given = Edit(strength=0.9, detail=0.25)
+    given = Edit(strength=0.9, detail=0.25, source_prompt="a", negative_prompt="b")
     assert given.towards(90, 20) == given.without_age() == given
-    assert Edit().without_age() == Edit(strength=0.5, detail=0.0)
+    assert Edit().without_age() == Edit(strength=0.5, detail=0.0, source_prompt="", negative_prompt="")
 
 
 def test_targets_are_captions_of_the_merged_age_adapter(sd):
@@ -57,7 +58,12 @@ def test_targets_are_captions_of_the_merged_age_adapter(sd):
     assert age_targets(sd, [40], 30)[0].prompt == "a portrait photo of a person, age 40s"
 
 
-def test_an_aging_edit_leads_from_the_subject_at_no_age():
-    edit = aging_edit("a man", strength=0.4)
-    assert edit == Edit(strength=0.4, source_prompt="a portrait photo of a man", negative_prompt="a portrait photo of a man")
-    assert aging_edit("a man", method="inpaint").negative_prompt == ""
+def test_a_face_is_inverted_by_the_caption_of_its_age_and_guidance_leads_away_from_it():
+    caption = Captioning().prompt("a man", 34)
+    assert Edit(strength=0.4).of_face(Captioning(), "a man", 34.2) == Edit(
+        strength=0.4, source_prompt=caption, negative_prompt=caption
+    )
+    assert Edit().of_face(Captioning(), "a woman", 8).source_prompt == Captioning().prompt("a girl", 8)
+    assert Edit("inpaint").of_face(Captioning(), "a man", 34).negative_prompt == ""
+    given = Edit(source_prompt="a", negative_prompt="b")
+    assert given.of_face(Captioning(), "a man", 34) == given

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import box_mask, draws, noise_image
 
-from lida.aging import age_targets, age_to, aging_edit
+from lida.aging import Edit, age_targets, age_to
 from lida.aging.photograph import Photograph, repaint_faces, save_row, settings_of
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError
@@ -23,7 +23,7 @@ def photo() -> Photograph:
 
 
 def test_two_faces_together_are_each_alone_and_are_saved_with_their_targets(sd, photo, tmp_path):
-    edit, sampling = aging_edit("a man"), Sampling(4)
+    edit, sampling = Edit(), Sampling(4)
     rows = [age_targets(sd, [20, 60], age, "a man", edit) for age in AGES]
     pictures = repaint_faces(sd, photo, rows, edit, sampling, seed=7)
     alone = [
@@ -49,6 +49,6 @@ def test_two_faces_together_are_each_alone_and_are_saved_with_their_targets(sd, 
 
 
 def test_what_cannot_be_repainted_names_the_photograph(sd, photo):
-    rows = [age_targets(sd, [20], age, "a man", aging_edit("a man", strength=0.01)) for age in AGES]
+    rows = [age_targets(sd, [20], age, "a man", Edit(strength=0.01)) for age in AGES]
     with pytest.raises(InputError, match=r"^anna.png: strength must be above 0 .* give more steps"):
-        repaint_faces(sd, photo, rows, aging_edit("a man"), Sampling(4))
+        repaint_faces(sd, photo, rows, Edit(), Sampling(4))

@@ -60,7 +60,7 @@ def test_the_command_makes_a_checked_dataset(aaf, tmp_path, command):
     for row in rows:  # the very files, not copies and not symbolic links
         assert (out / row["file_name"]).samefile(aaf / "original images" / row["file_name"])
         assert not (out / row["file_name"]).is_symlink()
-    assert read_captioning(out) == {"template": DEFAULT_TEMPLATE, "ages": [2, 64], "child": 13, "old": 0}
+    assert read_captioning(out) == {"template": DEFAULT_TEMPLATE, "ages": [2, 64], "child": 13, "old": 60}
     faces = read_faces(aaf, "train")
     for example, face in zip(read_examples(out), faces, strict=True):
         mask = np.asarray(Image.open(example.mask))
@@ -92,7 +92,7 @@ def test_squares_about_the_faces(aaf, tmp_path, command):
     for example, face in zip(read_examples(tmp_path / "out"), read_faces(aaf, "train"), strict=True):
         assert example.size == (48, 48) and example.path.name == face.path.name
         left, top, right, bottom = Image.open(example.mask).getbbox()
-        assert max(right - left, bottom - top) == pytest.approx(48 / 1.5, abs=2) and abs(left + right - 48) <= 4
+        assert max(right - left, bottom - top) == pytest.approx(48 / 1.2, abs=2) and abs(left + right - 48) <= 4
 
 
 def test_a_dataset_is_written_whole_into_a_new_folder(aaf, tmp_path, command):

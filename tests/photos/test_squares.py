@@ -6,6 +6,7 @@ from conftest import box_mask, noise_image
 from PIL import Image
 
 from lida.photos.squares import (
+    colour_bounded,
     colour_matched,
     cut,
     cut_turned,
@@ -87,7 +88,28 @@ def test_detail_is_what_the_autoencoder_lost():
     """All of it gives the unchanged picture back; a change is laid over the photograph at its own size."""
     square, reconstruction = noise_image(90, 90), noise_image(32, 32, 1)
     assert np.array_equal(np.asarray(with_detail(reconstruction, reconstruction, square, 1.0)), np.asarray(square))
-    patch = Image.fromarray(np.asarray(reconstruction) // 2)
+    patch = Image.fromarray((np.asarray(reconstruction) * 0.9).astype(np.uint8))
     large = [np.asarray(x.resize((90, 90), Image.Resampling.LANCZOS), dtype=np.float32) for x in (patch, reconstruction)]
     expected = (large[0] + 0.5 * (np.asarray(square, dtype=np.float32) - large[1])).clip(0, 255).round()
-    assert np.array_equal(np.asarray(with_detail(patch, reconstruction, square, 0.5)), expected.astype(np.uint8))
+    everywhere = with_detail(patch, reconstruction, square, 0.5, tolerance=1e6)  # any change is tolerated
+    assert np.array_equal(np.asarray(everywhere), expected.astype(np.uint8))
+
+
+def test_detail_does_not_come_back_where_a_feature_changed():
+    reconstruction = np.full((64, 64, 3), 128, np.uint8)
+    square = reconstruction + np.random.default_rng(0).integers(-20, 20, (64, 64, 3)).astype(np.uint8)
+    patch = reconstruction.copy()
+    patch[25:29, 25:29] = 255
+    detailed = np.asarray(with_detail(*map(Image.fromarray, (patch, reconstruction, square)), 1.0)).astype(int)
+    assert np.abs(detailed - square)[:8, :8].max() <= 1  # the photograph, far away
+    assert np.abs(detailed - patch)[25:29, 25:29].max() <= 1  # the patch, there
+
+
+def test_a_cast_is_bounded_and_features_stay():
+    square = noise_image(64, 64)
+    cast = Image.fromarray((np.asarray(square, dtype=int) + (40, 0, 0)).clip(0, 255).astype(np.uint8))
+    near = np.asarray(colour_bounded(cast, square, 10.0), dtype=int) - np.asarray(square, dtype=int)
+    assert near[..., 0].mean() == pytest.approx(10, abs=3) and np.abs(near[..., 1:]).max() <= 1
+    plain, fine = np.full((64, 64, 3), 128, np.uint8), np.full((64, 64, 3), 128, np.uint8)
+    fine[::2], fine[1::2] = 168, 88
+    assert np.array_equal(np.asarray(colour_bounded(Image.fromarray(fine), Image.fromarray(plain))), fine)

@@ -15,7 +15,7 @@ from lida.nn.layers import CachedContext
 from lida.study.painting import Painter, Unit, random_adapter, shrunk
 from lida.study.people import Person, Subject
 from lida.study.regional import applied_within
-from lida.study.settings import NEUTRAL, Setting
+from lida.study.settings import Setting
 
 FEW = Sampling(3, 3.0)
 
@@ -31,7 +31,7 @@ def unit(adapters, tmp_path):
     person = Person(str(tmp_path / "a.png"), mask="20,20,60,60", identity={"own": str(adapters / "person.safetensors")})
     subject = Subject(person, noise_image(80, 80), box_mask(80, 80, (20, 20, 60, 60)), 40.0, [], [])
     return Unit(
-        subject, Setting("x", "x", 0.7, 0.4, adapter="own", sampling=FEW, edit=replace(NEUTRAL, strength=0.7)), 3, tmp_path
+        subject, Setting("x", "x", 0.7, 0.4, adapter="own", sampling=FEW, edit=Edit(strength=0.7)), 3, tmp_path
     )
 
 

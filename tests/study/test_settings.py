@@ -10,11 +10,10 @@ from lida.aging import Edit
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError
 from lida.study.rules import parse_rule
-from lida.study.settings import NEUTRAL, Setting, grid_of, read_setting, settings_of, spelled
+from lida.study.settings import AGAINST, Setting, grid_of, read_setting, settings_of, spelled
 
-PLAIN = Setting(
-    "plain", "plain", adapter="plain", sampling=Sampling(20, 3.0), edit=replace(NEUTRAL, detail=0.0, negative_prompt="")
-)
+NEUTRAL = Edit(**AGAINST["neutral"])
+PLAIN = Setting("plain", "plain", adapter="plain", sampling=Sampling(20, 3.0), edit=Edit(detail=0.0, **AGAINST["nothing"]))
 
 
 def settings(identities=("1.0",), ages=("0.2",), more=(), adapters=("plain",)) -> list[Setting]:
@@ -34,8 +33,8 @@ def test_settings_are_the_grid_and_more_and_the_default_and_the_controls():
 
 def test_the_default_is_infers_and_does_not_come_twice():
     default = settings()[1]
-    assert default.edit == NEUTRAL and default.sampling.guidance_scale == Sampling().guidance_scale and default.age == 1.0
-    same = "mine: age=1.0 guidance_scale=4 against=neutral detail=years"
+    assert default.edit == Edit() and default.sampling.guidance_scale == Sampling().guidance_scale and default.age == 1.0
+    same = f"mine: age=1.0 guidance_scale={Sampling().guidance_scale} against=age detail=years"
     assert [setting.name for setting in settings((), (), [same])][:2] == ["mine", "do nothing"]
 
 
@@ -51,6 +50,7 @@ def test_a_spelled_setting_changes_what_it_names_and_no_more():
 def test_prompts_name_the_subject():
     edit = replace(PLAIN, edit=NEUTRAL).edit_for("a man")
     assert edit == Edit(source_prompt="a portrait photo of a man", negative_prompt="a portrait photo of a man")
+    assert replace(PLAIN, edit=Edit()).edit_for("a man") == Edit()
 
 
 @pytest.mark.parametrize("text", ["0.2", "1.0@600-0", "1.0@600-0,up=0.5", "-0.1,mid=2.0@999-601"])
@@ -70,7 +70,7 @@ def test_a_record_is_json_and_differs_for_other_pictures():
 @pytest.mark.parametrize("setting, said", [
     (PLAIN, "the identity adapter plain at 1.0 and the age adapter at 0.2, by sum; guidance 3 away from the empty prompt; detail 0"),
     (replace(PLAIN, within=0.6), "at 1.0 in the middle 60% of the mask and"), (replace(PLAIN, random="age"), "a random age adapter"),
-    (replace(PLAIN, edit=NEUTRAL), "away from the prompt without an age; detail by the years between"),
+    (replace(PLAIN, edit=NEUTRAL), "away from the prompt without an age; detail 1"), (replace(PLAIN, edit=Edit()), "away from the caption of the current age"),
     (replace(PLAIN, name="do nothing"), "the photograph itself, counted as the aged picture"),
 ])  # fmt: skip
 def test_a_setting_is_put_in_words(setting, said):

@@ -19,7 +19,7 @@ from PIL import Image
 from prepare import Photo, read_photos
 from tqdm import tqdm
 
-from lida.aging import StableDiffusion, age_to, aging_edit, generate
+from lida.aging import Edit, StableDiffusion, age_to, generate
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError
 from lida.doors.pictures import open_image
@@ -82,7 +82,7 @@ def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
             continue
         subject = "a person" if args.subject == "person" else "a man" if photo.man else "a woman"
         current = instruments.estimators[0].of(image, mask)
-        edit = aging_edit(subject, method=args.method, strength=args.strength, detail=args.detail)
+        edit = Edit(args.method, args.strength, args.detail)
         try:
             aged = age_to(sd, image, mask, AGES, current, subject, edit, sampling)
         except (InputError, ValueError) as error:

@@ -1,7 +1,7 @@
 """How a face is repainted: the strength, detail and prompt that follow from the age asked for and the current age."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..photos.captions import Captioning
@@ -33,7 +33,10 @@ class Edit:
     match_colour: bool = True
 
     def __post_init__(self):
-        "".join([self.source_prompt, *self.negative_prompt])  # raises TypeError for what is no text
+        several = isinstance(self.negative_prompt, list | tuple)
+        for prompt in (self.source_prompt, *(self.negative_prompt if several else [self.negative_prompt])):
+            if not isinstance(prompt, str | Mapping | None):
+                raise TypeError(f"a prompt must be a text or a mapping of texts to shares, not a {type(prompt).__name__}")
         if self.method not in METHODS:
             raise ValueError(f"method {self.method!r} is not one of {', '.join(METHODS)}")
         if self.strength is not None and not 0 < self.strength <= 1:

@@ -37,8 +37,8 @@ from lida.photos.squares import film
 
 WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
 MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
-DEMO = {"photo": [f"{WEIGHTS}/demo/person-a.png"], "mask": f"{WEIGHTS}/demo/person-a-mask.png", "subject": ["sks"]}
-DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=1.0"
+DEMO = {"photo": [f"{WEIGHTS}/demo/person-a.png"], "mask": f"{WEIGHTS}/demo/person-a-mask.png", "subject": ["sks man"]}
+DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=0.3"
 DTYPES = ("float32", "bfloat16", "float16")
 PLACES = ("output_dir", "overwrite", "reproduce")  # do not change the picture
 
@@ -66,7 +66,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("--slider", default=str(WEIGHTS / "slider.json"), help="from python -m lida.study.slider (default: weights/slider.json)")
     add("--current_age", type=arguments.years, help="age of the face in the photograph (default: read by --age_estimator)")
     add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="folder or hub id (default: weights/age-estimator)")
-    help = "man, woman, or an Identity-LoRA's name; one for all, or one each (default: person)"
+    help = "man, woman, or an Identity-LoRA's name and one of these, 'sks man'; one for all, or one each (default: person)"
     add("--subject", nargs="+", type=arguments.text, help=help)
     for side in ("--height", "--width"):
         add(side, type=arguments.whole(8, 2048, multiple=8), help="in pixels, without a photograph (default: the model's)")

@@ -81,7 +81,7 @@ def read_config(value: dict[str, Any], where: str) -> PeftConfig:
         raise InputError(f"{where}: peft_type is {kind!r:.60}; lida applies plain LoRA")
     if start not in PLAIN_INITS:
         raise InputError(f"{where}: init_lora_weights {start!r:.60} changes the base too; convert it with peft to plain LoRA")
-    if value and value.get("lora_alpha") is None:
+    if value and "lora_alpha" not in value:
         raise InputError(f"{where}: lora_alpha is missing, which decides the adapter's strength; fetch it again")
     names = {f.name for f in fields(PeftConfig)}
     for name in sorted(value.keys() - names - NO_EFFECT):

@@ -8,7 +8,7 @@ from ..photos.captions import Captioning
 from .stable_diffusion import Prompt, StableDiffusion
 
 METHODS = ("ddim_inversion", "inversion", "inpaint")
-LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.75, 60  # strength for a difference of 0 years, and of 60 or more
+LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.6, 60  # strength for a difference of 0 years, and of 60 or more
 PLAIN_STRENGTH = 0.5  # for prompts without an age
 
 
@@ -97,7 +97,7 @@ def age_targets(
     """Return what to paint for each age of a face that looks `current` years old.
 
     Each age is asked for by the caption of its decade, or a mixture of two, as the merged Age-LoRA's captions have it, for a
-    `subject` such as "a man" or "sks". An inpainting model paints all at the highest strength.
+    `subject` such as "a man" or "sks man". An inpainting model paints all at the highest strength.
     """
     if not isinstance(subject, str) or not isinstance(edit, Edit):
         raise TypeError(f"give a subject such as 'a man' and an Edit, not {subject!r:.60} and {type(edit).__name__}")

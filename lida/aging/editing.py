@@ -157,7 +157,7 @@ def age_to(
 ) -> list[Image.Image]:  # fmt: skip
     """Return the face at each of `ages`, from the `current` one, as infer.py does it.
 
-    `subject` is what captions call the person: "a man", or the name that an Identity-LoRA learnt, "sks".
+    `subject` is what captions call the person: "a man", or behind the name that an Identity-LoRA learnt, "sks man".
     """
     edit, targets = edit.of_face(sd.captioning, subject, current), age_targets(sd, ages, current, subject, edit)
     return repaint_all(sd, image, mask, targets, edit, sampling, generator=generator, progress=progress)

@@ -12,7 +12,7 @@ from ..doors.errors import InputError, run
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent.parent / "weights"))
 TINY, AGE, ESTIMATOR = (str(WEIGHTS / name) for name in ("lida-tiny", "age.safetensors", "age-estimator"))
-DEMO = (str(WEIGHTS / "demo" / "person-a.png"), str(WEIGHTS / "person-a.safetensors"), "sks")
+DEMO = (str(WEIGHTS / "demo" / "person-a.png"), str(WEIGHTS / "person-a.safetensors"), "sks man")
 
 
 def parse_args() -> argparse.Namespace:

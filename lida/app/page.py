@@ -123,10 +123,10 @@ def serve(painter: Painter, demo: tuple[str, str, str], **options) -> gr.Blocks:
                 photo = gr.File(label="Photograph", file_types=["image"], height=120)
                 found = gr.AnnotatedImage(label="Found", height=280, buttons=[])
                 face = gr.Radio([1], value=1, label="Face", visible=False)
-                learnt = "man, woman, person, or the name that an identity adapter learnt"
+                learnt = "man, woman, person; with an identity adapter the name before it: sks man"
                 subject = gr.Textbox("person", label="Subject", info=learnt, max_length=LONGEST_SUBJECT)
                 weight = partial(gr.Slider, 0, 1.5, value=1.0, step=0.05)
-                weights = [weight(label="Weight of the age adapter"), weight(label="Weight of the identity adapter")]
+                weights = [weight(label="Weight of the age adapter"), weight(value=0.3, label="Weight of the identity adapter")]
                 adapter = gr.File(label="Adapter of your own (.safetensors)", file_types=[".safetensors"], height=100)
                 try_it = gr.Button("Try an invented person", size="sm")
             with gr.Column(scale=3):

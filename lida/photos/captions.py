@@ -27,13 +27,17 @@ def with_article(subject: str) -> str:
 
 
 def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) -> str:
-    """Return "a man", "a woman" or "a person" as one of that age: "a boy" below `child`, "an old man" from `old` on.
+    """Return a subject as one of that age: "a man" is "a boy" below `child` and "an old man" from `old` on.
 
-    Names stay as they are. 0 for `child` or `old` leaves that noun out.
+    The last word decides: man, woman or person, also behind an adapter's name, "sks man". Other subjects stay as they are, 0 for
+    `child` or `old` leaves that noun out.
     """
-    if subject in CHILDREN and age < child:
-        return CHILDREN[subject]
-    return f"an old {subject.removeprefix('a ')}" if subject in CHILDREN and old and age >= old else subject
+    name, _, noun = subject.rpartition(" ")
+    if not name or f"a {noun}" not in CHILDREN:
+        return subject
+    if age < child:
+        return f"{name} {CHILDREN[f'a {noun}'].removeprefix('a ')}"
+    return f"{'an' if name == 'a' else name} old {noun}" if old and age >= old else subject
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def low_pass(pixels: np.ndarray, cells: int) -> np.ndarray:
     return np.stack(planes, -1)
 
 
-def colour_bounded(patch: Image.Image, square: Image.Image, most: float = 16.0) -> Image.Image:
+def colour_bounded(patch: Image.Image, square: Image.Image, most: float = 20.0) -> Image.Image:
     """Return the patch with each channel's coarse colour, on 8 x 8 cells, at most `most` of 255 away from the photograph's.
 
     Age changes features and texture; a cast over the skin is the model's.
@@ -100,7 +100,7 @@ def colour_bounded(patch: Image.Image, square: Image.Image, most: float = 16.0) 
 
 
 def with_detail(
-    patch: Image.Image, reconstruction: Image.Image, square: Image.Image, share: float, tolerance: float = 20.0
+    patch: Image.Image, reconstruction: Image.Image, square: Image.Image, share: float, tolerance: float = 28.0
 ) -> Image.Image:
     """Return the patch at the size of the photograph's square, with a share of the detail that the autoencoder lost.
 

@@ -159,7 +159,7 @@ def check_same(path: Path, wanted: dict) -> None:
     found = as_object(read_json(path), path)
     keys = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if keys:
-        what = "; ".join(f"{key} was {found.get(key)!r:.200} and is {wanted.get(key)!r:.200}" for key in keys)
+        what = "; ".join(f"{key} was {found.get(key)!r:.400} and is {wanted.get(key)!r:.400}" for key in keys)
         raise InputError(f"{path.parent}: holds pictures made otherwise ({what}); give another --output_dir, or remove them")
 
 

@@ -30,7 +30,8 @@ def test_the_noun_follows_the_age():
     assert [noun_of("a man", age, old=65) for age in ages] == ["a boy", "a boy", "a man", "a man", "an old man", "an old man"]
     assert [noun_of("a woman", age)[-5:] for age in ages] == [" girl", " girl", "woman", "woman", "woman", "woman"]
     assert [noun_of("a person", age) for age in (3, 30, 70)] == ["a child", "a person", "an old person"]
-    assert {noun_of("sks", age) for age in ages} == {"sks"}
+    assert [noun_of("sks man", age) for age in (3, 30, 70)] == ["sks boy", "sks man", "sks old man"]
+    assert {noun_of("sks", age) for age in ages} == {"sks"} and noun_of("woman", 3) == "woman"
     assert {noun_of("a man", age, child=0, old=0) for age in ages} == {"a man"}
 
 

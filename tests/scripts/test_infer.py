@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 import lida
 from lida.aging import Edit
 from lida.aging.slider import Slider, aging_adapters
+from lida.photos.captions import noun_of
 from lida.photos.marking import read_settings
 
 WHOLE = ("--mask", "0,0,90,120")  # all of the photograph
@@ -213,7 +214,7 @@ def test_an_age_that_is_not_given_is_read_and_told(infer, photo):
 
 def test_the_captions_and_ages_are_the_adapters(infer, photo, adapter):
     _, err = infer(photo, *FACE, "--ages", 10, 70, "--subject", "man", "--adapter", f"{adapter}=0.5")
-    assert read_settings("outputs/anna-age10.png")["whole_prompt"] == "a man at 10"
+    assert read_settings("outputs/anna-age10.png")["whole_prompt"] == "a boy at 10"
     assert "warning: 70 years: the adapter saw 10 to 50 in training" in err and "warning: 10 years" not in err
 
 
@@ -248,7 +249,7 @@ def test_years_are_asked_for_by_the_slider(infer, photo, slider):
     assert "1.5 off" in err and "warning: 30 years: the slider reaches -20 to +20" in err
     for end, asked in (("years-10", 20), ("years+15", 70), ("years+30", 80)):
         told, edit = read_settings(f"outputs/anna-{end}.png"), Edit().towards(asked, 40)
-        assert told["whole_prompt"] == f"a portrait photo of a person, age {asked}s"
+        assert told["whole_prompt"] == f"a portrait photo of {noun_of('a person', asked)}, age {asked}s"
         assert (told["strength"], told["detail"]) == (edit.strength, edit.detail)
 
 
@@ -336,7 +337,7 @@ def test_a_picture_says_what_it_is_and_is_made_again_to_the_byte(infer, script, 
         told = json.loads(picture.info["lida"])
     assert told == json.loads(first["anna-age64.json"]) and told["seed"] == 7 and told["strength"] == 0.9
     assert told["whole_prompt"] == pytest.approx(
-        {"a portrait photo of a person, age 60s": 0.6, "a portrait photo of a person, age 70s": 0.4}
+        {"a portrait photo of an old person, age 60s": 0.6, "a portrait photo of an old person, age 70s": 0.4}
     )
     code, _, err = script("infer.py", "--reproduce", "one/anna-age20.png", "--output_dir", "two")
     assert code == 0, err

@@ -1,7 +1,9 @@
 """The recipe's training stages run, from photographs to a model that loads, and stop and go on."""
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 
 import numpy as np
@@ -27,6 +29,13 @@ def stage(monkeypatch, capsys):
     return run
 
 
+def prepare(*arguments) -> str:
+    """Run the first stage in a process of its own: its workers are forked, which one that has threads must not be."""
+    command = [sys.executable, RECIPE / "prepare.py", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+
 @pytest.fixture
 def utkface(tmp_path):
     """A folder in UTKFace's layout: twenty pictures of the invented persons, a tenth of them held out."""
@@ -42,8 +51,8 @@ def test_the_stages_follow_each_other_and_stop_and_go_on(utkface, stage, tmp_pat
     pytest.importorskip("onnx")
     squares, held_out, tiny = tmp_path / "squares", tmp_path / "held-out", WEIGHTS / "lida-tiny"
     all_faces = ("--least_score", 0.5, "--least_sharpness", 0)
-    assert "faces kept" in stage("prepare", utkface, "--output_dir", squares, "--crops", 2, *all_faces)
-    stage("prepare", utkface, "--output_dir", held_out, "--crops", 2, "--split", "held_out", *all_faces)
+    assert "faces kept" in prepare(utkface, "--output_dir", squares, "--crops", 2, *all_faces)
+    prepare(utkface, "--output_dir", held_out, "--crops", 2, "--split", "held_out", *all_faces)
     pixels, names = np.load(squares / "pixels.npy"), np.load(squares / "faces.npz")["names"]
     assert pixels.shape == (len(names), 2, 128, 128, 3) and len(names) >= 15
     assert all(not name.split("_")[3].startswith("20170109") for name in names)  # the time ends in 9: held out

@@ -197,7 +197,7 @@ def test_the_prior_holds_the_adapter_to_the_base_with_the_age_adapter(module, tr
     teacher, ages = module.teacher_of(sd, module.parse_args())
     shared = {id(p) for p in sd.unet.parameters()}
     assert sum(id(p) not in shared for p in teacher.parameters()) == len(layers)  # the rest are the very same weights
-    assert ages == ["a man at 10", "a man at 11", "a man at 12"]
+    assert ages == ["a boy at 10", "a boy at 11", "a boy at 12"]
     sd.load_adapter("age", age)
     sd.set_adapters(["age"], [1.0])
     x, t, c = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), sd.text_encoder(["a", "b"])

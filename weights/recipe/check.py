@@ -20,6 +20,7 @@ from lida.aging.stable_diffusion import StableDiffusion
 
 WEIGHTS = Path(__file__).parent.parent
 KEY = "base_sha256"
+EARLIER = "dac12e7b6f04"  # painted the invented persons and their albums, and the study in docs/tradeoff.md was made with it
 
 
 def hash_of(base: dict[str, str]) -> str:
@@ -52,10 +53,16 @@ def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
     return named
 
 
+def is_earlier(path: Path) -> bool:
+    """Whether a file may be of the EARLIER base."""
+    return path.parent.name == "demo" or path.parent.name.startswith("person-") or path.name.startswith("tradeoff")
+
+
 def main():
     base = hash_of(StableDiffusion.load(WEIGHTS / "lida-tiny").base)
     print(f"the base is {base}")
     strays = {path: name for path, name in named_bases().items() if not name or not base.startswith(name)}
+    strays = {path: name for path, name in strays.items() if not (is_earlier(path) and name and name.startswith(EARLIER))}
     for path, name in strays.items():
         print(f"{path}: made with {name or 'a base that it does not name'}; make it anew")
     sys.exit(bool(strays))

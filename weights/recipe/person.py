@@ -77,7 +77,7 @@ def main():
         picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), prompt, edit, sampling)[0]
         picture = photographed_anew(picture, rng)
         vector = networks.embed(picture)
-        if vector is None or own @ vector < SAME_PERSON or known.nearest(vector) >= known.stranger:
+        if vector is None or own @ vector < SAME_PERSON or known.nearest(vector) >= known.stranger():
             continue
         name = f"{len(lines):02d}.png"
         save_picture(picture, album / name, base)

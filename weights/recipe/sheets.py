@@ -20,13 +20,14 @@ from lida.diffusion import Sampling
 from lida.doors.errors import InputError, run
 from lida.doors.pictures import open_image, to_images, to_tensor
 from lida.photos.ages import AgeEstimator
+from lida.photos.captions import CHILD
 from lida.photos.faces import FaceNetworks
 from lida.photos.masks import open_mask
 from lida.photos.squares import sheet
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a woman"}
-AGES = {"a": (10, 30, 50, 70), "b": (20, 30, 50, 70), "c": (10, 30, 50, 70), "d": (10, 30, 50, 70)}  # b at 10 is somebody
+AGES = dict.fromkeys(SUBJECTS, (10, 30, 50, 70))
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:
@@ -57,11 +58,11 @@ class Painter:
         photo = open_image(WEIGHTS / "demo" / f"person-{letter}.png")
         mask = open_mask(WEIGHTS / "demo" / f"person-{letter}-mask.png", photo.size)
         self.sd.set_adapters(["age", letter], [1.0, weight])
-        subject = "sks" if weight else SUBJECTS[letter]
+        subject = SUBJECTS[letter].replace("a ", "sks ") if weight else SUBJECTS[letter]
         pictures = [photo, *age_to(self.sd, photo, mask, AGES[letter], self.estimator.of(photo, mask), subject)]
-        for picture, label in zip(pictures, ("the photograph", *AGES[letter])):
-            if self.nearest(picture) >= self.known.stranger:
-                raise InputError(f"person-{letter}, weight {weight}, {label}: is somebody ({self.nearest(picture):.3f})")
+        for picture, age in zip(pictures, (CHILD, *AGES[letter])):
+            if self.nearest(picture) >= self.known.stranger(age):
+                raise InputError(f"person-{letter}, weight {weight}, {age}: is somebody ({self.nearest(picture):.3f})")
         return pictures
 
     def samples(self, count: int) -> list[list[Image.Image]]:
@@ -75,7 +76,7 @@ class Painter:
                 generator = torch.Generator().manual_seed(seed)
                 prompt = f"a portrait photo of {subject}"
                 drawn = generate(self.sd, prompt, sampling, num_images_per_prompt=count, generator=generator)
-                row += [picture for picture in drawn if self.nearest(picture) < self.known.stranger]
+                row += [picture for picture in drawn if self.nearest(picture) < self.known.stranger(3 if subject == "a girl" else CHILD)]
                 if len(row) >= 8:
                     break
             pictures.append(row[:8])
@@ -93,10 +94,10 @@ def main():
     base = hash_of(painter.sd.base)
     for letter in SUBJECTS:
         labels = ["input", *(f"age {age}" for age in AGES[letter])]
-        row = sheet(painter.ages(letter, 1.0), labels)
+        row = sheet(painter.ages(letter, 0.3), labels)
         save_picture(row, args.output_dir / f"person-{letter}.png", base)
     labels = [f"age {age}" for age in AGES["a"]]
-    grid = [sheet(painter.ages("a", weight), [f"identity {weight}", *labels], 160) for weight in (0.0, 0.3, 0.6, 1.0)]
+    grid = [sheet(painter.ages("a", weight), [f"identity {weight}", *labels], 160) for weight in (0.0, 0.1, 0.2, 0.3)]
     save_picture(stacked(grid), args.output_dir / "age-by-identity.png", base)
     portraits = [open_image(WEIGHTS / "demo" / f"person-{letter}.png") for letter in SUBJECTS]
     with torch.no_grad():

@@ -43,8 +43,8 @@ def main():
             place = args.chosen / "pictures" / letter / setting / "seed0"
             row.append(open_image(WEIGHTS / "demo" / f"person-{letter}.png"))
             row += [open_image(place / f"age{age}.png") for age in AGES]
-            for picture in row[-len(AGES) :]:
-                if (nearest := known.nearest(networks.embed(picture))) >= known.stranger:
+            for age, picture in zip(AGES, row[-len(AGES) :]):
+                if (nearest := known.nearest(networks.embed(picture))) >= known.stranger(age):
                     raise InputError(f"{place}: shows somebody ({nearest:.3f}); leave the setting or the person out")
         rows.append(row)
     top = ["input", *(f"age {age}" for age in AGES)] * len(PEOPLE)

@@ -103,7 +103,7 @@ def repaint(
         raise ValueError(f"a target's strength is above the photograph's, {edit.strength}; prepare it as far up")
     prompts = repeated([target.prompt for target in targets], count)
     one = isinstance(edit.negative_prompt, str | Mapping)
-    negative = [edit.negative_prompt] * len(prompts) if one else repeated(edit.negative_prompt, count)
+    negative = repeated(edit.negative_prompt, len(prompts) if one else count)
     predict = sd.merging(sd.predictor(prompts, negative, sampling, prepared.condition))
     generator = None if prepared.generator is None else prepared.generator.clone_state()
     rule = step_rule(sampling, generator, len(targets)) if prepared.step_noise is None else replay(prepared.step_noise)

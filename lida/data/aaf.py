@@ -151,8 +151,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     # Captions
     help = f"with {{subject}}, {{gender}}, {{decade}}, {{age}} (default: {DEFAULT_TEMPLATE!r})"
     add("--template", type=text, default=DEFAULT_TEMPLATE, help=help)
-    add("--children", type=age, default=CHILD, metavar="AGE", help=f"write boy and girl below this age (default: {CHILD}; 0: never)")
-    add("--old", type=age, default=OLD, metavar="AGE", help=f"write old man and old woman from this age on (default: {OLD}; 0: never)")
+    help = f"write boy and girl below this age (default: {CHILD}; 0: never)"
+    add("--children", type=age, default=CHILD, metavar="AGE", help=help)
+    help = f"write old man and old woman from this age on (default: {OLD}; 0: never)"
+    add("--old", type=age, default=OLD, metavar="AGE", help=help)
     # Which faces
     help = "train leaves out the serial numbers ending in 9, a tenth that is only measured on; held_out is that tenth"
     add("--split", choices=("train", "held_out", "all"), default="train", help=f"{help} (default: train)")

@@ -120,7 +120,8 @@ class Sampling:
             return schedule.timesteps(self.num_inference_steps, strength)
         chosen = list(self.timesteps)
         whole = all(isinstance(t, int) for t in chosen)
-        if not whole or chosen != sorted(set(chosen), reverse=True) or not chosen or not 0 <= chosen[-1] <= chosen[0] < len(schedule):
+        falling = chosen == sorted(set(chosen), reverse=True)
+        if not whole or not falling or not chosen or not 0 <= chosen[-1] <= chosen[0] < len(schedule):
             raise ValueError(f"timesteps must fall from at most {len(schedule) - 1} to at least 0, not {chosen}")
         return walked(chosen, strength)
 

@@ -114,7 +114,8 @@ def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
     if origin in (Union, types.UnionType):  # X | None
         return None if value is None else convert(parts[0], value, where, faults)
     if origin is Annotated:
-        result = convert(parts[0], value, where, inner := [])
+        inner: list[str] = []
+        result = convert(parts[0], value, where, inner)
         if not inner and parts[1].least <= result <= parts[1].most:
             return result
     elif origin in (list, tuple) and isinstance(value, list | tuple):

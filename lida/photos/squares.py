@@ -126,7 +126,7 @@ def largest_change_outside(before: Image.Image, after: Image.Image, mask: Image.
     """Return the largest change of a pixel's value where the mask is 0."""
     change = ImageChops.difference(before, after)
     change.paste("black", mask=mask.point(lambda value: 255 * (value > 0)))
-    return max(high for _, high in change.getextrema())
+    return max(high for _, high in change.getextrema())  # type: ignore[misc]  # the stub knows pictures of one band too
 
 
 def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:

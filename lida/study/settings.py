@@ -3,6 +3,7 @@
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from ..adapters.merging import Weight, parse_weight, varies
 from ..aging.edit import Edit
@@ -15,7 +16,7 @@ from .rules import NamedRule, parse_rule
 # What guidance leads away from, by name: nothing or the caption without an age, in which the subject is to be put, or, as
 # infer.py does it, the caption of the current age. All but the last invert the photograph by the caption without an age.
 NO_AGE = "a portrait photo of {subject}"
-AGAINST = {
+AGAINST: dict[str, dict[str, Any]] = {
     "nothing": {"source_prompt": NO_AGE, "negative_prompt": ""},
     "neutral": {"source_prompt": NO_AGE, "negative_prompt": NO_AGE},
     "age": {"source_prompt": None, "negative_prompt": None},
@@ -81,8 +82,8 @@ class Setting:
         names[0] += f" {self.adapter}" if self.adapter and not self.random else ""
         inside = f" in the middle {self.within:.0%} of the mask" if self.within else ""
         merged = f"{names[0]} at {spelled(self.identity)}{inside} and {names[1]} at {spelled(self.age)}, by {self.rule.spelling}"
-        away = {None: "the caption of the current age", "": "the empty prompt"}
-        negative = away.get(self.edit.negative_prompt, "the prompt without an age")
+        away = {"": "the empty prompt", "None": "the caption of the current age"}
+        negative = away.get(str(self.edit.negative_prompt), "the prompt without an age")
         detail = "1" if self.edit.detail is None else f"{self.edit.detail:g}"
         text = f"{merged}; guidance {self.sampling.guidance_scale:g} away from {negative}; detail {detail}"
         return MEANINGS.get(self.name, text)
@@ -146,7 +147,7 @@ def interval(text: str) -> tuple[float, float]:
     return arguments.non_negative(low), arguments.non_negative(high)
 
 
-def against(text: str) -> dict[str, str | None]:
+def against(text: str) -> dict[str, Any]:
     """Return the prompts of AGAINST."""
     if text not in AGAINST:
         raise ValueError(f"against {text!r} is not one of {', '.join(AGAINST)}")

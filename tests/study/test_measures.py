@@ -122,7 +122,8 @@ def test_interference_needs_five_pairs(adapters):
     people = [Person("p.png", f"p{k}", identity={"": str(adapters / "person.safetensors")}) for k in range(5)]
     subjects = [Subject(person, None, None, 40.0, [], []) for person in people]
     rows = [row(name, f"p{k}", 20, 20 + k, 0.5) for k in range(5) for name in ("f 1", "age only")]
-    settings = [replace(SETTINGS[0], edit=Edit(**AGAINST["nothing"])), SETTINGS[1]]  # the second leads away from a prompt: it is no plain sum
+    plain = replace(SETTINGS[0], edit=Edit(**AGAINST["nothing"]))
+    settings = [plain, SETTINGS[1]]  # the second leads away from a prompt: it is no plain sum
     assert interference(rows, settings, subjects[:4], age) == []
     (line,) = interference(rows, settings, subjects, age)
     assert (line["weights"], line["pairs"]) == ("1.0 and 0.2", 5) and np.isnan(line["cosine"])

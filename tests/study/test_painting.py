@@ -30,9 +30,7 @@ def unit(adapters, tmp_path):
     noise_image(80, 80).save(tmp_path / "a.png")
     person = Person(str(tmp_path / "a.png"), mask="20,20,60,60", identity={"own": str(adapters / "person.safetensors")})
     subject = Subject(person, noise_image(80, 80), box_mask(80, 80, (20, 20, 60, 60)), 40.0, [], [])
-    return Unit(
-        subject, Setting("x", "x", 0.7, 0.4, adapter="own", sampling=FEW, edit=Edit(strength=0.7)), 3, tmp_path
-    )
+    return Unit(subject, Setting("x", "x", 0.7, 0.4, adapter="own", sampling=FEW, edit=Edit(strength=0.7)), 3, tmp_path)
 
 
 def pixels(image: Image.Image) -> np.ndarray:

@@ -126,7 +126,8 @@ class LossAwareTimesteps(nn.Module):
         """Timesteps (count,) and their weights (count,)."""
         chances = 0.9 * self.moments.sqrt() / self.moments.sqrt().sum() + 0.1 / len(self.moments)
         bins = torch.multinomial(chances, count, replacement=True)
-        return bins * self.width + torch.randint(self.width, (count,), device=bins.device), 1 / (len(self.moments) * chances[bins])
+        timesteps = bins * self.width + torch.randint(self.width, (count,), device=bins.device)
+        return timesteps, 1 / (len(self.moments) * chances[bins])
 
     def update(self, timesteps: Tensor, losses: Tensor) -> None:
         """Take in the losses (B,), unweighted by the draw."""

@@ -36,7 +36,9 @@ def main():
         name, subject = f"{row:05d}.jpg", ("a man" if man else "a woman") if rng.random() < 0.75 else "a person"
         Image.fromarray(pixels[row, min(SQUARE, pixels.shape[1] - 1)]).save(args.output_dir / name, quality=95, subsampling=0)
         decade = f"{min(age // 10, 8)}0s"  # to balance by: the oldest are few
-        lines.append(json.dumps({"file_name": name, "text": captioning.caption(subject, age), "age": age, "decade": decade}) + "\n")
+        lines.append(
+            json.dumps({"file_name": name, "text": captioning.caption(subject, age), "age": age, "decade": decade}) + "\n"
+        )
     (args.output_dir / CAPTIONING).write_text(json.dumps(asdict(captioning)) + "\n", encoding="utf-8")
     (args.output_dir / METADATA).write_text("".join(lines), encoding="utf-8")
     print(f"{len(lines)} captioned faces")

@@ -84,7 +84,8 @@ def words(args: argparse.Namespace, sd: StableDiffusion, instruments: Instrument
         painted = [Image.fromarray(p) for p in samples(args, sd, [f"a portrait photo of {word}"] * args.words)]
         pairs = {"read": painted, "photographs": photographs}
         found[word] = {
-            name: [round(float(estimator(part).mean()), 1) for estimator in instruments.estimators] for name, part in pairs.items()
+            name: [round(float(estimator(part).mean()), 1) for estimator in instruments.estimators]
+            for name, part in pairs.items()
         }
     return found
 

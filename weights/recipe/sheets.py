@@ -76,7 +76,8 @@ class Painter:
                 generator = torch.Generator().manual_seed(seed)
                 prompt = f"a portrait photo of {subject}"
                 drawn = generate(self.sd, prompt, sampling, num_images_per_prompt=count, generator=generator)
-                row += [picture for picture in drawn if self.nearest(picture) < self.known.stranger(3 if subject == "a girl" else CHILD)]
+                stranger = self.known.stranger(3 if subject == "a girl" else CHILD)
+                row += [picture for picture in drawn if self.nearest(picture) < stranger]
                 if len(row) >= 8:
                     break
             pictures.append(row[:8])

@@ -67,7 +67,7 @@ def fastest_attention(dtype: torch.dtype, device: str | torch.device, tokens: in
     """Return the name of the fastest kernel with `tokens` pixels in the largest layer.
 
     In bfloat16 on the CPU torch's own kernel takes three times as long as the equation on the way back. The equation keeps
-    all scores, so that it is chosen up to 1,024 tokens only; for sampling with more, blocks take two thirds of torch's time.
+    all scores, so that it is chosen up to 1,024 tokens only; for sampling with more, blocks take 0.7 of torch's time.
     """
     device = torch.device(device)
     if amx.has_amx(dtype, device):

@@ -189,7 +189,7 @@ def test_learning_rates_are_diffusers(module, name):
 def test_the_prior_holds_the_adapter_to_the_base_with_the_age_adapter(module, train, folder, tmp_path, monkeypatch, arguments):
     """Where the new adapter is the Age-LoRA itself, nothing is left to hold; and training towards it comes nearer to it."""
     layers = train("age", "--learning_rate", 0.03, "--max_train_steps", 8)
-    age = lida.Adapter(layers, {"template": "{subject} at {age}", "ages": [10, 12]})
+    age = lida.Adapter(layers, {"template": "{subject} at {age}", "ages": [10, 12], "child": 0})
     lida.save_adapter(tmp_path / "age-lora", age)
     sd = lida.StableDiffusion.load(folder)
     prior = ("--prior_adapter", tmp_path / "age-lora", "--prior_weight", 20)
@@ -197,7 +197,7 @@ def test_the_prior_holds_the_adapter_to_the_base_with_the_age_adapter(module, tr
     teacher, ages = module.teacher_of(sd, module.parse_args())
     shared = {id(p) for p in sd.unet.parameters()}
     assert sum(id(p) not in shared for p in teacher.parameters()) == len(layers)  # the rest are the very same weights
-    assert ages == ["a boy at 10", "a boy at 11", "a boy at 12"]
+    assert ages == ["a man at 10", "a man at 11", "a man at 12"]
     sd.load_adapter("age", age)
     sd.set_adapters(["age"], [1.0])
     x, t, c = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), sd.text_encoder(["a", "b"])
@@ -213,7 +213,7 @@ def test_the_prior_holds_the_adapter_to_the_base_with_the_age_adapter(module, tr
         return near
 
     options = ("--learning_rate", 0.01, "--max_train_steps", 15, "--seed", 1)
-    assert distance(train("held", *options, *prior)) < 0.6 * distance(train("free", *options))
+    assert distance(train("held", *options, *prior)) < 0.5 * distance(train("free", *options))
 
 
 def test_class_pictures_add_their_loss(module, train, dataset, tmp_path, monkeypatch):

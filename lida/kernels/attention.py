@@ -49,15 +49,18 @@ ATTENTION: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def use_attention(model: nn.Module, name: str) -> None:
-    """Let every attention layer of a model run on one kernel of ATTENTION. Raises InputError if it cannot."""
+def use_attention(model: nn.Module, name: str, dtype: torch.dtype | None = None) -> None:
+    """Let every attention layer of a model run on one kernel of ATTENTION. Raises InputError if it cannot.
+
+    `dtype` is what attention computes in, where that is not the dtype of the weights: under autocast.
+    """
     if name not in ATTENTION:
         raise InputError(f"attention {name!r} is not one of {', '.join(ATTENTION)}")
     if name == "xformers" and find_spec("xformers") is None:
         raise InputError("attention xformers: the package is not installed; pip install lida-aging[xformers]")
     if name == "amx":
         weight = next(model.parameters())
-        amx.require_amx(weight.dtype, weight.device)
+        amx.require_amx(dtype or weight.dtype, weight.device)
     for module in model.modules():
         if isinstance(module, Attention):
             module.kernel = ATTENTION[name]

@@ -92,6 +92,16 @@ def test_a_unet_on_amx_predicts_the_same_up_to_bf16(sd):
     assert relative(found, expected) <= 2**-5
 
 
+@needs_amx
+def test_a_float32_unet_has_the_kernel_under_autocast(sd):
+    inputs = torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.randn(1, 77, 48)
+    expected = sd.unet(*inputs)
+    use_attention(sd.unet, "amx", torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sd.unet(*inputs).float()
+    assert relative(found, expected) <= 2**-5
+
+
 @pytest.mark.parametrize(
     ("k", "message"),
     [

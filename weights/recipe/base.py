@@ -189,9 +189,10 @@ def main():
     torch.manual_seed(0)
     unet = (load_unet(args.init) if args.init else new_unet()).to(args.device, memory_format=torch.channels_last)
     unet.train().requires_grad_(True)
-    use_attention(unet, fastest_attention(torch.bfloat16 if bf16 else torch.float32, args.device, unet.config.sample_size**2))
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    use_attention(unet, fastest_attention(dtype, args.device, unet.config.sample_size**2), dtype)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    ema, state_path = EMA(unet, 0.9995), args.output_dir / "state.pt"
+    ema, state_path = EMA(unet, 0.999), args.output_dir / "state.pt"
     drawn = LossAwareTimesteps(schedule.config.num_train_timesteps).to(args.device)
     parts = {"unet": unet, "optimizer": optimizer, "ema": ema, "timesteps": drawn}
     start = load_state(state_path, parts)

@@ -29,9 +29,9 @@ lint: .venv/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A page for each room of the library, made from its docstrings, in docs/api
+# A page for the library and one for each of its rooms, made from the docstrings, in docs/api
 api: .venv/lint
-	$(BIN)/pdoc --output-directory docs/api --docformat google lida !lida.scripts
+	$(BIN)/python docs/api.py
 
 .venv/lint: .venv/ready
 	$(BIN)/python -m pip install --quiet ruff==0.17.6 mypy==2.4.1 pdoc==16.0.0

@@ -23,7 +23,7 @@ from lida.nn.lora import CROSS_ATTENTION, lora_parameters
 def flags(parser) -> None:
     add = parser.add_argument
     add("--model", type=Path, default=WEIGHTS / "lida-tiny", help="model folder (default: weights/lida-tiny)")
-    add("--size", type=int, default=12, help="height and width of the latents (default: 12)")
+    add("--size", type=int, default=16, help="height and width of the latents (default: 16)")
     add("--batch", type=int, default=16, help="of a training step; sampling has 2 (default: 16)")
 
 

@@ -65,7 +65,7 @@ def test_combining_needs_adapters_that_fit_and_a_rank(sd):
     bad = (
         (([],), "no adapters"),
         ((pair(sd), 0), "rank must be a whole number of at least 1, not 0"),
-        (([*pair(sd), (other, 1.0)],), "of other bases"),
+        (([*pair(sd), (other, 1.0)],), "their bases differ"),
         (([(large, 1.0), (large, 1.0)],), f"{path}: the sum at the weights 1, 1 is not finite"),
     )
     for arguments, message in bad:

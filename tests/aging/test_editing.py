@@ -79,7 +79,7 @@ def test_the_inpainting_model_does_all_that_the_plain_one_does(inpainting, sd):
     assert generate(model, "a boy", Sampling(2))[0].size == (64, 64)
     prepared = prepare(model, image, mask, Edit("inpaint", 0.6), Sampling(5), generator=draws())
     for target in (Target("a boy", 0.6, 0.5), Target("a boy", 0.3)):
-        with pytest.raises(ValueError, match="an inpainting model paints without the photograph"):
+        with pytest.raises(ValueError, match="an inpainting model does not put the photograph back"):
             repaint(model, prepared, [target], Sampling(5))
 
 

@@ -50,5 +50,5 @@ def test_a_mixture_of_one_prompt_is_the_prompt(sd):
 def test_a_picture_of_numbers_that_are_not_finite_is_refused(sd):
     with torch.no_grad():
         sd.unet.conv_out.bias[0] = torch.nan
-    with pytest.raises(ValueError, match="the sampler ended in numbers that are not finite"):
+    with pytest.raises(ValueError, match="the sampler's latents are not finite"):
         generate(sd, "a boy", Sampling(2))

@@ -273,7 +273,7 @@ def test_weights_by_block_and_timestep(infer, script, photo, adapter):
     assert np.array_equal(found["1"], found.pop("1@999-0"))
     assert all(np.abs(a - b).max() > 2 for a, b in combinations(found.values(), 2))  # more than rounding
     code, _, err = script("infer.py", photo, "--adapter", f"{adapter}=1@0-500", *options)
-    assert code == 2 and "not a stretch of timesteps" in err and len(err.strip().splitlines()) == 1
+    assert code == 2 and "its timesteps do not fall" in err and len(err.strip().splitlines()) == 1
 
 
 def test_an_adapter_that_was_just_trained_ages_a_face(infer, script, folder, dataset, photo):

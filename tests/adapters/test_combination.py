@@ -1,4 +1,4 @@
-"""One adapter of several: exact against the sum in float64, and the best of its rank."""
+"""Combining adapters: exact against the sum in float64, and truncated to the best of its rank."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def sum_of_deltas(pairs) -> dict[str, torch.Tensor]:
 
 
 def test_combining_is_exact(sd):
-    """Against the sum of deltas in float64; the error that it reports is the true one."""
+    """The result equals the sum of deltas in float64, and the reported error is the true one."""
     pairs = pair(sd)
     merged, exact = combine(pairs), sum_of_deltas(pairs)
     assert merged.layers.keys() == exact.keys()

@@ -21,7 +21,7 @@ from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LowRank
 
 
 def theirs(pipe, path: str) -> torch.Tensor:
-    """The change that diffusers and peft make to the module of our path."""
+    """Return the change that diffusers and peft make to the module at our path."""
     if path.startswith(TEXT):
         inner = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
         module = inner.get_submodule(path.removeprefix(TEXT))

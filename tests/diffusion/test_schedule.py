@@ -1,4 +1,4 @@
-"""The noise schedule equals diffusers', from a config or from betas of one's own."""
+"""The noise schedule equals diffusers', from a config or from custom betas."""
 
 import diffusers
 import pytest

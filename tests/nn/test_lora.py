@@ -1,4 +1,4 @@
-"""The LoRA layer and its training equal peft's; it can be differentiated in any way, put in and taken out."""
+"""The LoRA layer and its training equal peft's; all its derivatives are exact; it can be injected and ejected."""
 
 import math
 
@@ -188,7 +188,7 @@ def test_refused_injections_change_nothing(sd):
 
 
 def test_a_lora_is_not_injected_beside_merged_adapters(sd):
-    """The trained and the merged changes of one model would add up in silence."""
+    """The trained and the merged changes of one model would add up silently."""
     sd.load_adapter("age", random_adapter(sd, 0))
     sd.set_adapters(["age"], [1.0])
     with pytest.raises(ValueError, match=r"adapters are merged into the model.*set_adapters\(\[\], \[\]\)"):

@@ -187,7 +187,7 @@ def test_learning_rates_are_diffusers(module, name):
 
 
 def test_the_prior_holds_the_adapter_to_the_base_with_the_age_adapter(module, train, folder, tmp_path, monkeypatch, arguments):
-    """Where the new adapter is the Age-LoRA itself, nothing is left to hold; and training towards it comes nearer to it."""
+    """If the new adapter is the Age-LoRA itself, the term is zero; training with the term comes nearer to it."""
     layers = train("age", "--learning_rate", 0.03, "--max_train_steps", 8)
     age = lida.Adapter(layers, {"template": "{subject} at {age}", "ages": [10, 12], "child": 0})
     lida.save_adapter(tmp_path / "age-lora", age)
@@ -256,7 +256,7 @@ def test_no_picture_is_encoded_that_the_run_does_not_see(train, monkeypatch):
 
 
 def test_in_bf16_latents_are_encoded_in_it_unless_they_are_kept(train):
-    """As diffusers' script does; what is kept is worth float32, and a run goes on with what it began with."""
+    """As in diffusers' script; cached latents are in float32, and a resumed run uses the kind it started with."""
     options = ("--mixed_precision", "bf16", "--center_crop", "--checkpointing_steps", 2)
     each_time = train("a", *options)
     kept = train("b", *options, "--cache_latents")
@@ -295,13 +295,13 @@ def test_training_in_bf16_is_training_but_for_rounding(train, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:--max_train_steps 3. does nothing beside --num_train_epochs")
 def test_all_options_train_something_else(train, dataset):
-    """None is taken and dropped: each changes the adapter."""
+    """No option is accepted and ignored: each changes the adapter."""
     (dataset / "masks").mkdir()
     for i in range(6):
         noise_image(70, 80, i).convert("L").point(lambda v: max(v, 8)).save(dataset / "masks" / f"{i}.png")
     plain = train("plain", "--max_train_steps", 3)
     path = next(iter(plain))
-    assert torch.equal(train("again", "--max_train_steps", 3)[path].up, plain[path].up)  # or chance alone would differ
+    assert torch.equal(train("again", "--max_train_steps", 3)[path].up, plain[path].up)  # otherwise chance alone would differ
     for k, options in enumerate([
         ("--center_crop",), ("--random_flip",), ("--noise_offset", 0.5), ("--caption_dropout", 0.9), ("--snr_gamma", 1),
         ("--mask_loss",), ("--mask_loss", "--unmasked_weight", 0.5), ("--mask_loss", "--normalize_mask_loss"),
@@ -357,7 +357,7 @@ def test_an_adapter_says_where_it_comes_from_and_names_no_place(train, folder, d
 
 
 def test_an_output_folder_may_have_any_name(train, tmp_path):
-    """One that is called as an adapter's file would be must not cost the run its adapter."""
+    """A folder named like an adapter's file must not cost the run its adapter."""
     assert train("age.safetensors", "--max_train_steps", 1)
     assert (tmp_path / "age.safetensors" / ADAPTER).is_file()
 
@@ -459,7 +459,7 @@ def test_a_run_that_is_killed_while_it_saves_its_adapter_goes_on(train, tmp_path
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(place if place == "os.replace" else f"lida.training.run.{place}", killed)
-        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # nobody tidies up
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # nothing is cleaned up
         train("a", "--resume_from_checkpoint", "latest")
     assert not (tmp_path / "a" / ADAPTER).exists()
     assert_equal(train("a", "--resume_from_checkpoint", "latest"), train("b"))

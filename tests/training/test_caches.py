@@ -1,4 +1,4 @@
-"""Caches: what is computed once is what would be computed each time, and no more is computed than is drawn."""
+"""Caches: cached values equal computed ones, and nothing is computed that is not drawn."""
 
 from argparse import Namespace
 

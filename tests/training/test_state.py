@@ -1,4 +1,4 @@
-"""Training state on disk: going on from it is going on, and no fault of the disk leaves half of it."""
+"""Training state on disk: resuming equals not stopping, and no disk fault leaves half a state."""
 
 import json
 
@@ -139,7 +139,7 @@ def test_other_settings_are_named_and_refused(run):
 @pytest.mark.parametrize("place", ["save_adapter", "write_json", "write_bytes"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
 def test_a_checkpoint_is_whole_or_absent(run, monkeypatch, place, error):
-    """Whatever is written when the disk is full, or the program is interrupted."""
+    """At whatever write the disk is full or the program is interrupted."""
 
     def half(path, *more):
         if path.is_dir():

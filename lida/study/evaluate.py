@@ -43,12 +43,7 @@ def parse_args() -> argparse.Namespace:
     # Whom
     add("photo", nargs="*", help="photographs, or folders of them; each counts as one person")
     add("--people", type=Path, help="a .jsonl with a person a line instead: photo, age, kind, subject, identity, references")
-    add(
-        "--identity_adapter",
-        nargs="+",
-        default=[],
-        help="of the person in the photographs; several are compared, by name",
-    )
+    add("--identity_adapter", nargs="+", default=[], help="of the photographs' person; several are compared, by name")
     help = "the word for the person that the identity adapter learnt (default: sks)"
     add("--subject", type=arguments.text, default="sks", help=help)
     add("--kind", choices=KINDS, default="person", help="noun for the person without the adapter (default: person)")

@@ -26,11 +26,11 @@ class EMA:
             p.copy_(self.shadow[name])
 
     def state_dict(self) -> dict:
-        """Return what load_state_dict takes."""
+        """Return the state for load_state_dict()."""
         return {"steps": self.steps, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where state_dict was taken."""
+        """Restore the state of state_dict()."""
         self.steps = state["steps"]
         for name, average in state["shadow"].items():
             self.shadow[name].copy_(average)  # on the model's device

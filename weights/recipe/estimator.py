@@ -1,10 +1,10 @@
-"""An age estimator to measure with: a small network whose answer is the mean over 101 classes of age, as DEX (Rothe et al.
+"""An age estimator for measuring: a small network whose answer is the mean over 101 classes of age, as DEX (Rothe et al.
 2018) reads it. Trained on the squares of prepare.py, without the held-out tenth; decades of few faces come more often than
 they are (by the root of their number), so that it pulls less towards the middle.
 
     python weights/recipe/estimator.py --data squares --held_out held-out --output_dir estimator
 
-Two architectures, so that one can check what the other says: a ResNet (He et al. 2016) and a ConvNeXt (Liu et al. 2022).
+Two architectures, so that one can check the other: a ResNet (He et al. 2016) and a ConvNeXt (Liu et al. 2022).
 """
 
 import argparse
@@ -49,7 +49,7 @@ def new_estimator(architecture: str) -> PreTrainedModel:
 
 
 def adopt(estimator: PreTrainedModel, old: PreTrainedModel) -> None:
-    """Take over the weights of an earlier estimator but for its last layer, whose ages may be others."""
+    """Copy the weights of an earlier estimator except its last layer, whose ages may differ."""
     ours = estimator.state_dict()
     same = {name: weight for name, weight in old.state_dict().items() if ours[name].shape == weight.shape}
     estimator.load_state_dict(ours | same)
@@ -64,7 +64,7 @@ def save_estimator(estimator: PreTrainedModel, folder: Path) -> None:
 
 
 def load_estimator(folder: Path) -> PreTrainedModel:
-    """One that main() saved, in float32."""
+    """Return an estimator that main() saved, in float32."""
     return AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
 

@@ -1,8 +1,8 @@
-"""Whom do the pictures show? The nearest training face of each, by SFace; nobody, where that is farther than a stranger's is.
+"""Do the pictures show a training face? By SFace's cosine to the nearest one, compared with that of strangers.
 
 Among thirty thousand people everybody has a double: most held-out photographs pass SFace's threshold for the same person, 0.363,
 with a face of somebody else. A painted face is nobody here if its nearest training face is farther than that of half of them.
-Children are much alike to SFace, so that a child's face is held against held-out children.
+Children look much alike to SFace, so a child's face is compared with held-out children.
 
     pip install -e ".[face]"
     python weights/recipe/nobody.py --data squares --held_out held-out --embeddings known.npz --pictures weights/demo

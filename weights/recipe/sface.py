@@ -1,6 +1,6 @@
 """SFace (Zhong et al. 2021) in torch, out of the package's int8 .onnx file: what the VAE is to keep of a face, differentiable.
 
-Needs the package onnx. What a network trains it must not judge: identity is then judged by another one (judges.py).
+Needs the package onnx. A network must not judge what it trained: identity is then judged by another one (judges.py).
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ LEVELS = ("conv_2_relu", "conv_4_relu", "conv_6_relu")  # activations at 56, 28 
 
 
 class SFace(nn.Module):
-    """The chain of convolutions, batch norms and PReLUs; every weight is a buffer, so that nothing of it trains."""
+    """The chain of convolutions, batch norms and PReLUs; every weight is a buffer, so nothing in it trains."""
 
     def __init__(self, path=None):
         super().__init__()

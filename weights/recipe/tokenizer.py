@@ -3,7 +3,7 @@ Stable Diffusion 1.5, and the index by which diffusers opens the folder.
 
     python weights/recipe/tokenizer.py --output_dir weights/lida-tiny
 
-Every text can be written in it, byte by byte; words of portrait captions are one token each. Digits stand singly.
+It can encode every text, byte by byte; words of portrait captions are one token each, and every digit is a token.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Stage 3: the text encoder learns to read, before it meets a picture.
+"""Stage 3: the text encoder is trained on text alone, before the UNet sees a caption.
 
     python weights/recipe/words.py --tokenizer weights/lida-tiny --output_dir words-run
 
@@ -54,12 +54,12 @@ def sentence(words: list[str], rng: np.random.Generator) -> str:
 
 
 class Marks:
-    """What the encoder should say: for each of the tokens, the words so far, added up."""
+    """The targets of the encoder: at each token, the sum of the marks of the words so far."""
 
     def __init__(self, tokenizer: CLIPTokenizer):
         self.vectors = torch.randn(len(tokenizer), WIDTH, generator=torch.Generator().manual_seed(1))
         self.vectors[tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in COMMON])] /= 3
-        self.vectors[tokenizer.eos_token_id] = 0  # the end says no more than the words before it
+        self.vectors[tokenizer.eos_token_id] = 0  # the end adds nothing to the words before it
         self.is_digit = torch.zeros(len(tokenizer), dtype=torch.bool)
         self.is_digit[tokenizer.convert_tokens_to_ids([f"{digit}</w>" for digit in range(10)])] = True
 
@@ -90,7 +90,7 @@ def main():
     progress, average = tqdm(range(args.max_train_steps)), None
     for _ in progress:
         ids = text_encoder.tokenize([sentence(words, rng) for _ in range(args.train_batch_size)])
-        loss = F.mse_loss(text_encoder.model(ids).last_hidden_state[:, 1:], marks(ids)[:, 1:])  # nothing is read at the start
+        loss = F.mse_loss(text_encoder.model(ids).last_hidden_state[:, 1:], marks(ids)[:, 1:])  # the start token reads nothing
         loss.backward()
         nn.utils.clip_grad_norm_(text_encoder.parameters(), 1.0)
         optimizer.step()

@@ -221,7 +221,7 @@ def main() -> None:
     args.output_dir = free_folder(args.output_dir, names, args.overwrite, inputs)
     settings = settings_of(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
-        raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than lie here now")
+        raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than are here now")
     recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected")}
     for photo in photos:
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}

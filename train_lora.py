@@ -141,7 +141,7 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
             warnings.warn(f"--{flag} {getattr(args, flag)}: does nothing {why}")
     check_output(args)
     if args.cache_latents and not args.center_crop:
-        raise InputError("--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop")
+        raise InputError("--cache_latents: pictures are cropped at random, so latents cannot be reused; add --center_crop")
     if args.mixed_precision == "fp16" and args.device == "cpu":
         raise InputError("--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too")
     for flag, given in (("attention xformers", args.attention == "xformers"), ("use_8bit_adam", args.use_8bit_adam)):

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ..adapters.merging import Merger, Rule, Weight, varies, weighted_sum
 from ..checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_pipeline
 from ..checkpoints.sources import MOVED
 from ..diffusion.guidance import guided
+from ..diffusion.inversion import NoisePrediction
 from ..diffusion.samplers import Sampling
 from ..diffusion.schedule import NoiseSchedule
 from ..doors.errors import InputError, one_line
@@ -28,7 +29,6 @@ from ..photos.captions import Captioning, captioning_of
 from ..photos.masks import mask_to_latents
 
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
-NoisePrediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timesteps) -> noise_pred
 
 
 class StableDiffusion:

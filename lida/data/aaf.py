@@ -92,7 +92,7 @@ def read_landmarks(folder: str | Path, face: AgedFace) -> np.ndarray:
             landmarks = np.array([line.split() for line in file.read(LONGEST).splitlines() if line.strip()], dtype=float)
         face_frame(landmarks)
         if len(landmarks) != 49 or not np.abs(landmarks).max() < 1e5:  # false for NaN
-            raise ValueError("they are not 49 places in a picture")
+            raise ValueError("they are not 49 points in a picture")
     except ValueError as error:
         raise InputError(f"{path}: not readable as landmarks ({error}); download the dataset again") from None
     return landmarks

@@ -145,7 +145,7 @@ def read_portraits(folder: Path, portraits_of: Callable[[Path], list[Portrait]])
         try:
             inside(folder, path)
             if path.suffix.lower() not in PICTURES:
-                raise InputError("no picture, by its name")
+                raise InputError("not a picture, by its name")
             photos.append(portraits_of(path))
         except ValueError as error:  # landmarks of no face raise a ValueError, too
             left_out.append((path, str(error).removeprefix(f"{path}: ")))

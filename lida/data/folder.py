@@ -149,7 +149,7 @@ def example_of(
         if not isinstance(text, str) or not (text.strip() or caption_column is None):
             raise InputError(f"{caption_column!r} of {name} is {text!r}, not a caption; write one, or give --caption_column")
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"{name} leaves the folder; give a path from {base} downwards")
+            raise InputError(f"{name} is outside the folder; give a path below {base}")
         path = inside(folder, base / name)
         size = open_image(path).size
         if min(size) < smallest:

@@ -73,9 +73,6 @@ class NoiseSchedule:
         """Return T, the number of training timesteps."""
         return len(self.alphas_cumprod)
 
-    def __repr__(self) -> str:
-        return f"NoiseSchedule(T={len(self)}, alphas_cumprod {self.alphas_cumprod[0]:.4f} to {self.alphas_cumprod[-1]:.4f})"
-
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, equation 4), for timesteps (B,) or ()."""
         abar = self.alphas_cumprod.to(latents.device, latents.dtype)[timesteps]

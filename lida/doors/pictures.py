@@ -103,7 +103,7 @@ def in_srgb(image: Image.Image, path: str | Path = "the picture") -> Image.Image
         if profile is not None:
             image = cast(Image.Image, ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"))
     except (ImageCms.PyCMSError, OSError) as error:
-        warnings.warn(f"{path}: its colour profile cannot be used ({error}), so that its colours are taken for sRGB")
+        warnings.warn(f"{path}: its colour profile cannot be used ({error}), so its colours are taken as sRGB")
     return with_profile(image.convert("RGB"), None)
 
 
@@ -139,7 +139,7 @@ def save_image(image: Image.Image, path: str | Path, **options) -> None:
     """Write a picture whole, in the format of the path's ending; `options` are Pillow's. Raises InputError if that fails."""
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     if kind not in Image.SAVE:
-        raise InputError(f"{path}: the ending says no format of pictures; use .png, .jpg or .webp")
+        raise InputError(f"{path}: its ending is not that of a picture format; use .png, .jpg or .webp")
     if kind == "PNG" and image.width * image.height > LARGE:
         options = {"compress_level": 1, **options}
     with written_whole(path) as part:

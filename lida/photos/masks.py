@@ -140,7 +140,7 @@ def face_frame(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     mouth = landmarks[3:].mean(0) if five else landmarks[31:].mean(0)
     unit = np.linalg.norm(mouth - eyes)
     if not 1 <= unit < np.inf:
-        raise ValueError("the landmarks of eyes and mouth are in one place")
+        raise ValueError("the landmarks of eyes and mouth coincide")
     down = (mouth - eyes) / unit
     axes = np.stack([[down[1], -down[0]], down])
     if five:  # factors are means over 290 faces of All-Age-Faces, fitted to the frames from their 49 landmarks

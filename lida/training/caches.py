@@ -65,7 +65,7 @@ class TextCache:
         with warnings.catch_warnings(record=True) as caught:
             self.hidden = {caption: text_encoder([caption])[0].cpu() for caption in sorted(set(captions))}
         if caught:  # of captions that are too long
-            warnings.warn(f"{caught[0].message}" + f"; and so with {len(caught) - 1} other captions" * (len(caught) > 1))
+            warnings.warn(f"{caught[0].message}" + f"; the same holds for {len(caught) - 1} other captions" * (len(caught) > 1))
         if release:
             text_encoder.to("meta")
 

@@ -44,7 +44,7 @@ class Monitor:
         average, losses, skipped = (state[name] for name in self.state)
         counts = type(losses) is int and type(skipped) is int and losses >= 0 and 0 <= skipped < MAX_SKIPPED
         if not counts or type(average) is not float or math.isfinite(average) != (losses > 0):
-            raise ValueError(f"the average {average!r:.40} of {losses!r:.40} losses, {skipped!r:.40} skipped, is none of a run")
+            raise ValueError(f"the average {average!r:.40} of {losses!r:.40} losses, {skipped!r:.40} skipped, is impossible")
         self.average, self.losses, self.skipped = average, losses, skipped
 
     @contextmanager

@@ -32,13 +32,13 @@ class Processes:
         given = {name: os.environ.get(name, n) for name, n in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
         told, cure = ", ".join(f"{name} {value!r}" for name, value in given.items()), "start them by torchrun, or unset these"
         if not all(value.isdecimal() for value in given.values()) or not int(given["RANK"]) < int(given["WORLD_SIZE"]):
-            raise InputError(f"the environment has {told}, which is no process of a run; {cure}")
+            raise InputError(f"the environment has {told}, which names no process of a run; {cure}")
         processes = cls(*map(int, given.values()))
         if processes.count > 1:
             try:
                 dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(minutes=minutes))
             except (ValueError, RuntimeError) as error:  # such as no MASTER_ADDR, or nobody there
-                raise InputError(f"the processes of {told} do not meet ({one_line(error)[:200]}); {cure}") from None
+                raise InputError(f"the processes of {told} do not find each other ({one_line(error)[:200]}); {cure}") from None
         return processes
 
     @property

@@ -173,7 +173,7 @@ class Run:
         """Save the adapter, and its metadata as JSON beside it; return its path."""
         args, path = self.args, self.folder / FILE_NAME
         if not all(layer.lora_up.any() for layer in self.layers.values()):
-            raise InputError("the adapter did not move, and nothing is saved; look at metrics.jsonl and the learning rate")
+            raise InputError("the adapter did not change, and nothing is saved; check metrics.jsonl and the learning rate")
         if self.monitor.writes:
             adapter = self.adapter(result=result_of(args, self.settings))
             training = {**adapter.metadata["training"], **{name: getattr(args, name) for name in PLACES}}

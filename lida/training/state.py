@@ -43,7 +43,7 @@ def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
                 raise ValueError(f"{damaged} has another checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state["step"]) is not int or state["step"] < 0:
-            raise ValueError(f"the step {state['step']!r} is none")
+            raise ValueError(f"{state['step']!r} is not a number of steps")
         for name, part in parts.items():
             if options_of(state[name]) != options_of(part.state_dict()):
                 raise ValueError(f"the {name} has other options")
@@ -129,7 +129,7 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
             faults.append(str(error))
             continue
         if faults:
-            warnings.warn(f"{faults[0]}; training goes on from the last whole one, {path.name}")
+            warnings.warn(f"{faults[0]}; training continues from the last complete one, {path.name}")
         return step
     raise InputError(f"{faults[0]}; name another checkpoint, or start anew with --overwrite_output_dir")
 

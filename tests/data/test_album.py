@@ -82,7 +82,7 @@ def test_an_album_keeps_the_person_and_says_what_it_leaves_out(photos, tmp_path,
     for name, reason in (
         ("none.png", "no face is found"),
         ("broken.jpg", "not an image"),
-        ("film.mov", "no picture, by its name"),
+        ("film.mov", "not a picture, by its name"),
         ("pipe.png", "is not a regular file"),
         ("dangling.png", "is a link to a file that does not exist"),
         ("outside.png", "is a link out of the folder"),

@@ -528,7 +528,7 @@ def test_a_run_goes_on_past_a_damaged_checkpoint(train, tmp_path):
     with pytest.warns() as caught:
         assert_equal(train("a", "--checkpointing_steps", 1, "--resume_from_checkpoint", "latest"), whole)
     texts = [str(warning.message) for warning in caught]
-    assert any("checkpoint-3/state.pt: is damaged" in text and "the last whole one, checkpoint-2" in text for text in texts)
+    assert any("checkpoint-3/state.pt: is damaged" in text and "the last complete one, checkpoint-2" in text for text in texts)
     assert any("metrics.jsonl: 1 of its lines cannot be read" in text for text in texts)
     assert [row["step"] for row in metrics(tmp_path / "a")] == [1, 2, 3, 4]
 
@@ -654,7 +654,7 @@ def test_a_run_whose_loss_is_not_finite_saves_nothing(train, tmp_path, monkeypat
     monkeypatch.setattr(module, "noise_prediction_loss", lambda *a, **k: noise_prediction_loss(*a, **k) * float("nan"))
     with pytest.raises(lida.InputError, match="loss or gradient were not finite for 10 steps in a row"):
         train("a", "--max_train_steps", 50)
-    with pytest.raises(lida.InputError, match="the adapter did not move, and nothing is saved"):
+    with pytest.raises(lida.InputError, match="the adapter did not change, and nothing is saved"):
         train("b", "--max_train_steps", 2)
     assert not (tmp_path / "a" / ADAPTER).exists() and not (tmp_path / "b" / ADAPTER).exists()
 
@@ -668,7 +668,7 @@ def test_an_adapter_that_is_not_finite_is_never_saved(command, tmp_path, steps):
 
 
 def test_an_adapter_that_did_not_move_is_not_saved(train, tmp_path):
-    with pytest.raises(lida.InputError, match="the adapter did not move"):
+    with pytest.raises(lida.InputError, match="the adapter did not change"):
         train("a", "--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 1000, "--max_train_steps", 1)
     assert not (tmp_path / "a" / ADAPTER).exists()
 
@@ -701,7 +701,7 @@ BAD = [
     (["--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too"),
     (["--use_8bit_adam"], "--use_8bit_adam: needs a CUDA GPU, and the device is cpu; leave it out"),
     (["--attention", "xformers"], "--attention xformers: needs a CUDA GPU, and the device is cpu"),
-    (["--cache_latents"], "--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop"),
+    (["--cache_latents"], "--cache_latents: pictures are cropped at random, so latents cannot be reused; add --center_crop"),
     (["--mask_loss"], "0.png: has no mask masks/0.png, which --mask_loss needs"),
     (["--validation_split", "0.99"], "--validation_split 0.99: leaves none of the 6 pictures to train on"),
     (["--resume_from_checkpoint", "checkpoint-9"], "checkpoint-9: no such checkpoint; give a folder or latest"),
@@ -749,4 +749,4 @@ def test_captions_that_are_too_long_are_reported_once(command, dataset):
     lines = [json.dumps({"file_name": f"{i}.png", "text": f"a man {'very ' * 80}old {i}"}) for i in range(6)]
     (dataset / "metadata.jsonl").write_text("\n".join(lines))
     code, _, err = command("a", "--max_train_steps", 2)
-    assert code == 0 and err.count("longer than 75 tokens") == 1 and "and so with 3 other captions" in err
+    assert code == 0 and err.count("longer than 75 tokens") == 1 and "the same holds for 3 other captions" in err

@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_named_and_the_last_whole_one_taken(run, name, d
     with pytest.raises(lida.InputError, match="checkpoint-6.*name another checkpoint, or start anew") as error:
         resume("checkpoint-6", run, OF, new_parts())
     assert len(error.value.args) == 1
-    with pytest.warns(UserWarning, match="checkpoint-6.*training goes on from the last whole one, checkpoint-4") as warned:
+    with pytest.warns(UserWarning, match="checkpoint-6.*training continues from the last complete one, checkpoint-4") as warned:
         assert resume("latest", run, OF, parts) == 4
     assert len(warned) == 1 and "\n" not in str(warned[0].message)
     train(whole, 0, 4)

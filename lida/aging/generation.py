@@ -22,8 +22,8 @@ def generate(
 ) -> list[Image.Image] | Tensor:  # fmt: skip
     """Paint from prompts. `height` and `width` in pixels default to the model's own.
 
-    Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for sizes that
-    are not positive multiples of the VAE's factor.
+    Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for sizes that are not positive
+    multiples of the VAE's factor.
     """
     check_output(output_type, sampling)
     prompts = repeated(prompt, num_images_per_prompt)
@@ -35,8 +35,7 @@ def generate(
     condition = None
     if sd.unet.inpaints:  # its mask is white everywhere
         blank, mask = torch.zeros(1, 3, *sizes, device=sd.device), torch.ones(1, 1, *shape[2:], device=sd.device)
-        everywhere = torch.ones(1, 1, *sizes, device=sd.device)
-        condition = sd.inpainting_condition(blank, everywhere, mask, torch.Generator().manual_seed(0))
+        condition = sd.inpainting_condition(blank, mask, mask, torch.Generator().manual_seed(0))
     negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
     predict = sd.merging(sd.predictor(prompts, negative, sampling, condition))
     latents = sample(predict, sd.schedule, latents, progress(sampling.steps(sd.schedule)), step_rule(sampling, generator))

@@ -26,7 +26,7 @@ from ..photos.marking import file_hash
 from ..photos.masks import open_mask
 
 METADATA, LIST = "metadata.jsonl", "captions.json"
-CAPTIONING = "captioning.json"  # written by lida.data.aaf: how the captions were made from ages
+CAPTIONING = "captioning.json"  # written by lida's tools: how the captions were made from ages
 MASKS = "masks"  # the folder of masks, each named like its picture, as .png
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 LONGEST = 2**20  # bytes of a line of metadata, and of a caption's file

@@ -34,7 +34,7 @@ class VAEConfig:
         "act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None,
         "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
     }  # fmt: skip
-    # Ignored: StableDiffusion.load chooses the dtype, and the types of the blocks are always these
+    # Ignored: StableDiffusion.load chooses the dtype, and the weights' names show the types of the blocks
     advisory: ClassVar[tuple] = ("force_upcast", "down_block_types", "up_block_types")
 
 

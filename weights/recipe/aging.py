@@ -74,7 +74,7 @@ def measured(image: Image.Image, aged: Image.Image, mask: Image.Image, instrumen
 
 
 def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
-    """Age every chosen photograph, and report."""
+    """Age every chosen photograph, and print the measures."""
     inputs, rows, sampling = [], [], Sampling(args.num_inference_steps, args.guidance_scale)
     for photo in tqdm(choose(args.folders, args.faces, args.seed), unit="face"):
         image = open_image(photo.path)

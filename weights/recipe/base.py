@@ -60,7 +60,10 @@ def caption(age: int, man: bool, race: int, rng: np.random.Generator) -> str:
 
 
 def chances_of(ages: np.ndarray, sources: np.ndarray, balance: float) -> np.ndarray:
-    """Return each face's chance (faces,): its decade's count to the power of -balance, 70 and older as one; equal for both."""
+    """Return each face's chance (faces,) to be drawn: its decade's count to the power of -balance, 70 and older as one decade.
+
+    Both datasets have equal chances.
+    """
     decades = np.minimum(ages // 10, 7)
     chances = np.bincount(decades)[decades] ** -balance
     for source in np.unique(sources):
@@ -94,7 +97,7 @@ class Latents:
 
     @torch.no_grad()
     def __getitem__(self, pairs: tuple[np.ndarray, np.ndarray]) -> Tensor:
-        """(B, C, h, w) of faces and squares; squares from `squares` on are mirrored."""
+        """Return latents (B, C, h, w) of faces and squares; squares from `squares` on are mirrored."""
         found = self.latents[pairs]
         new = np.flatnonzero(np.isnan(found[:, 0, 0, 0]))
         if len(new):
@@ -123,7 +126,7 @@ class LossAwareTimesteps(nn.Module):
         self.register_buffer("moments", torch.ones(bins))
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Timesteps (count,) and their weights (count,)."""
+        """Return timesteps (count,) and their weights (count,)."""
         chances = 0.9 * self.moments.sqrt() / self.moments.sqrt().sum() + 0.1 / len(self.moments)
         bins = torch.multinomial(chances, count, replacement=True)
         timesteps = bins * self.width + torch.randint(self.width, (count,), device=bins.device)
@@ -138,7 +141,7 @@ class LossAwareTimesteps(nn.Module):
 
 
 def new_unet() -> UNet:
-    """A UNet whose residual branches begin at zero, as latent diffusion's do."""
+    """Return a UNet whose residual branches start at zero, as in latent diffusion."""
     unet = UNet(UNET)
     for module in unet.modules():
         if type(module) in LAST or module is unet:
@@ -149,7 +152,7 @@ def new_unet() -> UNet:
 
 
 def hidden_states(text_encoder, captions: list[str], cache: dict[str, Tensor]) -> Tensor:
-    """(B, 77, C) of captions, each different one encoded once."""
+    """Return hidden states (B, 77, C) of captions, with equal captions encoded once."""
     for text in {text for text in captions if text not in cache}:
         with torch.no_grad():
             cache[text] = text_encoder(text)[0]

@@ -32,16 +32,16 @@ class Known:
             self.vectors, self.rows, self.medians = file["vectors"], file["rows"], file["medians"].tolist()
 
     def stranger(self, age: float = CHILD) -> float:
-        """The median, over held-out children or all others, of the cosine to the nearest training face."""
+        """Return the median, over held-out children or all others, of the cosine to the nearest training face."""
         return self.medians[age >= CHILD]
 
     def nearest(self, vector: np.ndarray | None) -> float:
-        """The cosine of the nearest training face; -1 for no face."""
+        """Return the cosine of the nearest training face; -1 for no face."""
         return -1.0 if vector is None else float((self.vectors @ vector).max())
 
 
 def embedded(networks: FaceNetworks, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (N, 128) of the middle square of each face, and their rows (N,): of landmarks in one point there is none."""
+    """Return embeddings (N, 128) of each face's middle square, and their rows (N,). Faces whose landmarks coincide have none."""
     pixels, points = (np.load(folder / name, mmap_mode="r") for name in ("pixels.npy", "points.npy"))
     middle, vectors, rows = pixels.shape[1] // 2, [], []
     for row in tqdm(range(len(pixels)), desc=folder.name, unit="face"):

@@ -40,7 +40,7 @@ class SFace(nn.Module):
                 self.steps.append((node.op_type, names, options, node.output[0]))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Aligned faces (B, 3, 112, 112), RGB in [-1, 1] -> the activations at LEVELS, and "identity", unit vectors (B, 128)."""
+        """Return the activations at LEVELS, and "identity" (B, 128) of length 1, of aligned faces (B, 3, 112, 112) in [-1, 1]."""
         x, found = (x + 1) * 127.5, {}
         for kind, names, options, output in self.steps:
             w = [getattr(self, name) for name in names]
@@ -66,7 +66,7 @@ class SFace(nn.Module):
 
 
 def aligned(x: Tensor, points: np.ndarray) -> Tensor:
-    """Squares (B, 3, S, S) turned and scaled by their landmarks (B, 5, 2), in pixels, to SFace's template: (B, 3, 112, 112)."""
+    """Return squares (B, 3, S, S) aligned by their landmarks (B, 5, 2), in pixels, to SFace's template: (B, 3, 112, 112)."""
     half = (x.shape[-1] - 1) / 2
     rows = []
     for landmarks in points.astype(np.float64):

@@ -29,7 +29,7 @@ COMMON = ("a", "an", "the", "of", "portrait", "photo", ",", "-")
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> TextEncoder:
-    """A small CLIP."""
+    """Return a small CLIP text encoder."""
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=WIDTH,
@@ -41,7 +41,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> TextEncoder:
 
 
 def sentence(words: list[str], rng: np.random.Generator) -> str:
-    """A caption with or without an age, or up to twelve random words and numbers, or both."""
+    """Return a caption with or without an age, or up to twelve random words and numbers, or both."""
     draw, text = rng.random(), ""
     if draw < 0.7:
         text = str(rng.choice(SENTENCES)).format(rng.choice(SUBJECTS))
@@ -64,7 +64,7 @@ class Marks:
         self.is_digit[tokenizer.convert_tokens_to_ids([f"{digit}</w>" for digit in range(10)])] = True
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Token ids (B, 77) -> targets (B, 77, C)."""
+        """Return the targets (B, 77, C) of token ids (B, 77)."""
         digit = self.is_digit[ids]
         later = F.pad(digit[:, :-1] & digit[:, 1:], (1, 0))[..., None]  # 16 is not 61
         marks = self.vectors[ids]

@@ -1,6 +1,6 @@
 """Paint pictures from prompts."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -55,7 +55,7 @@ def step_rule(sampling: Sampling, generator: Generator | None, repeats: int = 1)
 
 def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
     """Return each prompt `count` times in a row. Raises ValueError if there are no prompts, or count is below 1."""
-    prompts = [prompt] if isinstance(prompt, str | dict) else list(prompt)
+    prompts: list[Prompt] = [prompt] if isinstance(prompt, str | Mapping) else list(prompt)
     if not prompts or not all(isinstance(p, str) or p for p in prompts) or count < 1:
         raise ValueError(f"there is nothing to paint: the prompts are {prompt!r:.60}, num_images_per_prompt is {count}")
     return [p for p in prompts for _ in range(count)]

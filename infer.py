@@ -95,7 +95,7 @@ def new_parser() -> argparse.ArgumentParser:
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse and check the flags, and fill in the arguments of the demo and of --reproduce."""
+    """Return the checked arguments, with those of the demo and of --reproduce filled in."""
     parser = new_parser()
     args, plain, expected = parser.parse_args(), parser.parse_args([]), None
     if args.reproduce is not None:
@@ -118,7 +118,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def open_photographs(args: argparse.Namespace) -> list[Photograph]:
-    """Open and check every photograph and its masks, before the model is loaded, and read the ages of the faces."""
+    """Open and check every photograph and its masks, and estimate the ages of the faces, before the model is loaded."""
     paths, subjects = photographs(args.photo) if args.photo else [], args.subject or ["person"]
     if len(subjects) not in (1, len(paths)):
         raise InputError(f"--subject: {len(subjects)} are given for {len(paths)} photographs; give one, or one for each")
@@ -141,7 +141,7 @@ def open_photographs(args: argparse.Namespace) -> list[Photograph]:
 
 
 def names_of(args: argparse.Namespace, stem: str | None = None) -> list[str]:
-    """Return the names, without endings, of the pictures of a photograph, or of those that a prompt paints without one."""
+    """Return the names, without endings, of a photograph's pictures, or of the pictures of a prompt without a photograph."""
     wanted = [f"{stem}-years{years:+03d}" for years in args.years or ()] + [f"{stem}-age{age:02d}" for age in args.ages or ()]
     if args.prompt is not None:
         slug = re.sub(r"\W+", "-", args.prompt.lower()).strip("-")[:60] or "empty-prompt"
@@ -151,7 +151,7 @@ def names_of(args: argparse.Namespace, stem: str | None = None) -> list[str]:
 
 
 def files_of(args: argparse.Namespace, stem: str) -> list[str]:
-    """Return the names of all that is made of a photograph; the film's has an ending."""
+    """Return the names of all files made from a photograph. Only the film's has its ending."""
     return [*names_of(args, stem), f"{stem}-sheet", *[f"{stem}.gif"] * args.gif]
 
 
@@ -183,7 +183,7 @@ def targets_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph,
             print(f"warning: {value} years: {reach}", file=sys.stderr)
     rows = []
     for age in photo.ages:
-        assert age is not None  # it is only with --prompt
+        assert age is not None  # it is None with --prompt only
         ages = [min(max(round(age + slider.ask(years)), low), high) for years in args.years] if slider else args.ages
         rows.append(age_targets(sd, ages, age, photo.subject, edit))
     return rows
@@ -221,7 +221,7 @@ def main() -> None:
     args.output_dir = free_folder(args.output_dir, names, args.overwrite, inputs)
     settings = settings_of(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
-        raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than lie here now")
+        raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than are here now")
     recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected")}
     for photo in photos:
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}

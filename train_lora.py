@@ -2,7 +2,7 @@
 
     python train_lora.py --train_data_dir aaf --output_dir age-lora
 
-The algorithm stands in train(), top to bottom. Several processes train together under torchrun or accelerate launch.
+train() is the algorithm, top to bottom. Several processes train together under torchrun or accelerate launch.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> None:
-    """Warn of flags that do nothing beside the others, and raise InputError for those that contradict each other."""
+    """Warn of flags that have no effect with the others, and raise InputError for flags that contradict each other."""
     needs = {"mask_loss": ["unmasked_weight", "normalize_mask_loss"], "prior_adapter": ["prior_weight", "prior_subject"]}
     needs |= {"class_data_dir": ["class_prompt", "prior_loss_weight"], "validation_prompt": ["num_validation_images"]}
     idle = {flag: f"without --{other}" for other, flags in needs.items() for flag in flags if not getattr(args, other)}
@@ -141,7 +141,7 @@ def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> N
             warnings.warn(f"--{flag} {getattr(args, flag)}: does nothing {why}")
     check_output(args)
     if args.cache_latents and not args.center_crop:
-        raise InputError("--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop")
+        raise InputError("--cache_latents: pictures are cropped at random, so latents cannot be reused; add --center_crop")
     if args.mixed_precision == "fp16" and args.device == "cpu":
         raise InputError("--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too")
     for flag, given in (("attention xformers", args.attention == "xformers"), ("use_8bit_adam", args.use_8bit_adam)):
@@ -157,7 +157,7 @@ def load_model(args: Any, processes: Processes) -> tuple[StableDiffusion, Any]:
     """Load the model, frozen; return it and the flags with the device, attention and resolution that are used."""
     source, device, dtype = args.pretrained_model_name_or_path, processes.device(args.device), DTYPES[args.mixed_precision]
     sd = StableDiffusion.load(source, dtype, device)
-    if args.mixed_precision != "no":  # what runs once runs in float32
+    if args.mixed_precision != "no":  # the text encoder stays in float32, and so does a VAE of cached latents
         sd.text_encoder = load_text_encoder(source, device=device)
         if args.cache_latents and sd.vae.dtype != torch.float32:
             sd.vae = load_vae(source, device=device)
@@ -193,7 +193,7 @@ def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module
 
 
 def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDropout) -> dict[str, LoRALinear]:
-    """Put the layers that train into the model and return them by path, the text encoder's behind `text_encoder.`."""
+    """Inject the trainable layers into the model; return them by path, those of the text encoder after `text_encoder.`."""
     layer = partial(DropoutLoRALinear, dropout=dropout) if args.lora_dropout else None
     inject = partial(inject_lora, rank=args.rank, alpha=args.lora_alpha, layer=layer)
     torch.manual_seed(args.seed)
@@ -230,7 +230,7 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 @dataclass
 class Objective:
-    """The terms of the loss: noise prediction and, with the flags for it, terms that hold the model to what it did before."""
+    """The terms of the loss: noise prediction and, if the flags ask for them, terms that preserve what the base knows."""
 
     sd: StableDiffusion
     args: argparse.Namespace
@@ -269,7 +269,7 @@ class Objective:
         self.dropout.seeds = batch["seed"].tolist()
         options = {name: batch[name] for name in ("noise", "timesteps")} | {"snr_gamma": args.snr_gamma, "pixel_weights": weights}
         with self.autocast:
-            hidden = (self.texts or self.sd.text_encoder)(batch["caption"])  # equal captions each: their dropout differs
+            hidden = (self.texts or self.sd.text_encoder)(batch["caption"])  # equal captions differ by dropout
             hidden = hidden.to(args.device, DTYPES[args.mixed_precision])  # (B, 77, C)
             return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, teacher=teacher, **options)
 

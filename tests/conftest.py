@@ -64,7 +64,7 @@ SCHEDULE = {
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """What a test draws without a seed of its own is the same in every run and in any order of the tests."""
+    """Seed all generators, so random numbers are the same in every run and in any order of the tests."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def draws(seed: int = 0) -> torch.Generator:
 
 
 def random_adapter(sd, seed: int, rank: int = 4, alpha: float | None = None, targets=CROSS_ATTENTION) -> lida.Adapter:
-    """Factors as large as trained ones for every target of the UNet."""
+    """Return an adapter with factors as large as trained ones for every target of the UNet."""
     generator, layers = draws(seed), {}
     for path, module in sd.unet.named_modules():
         if isinstance(module, nn.Linear) and path.endswith(tuple(targets)):
@@ -150,7 +150,7 @@ def random_adapter(sd, seed: int, rank: int = 4, alpha: float | None = None, tar
 
 
 def prediction(unet) -> torch.Tensor:
-    """What a UNet, ours or diffusers', predicts for two fixed inputs."""
+    """Return what a UNet, ours or diffusers', predicts for two fixed inputs."""
     generator = draws()
     latents, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 48, generator=generator)
     with torch.no_grad():
@@ -199,7 +199,7 @@ def modules_of(sd) -> dict[str, nn.Module]:
 
 
 def adapter_for(sd, targets, ranks=(4,), alphas=(None,), seed: int = 0) -> lida.Adapter:
-    """Random factors for the modules whose path ends in a target; ranks and alphas go round."""
+    """Return random factors for the modules whose path ends in a target; ranks and alphas repeat in turn."""
     generator, layers = torch.Generator().manual_seed(seed), {}
     for path, module in modules_of(sd).items():
         if isinstance(module, (nn.Linear, nn.Conv2d)) and path.endswith(tuple(targets)):
@@ -212,7 +212,7 @@ def adapter_for(sd, targets, ranks=(4,), alphas=(None,), seed: int = 0) -> lida.
 
 
 def agree(adapter: lida.Adapter, delta_of) -> None:
-    """Each layer's change is what `delta_of(path)` says, to float32's rounding."""
+    """Check that each layer's change is `delta_of(path)`, up to float32's rounding."""
     for path, layer in adapter.layers.items():
         expected = delta_of(path).reshape(layer.delta.shape)
         assert (layer.delta - expected).norm() <= 1e-6 * expected.norm() and expected.norm() > 0, path

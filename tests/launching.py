@@ -1,4 +1,4 @@
-"""train_lora.py in processes of its own, each forked from a server that has imported what takes long."""
+"""Run train_lora.py in separate processes, each forked from a server that has done the slow imports."""
 
 import contextlib
 import multiprocessing

@@ -1,8 +1,8 @@
-"""An adapter as data: module path -> (down, up, alpha), and what can be done with it without running a model.
+"""An adapter as data: module path -> (down, up, alpha). Nothing here runs a model.
 
-`files` reads and writes the formats of diffusers, peft and kohya; `dialects` and `peft_config` have their spellings. `merging`
-adds the changes of several adapters to a model's weights, and takes them out again. `combination` makes one adapter of several,
-exactly. `comparison` shows where two change the same weights. The command line is `python -m lida.adapters`.
+`files` reads and writes the formats of diffusers, peft and kohya; `dialects` and `peft_config` know their names. `merging` adds
+the changes of several adapters to a model's weights, and removes them again. `combination` makes one adapter of several, exactly.
+`comparison` shows where two adapters change the same weights. The command line is `python -m lida.adapters`.
 """
 
 from .adapter import Adapter, check_fits

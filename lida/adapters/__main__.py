@@ -1,4 +1,4 @@
-"""Look at adapters, convert, combine and compare them, and fuse them into a model."""
+"""Inspect, convert, combine and compare adapters, and fuse them into a model."""
 
 import argparse
 import json
@@ -18,11 +18,11 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = arguments.Parser(prog="python -m lida.adapters", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    info = commands.add_parser("info", help="what is in a file")
-    convert = commands.add_parser("convert", help="the same changes in another format")
-    combining = commands.add_parser("combine", help="several adapters in one, exactly")
-    comparing = commands.add_parser("compare", help="where two adapters change the same weights, and how alike")
-    fusing = commands.add_parser("fuse", help="a model with adapters in its weights")
+    info = commands.add_parser("info", help="show what is in a file")
+    convert = commands.add_parser("convert", help="write an adapter in another format")
+    combining = commands.add_parser("combine", help="make one adapter of several, exactly")
+    comparing = commands.add_parser("compare", help="show where two adapters change the same weights, and how similarly")
+    fusing = commands.add_parser("fuse", help="write a model with adapters merged into its weights")
     for command in (info, convert):
         command.add_argument("adapter", help="file or folder in any format")
     comparing.add_argument("both", nargs=2, metavar="adapter", help="file or folder in any format")
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def combine_files(pairs: Sequence[tuple[str, Weight]], rank: int | None, output: Path, format: str) -> None:
-    """Write one adapter that does what several do together, and print how exact it is."""
+    """Write one adapter equal to the sum of several, and print its error."""
     plain = [(path, weight) for path, weight in pairs if isinstance(weight, float)]
     if len(plain) < len(pairs):
         raise InputError("combine: one file has one weight for all blocks and timesteps; give a number for each")
@@ -48,8 +48,8 @@ def combine_files(pairs: Sequence[tuple[str, Weight]], rank: int | None, output:
 
 
 def fuse(source: str, pairs: Sequence[tuple[str, Weight]], folder: Path) -> None:
-    """Write a model with adapters in its weights as a folder in diffusers' layout, in float16."""
-    from lida.aging import StableDiffusion  # of a floor above: this file is a script
+    """Write a model with adapters merged into its weights, as a folder in diffusers' layout, in float16."""
+    from lida.aging import StableDiffusion  # a higher floor; this file is a script
 
     if any(varies(weight) for _, weight in pairs):
         raise InputError("fuse: a model's weights are the same at all timesteps; give weights without @")

@@ -22,7 +22,7 @@ class Adapter:
 
     @property
     def fingerprint(self) -> str:
-        """Return a SHA-256 over every layer's path, alpha and factors. The metadata does not count."""
+        """Return a SHA-256 over every layer's path, alpha and factors, without the metadata."""
         digest = hashlib.sha256()
         for path, layer in sorted(self.layers.items()):
             digest.update(f"{path} {layer.alpha}".encode())
@@ -32,7 +32,7 @@ class Adapter:
 
     @classmethod
     def of(cls, layers: Mapping[str, LoRALinear], metadata: dict | None = None) -> "Adapter":
-        """Copy the present state of inject_lora's layers."""
+        """Return an adapter with copies of the factors of inject_lora's layers, on the CPU."""
         copies = {
             path: LowRank(layer.lora_down.detach().cpu().clone(), layer.lora_up.detach().cpu().clone(), layer.alpha)
             for path, layer in layers.items()
@@ -49,13 +49,13 @@ class Adapter:
 
 
 def inner_product(a: LowRank, b: LowRank) -> float:
-    """Compute the inner product of two changes from their factors: <B_a A_a, B_b A_b> = <B_a^T B_b, A_a A_b^T>."""
+    """Return the inner product of two changes, from their factors: <B_a A_a, B_b A_b> = <B_a^T B_b, A_a A_b^T>."""
     (up_a, down_a), (up_b, down_b) = a.factors(torch.float64), b.factors(torch.float64)
     return float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
 
 
 def frobenius(layer: LowRank) -> float:
-    """Compute the norm of a change."""
+    """Return the Frobenius norm of a change."""
     return math.sqrt(max(0.0, inner_product(layer, layer)))
 
 
@@ -68,7 +68,7 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def check_fits(adapter: Adapter, module_of: Callable[[str], nn.Module | None], name: str) -> None:
-    """Raise InputError unless each layer changes a weight of its shape. `module_of` returns the model's module at a path."""
+    """Raise InputError unless each layer has the shape of the weight at its path. `module_of` returns the module of a path."""
     for path, layer in adapter.layers.items():
         shape = getattr(getattr(module_of(path), "weight", None), "shape", None)
         if shape not in (layer.shape, layer.shape + (1, 1)):  # the factors of a 1x1 convolution may be flat

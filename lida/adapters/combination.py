@@ -1,4 +1,4 @@
-"""Several adapters in one, exactly, by concatenation along the rank."""
+"""Combine several adapters into one, exactly, by concatenation along the rank."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from .merging import finite_weight
 
 
 def combine(pairs: Sequence[tuple[Adapter, float]], rank: int | None = None) -> Adapter:
-    """Return one adapter that does what all do together at their weights, of any ranks, alphas, targets and signs.
+    """Return one adapter equal to the weighted sum of several. Their ranks, alphas and targets may differ.
 
     Layers above `rank` are truncated to it. The metadata's `combination` has each layer's relative error |result - sum| / |sum|
-    (Frobenius) against the sum in float64. Raises InputError for a rank below 1, no adapters, adapters of other bases, and
-    results that are not finite.
+    (Frobenius norm) against the sum in float64. Raises InputError for a rank below 1, for no adapters, for adapters of different
+    bases, and for a result that is not finite.
     """
     if not pairs:
         raise InputError("combine: no adapters given")
@@ -36,7 +36,7 @@ def combine_layer(path: str, parts: Sequence[tuple[LowRank, float]], rank: int |
     factors = [(weight * up, down) for layer, weight in parts for up, down in [layer.factors(torch.float64)]]
     sizes = {(up.shape[0], down.shape[1]) for up, down in factors}
     if len(sizes) > 1:
-        raise InputError(f"combine: {path}: the adapters change weights of other sizes, {sorted(sizes)}; they are of other bases")
+        raise InputError(f"combine: {path}: the adapters change weights of different sizes, {sorted(sizes)}; their bases differ")
     exact = sum((up @ down for up, down in factors), torch.zeros(()))
     up, down = torch.cat([up for up, _ in factors], dim=1), torch.cat([down for _, down in factors])
     if rank is not None and len(down) > rank:
@@ -51,7 +51,7 @@ def combine_layer(path: str, parts: Sequence[tuple[LowRank, float]], rank: int |
 
 
 def common_metadata(parts: list[dict]) -> dict:
-    """Return what a combination inherits: template and ages from the first part that has them, the base if all have one."""
+    """Return the metadata of a combination: template and ages of the first part that has them, and the base if it is one."""
     metadata = {name: part[name] for part in parts[::-1] for name in ("template", "ages") if name in part}
     base = parts[0].get("base")
     if base and all(part.get("base") == base for part in parts):
@@ -62,7 +62,7 @@ def common_metadata(parts: list[dict]) -> dict:
 def truncate_rank(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return the best factors of at most `rank` for up down, by its singular values (Eckart and Young 1936)."""
     u, s, v = thin_svd(up, down)
-    if not len(s):  # nothing is changed: factors of rank 1 that say so
+    if not len(s):  # the change is zero: one rank of zeros
         return up[:, :1] * 0, down[:1] * 0
-    root = s[:rank].sqrt()  # half of each singular value to either factor
+    root = s[:rank].sqrt()  # each factor gets the root of each singular value
     return u[:, :rank] * root, root[:, None] * v[:, :rank].T

@@ -1,4 +1,4 @@
-"""Where two adapters change the same weights, and how alike. That did not predict pictures (docs/tradeoff.md)."""
+"""Compare where two adapters change the same weights, and how similarly. This does not predict pictures (docs/tradeoff.md)."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ MEASURES = ("norm_a", "norm_b", "cosine")
 
 
 def compare(a: Adapter, b: Adapter) -> dict[str, dict]:
-    """Return the MEASURES of `layers` by path, of `parts` by block, and of `all`.
+    """Return the MEASURES of each layer (`layers`, by path), of each block (`parts`) and of the whole (`all`).
 
-    They are the Frobenius norms of both changes, and the cosine of the angle between them, of several layers as one long vector.
-    Raises InputError if a layer has one shape in a and another in b.
+    They are the Frobenius norms of both changes and the cosine between them; several layers count as one long vector. Raises
+    InputError if a layer has different shapes in a and b.
     """
     products: dict[str, tuple[float, ...]] = {}
     parts: dict[str, list] = {}

@@ -1,7 +1,7 @@
-"""How files of adapters name their tensors: tensor names -> layers, and layers -> tensors.
+"""Tensor names in the files of adapters: names -> layers, and layers -> named tensors.
 
 A layer is named by its module path in the UNet (`down_blocks.0...attn1.to_q`) or, behind `text_encoder.`, in the text encoder.
-Tensors that cannot be applied are refused by name; nothing is dropped in silence.
+Tensors that cannot be applied are refused by name; none is dropped silently.
 """
 
 import json
@@ -24,7 +24,7 @@ ROOTS = {
     "unet.": ("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out", "time_embedding."),
     TEXT: ("encoder.layers.", "embeddings.", "final_layer_norm"),
 }
-# kohya joins a path by underscores. These of its words have one inside:
+# kohya joins a path by underscores. WORD finds its parts again, of which these have an underscore inside:
 WORD = re.compile(
     r"down_blocks|mid_block|up_blocks|transformer_blocks|time_embedding|time_emb_proj|linear_[12]|conv_(?:in|out|shortcut)"
     r"|proj_(?:in|out)|to_(?:q|k|v|out)|text_model|self_attn|[qkv]_proj|out_proj|layer_norm[12]|token_embedding"
@@ -64,7 +64,7 @@ def parse_key(key: str) -> tuple[str, str] | None:
 def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], where: str) -> dict[str, LowRank]:
     """Return the layers of a file's tensors. `configs` has peft's config for "unet" and for "text_encoder".
 
-    A layer's alpha is its own tensor, else what the config says, else its rank. Raises InputError, with `where` in front, for
+    A layer's alpha is its own tensor, else that of the config, else its rank. Raises InputError, which begins with `where`, for
     tensors that cannot be applied.
     """
     found: dict[str, dict[str, Tensor]] = {}
@@ -75,7 +75,7 @@ def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], wher
             unknown.append(key)
     if unknown:
         kinds = (kind for pattern, kind in FOREIGN.items() if any(re.search(pattern, name) for name in unknown))
-        kind, names = next(kinds, "what is no part of an SD1.5 adapter"), ", ".join(unknown[:3])
+        kind, names = next(kinds, "names that are no part of an SD1.5 adapter"), ", ".join(unknown[:3])
         raise InputError(f"{where}: has {kind} in {len(unknown)} tensors ({names}); lida applies plain LoRA of SD1.5")
     if not 0 < len(found) <= MOST_LAYERS:
         raise InputError(f"{where}: holds {len(found) or 'no'} layers; an adapter of SD1.5 has 1 to {MOST_LAYERS}")
@@ -95,29 +95,29 @@ def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], wher
 
 
 def check_layer(path: str, parts: Mapping[str, Tensor], where: str) -> None:
-    """Raise InputError unless these are finite factors of one rank, and at most one alpha."""
+    """Raise InputError unless the parts are two finite factors of the same rank, and at most one alpha."""
     if missing := {"down", "up"} - parts.keys():
         raise InputError(f"{where}: {path} has no {' and no '.join(sorted(missing))}; fetch it again")
     down, up, alpha = parts["down"], parts["up"], parts.get("alpha", torch.zeros(()))
     flat = down.ndim in (2, 4) and up.ndim in (2, 4) and up.shape[2:].numel() == 1 and alpha.numel() == 1
     if not flat or down.shape[0] != up.shape[1] or not 0 < len(up) * down[:1].numel() <= LARGEST:
         pair = f"down {tuple(down.shape)}, up {tuple(up.shape)}, alpha {tuple(alpha.shape)}"
-        raise InputError(f"{where}: {path} is no pair of factors of one rank ({pair}); fetch it again")
-    for name, tensor in parts.items():  # in float32, which is computed in; diffusers writes alpha as an integer
+        raise InputError(f"{where}: {path} is not a pair of factors of the same rank ({pair}); fetch it again")
+    for name, tensor in parts.items():  # computed in float32; diffusers writes alpha as an integer
         kinds = FLOATS | {torch.int32, torch.int64} if name == "alpha" else FLOATS
         if tensor.dtype not in kinds or not is_finite(tensor.float()):
             raise InputError(f"{where}: {path}, {name}: is not made of finite numbers ({tensor.dtype}); train it again")
 
 
 def by_component(layers: Layers) -> dict[str, Layers]:
-    """Sort layers into "unet" and "text_encoder", each with its own model's paths. A model without layers is left out."""
+    """Return the layers of "unet" and of "text_encoder", by the paths of each model. A model without layers is left out."""
     text = {path.removeprefix(TEXT): layer for path, layer in layers.items() if path.startswith(TEXT)}
     unet = {path: layer for path, layer in layers.items() if not path.startswith(TEXT)}
     return {component: part for component, part in (("unet", unet), ("text_encoder", text)) if part}
 
 
 def with_alpha(layers: Layers, alpha: float | None = None) -> Layers:
-    """Return the same changes with another alpha, or with each layer's rank. The scale goes into `up`, in float32."""
+    """Return the same changes with another alpha, by default each layer's rank. `up` absorbs the scale, in float32."""
     changed = {}
     for path, layer in layers.items():
         wanted = float(layer.rank if alpha is None else alpha)
@@ -127,12 +127,12 @@ def with_alpha(layers: Layers, alpha: float | None = None) -> Layers:
 
 
 def named(layers: Layers, down: str, up: str) -> dict[str, Tensor]:
-    """Return the factors under names in which a path takes the place of {}."""
+    """Return the factors by name; `down` and `up` are names with {} for the path."""
     return {name.format(path): x for path, layer in layers.items() for name, x in ((down, layer.down), (up, layer.up))}
 
 
 def as_diffusers(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and header as diffusers writes them. Each alpha must be the rank: not every reader reads the header."""
+    """Return tensors and header as diffusers writes them. Each alpha must be the rank, as some readers ignore the header."""
     tensors: dict[str, Tensor] = {}
     config: dict[str, object] = {}
     for component, part in by_component(layers).items():
@@ -143,7 +143,7 @@ def as_diffusers(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def as_kohya(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors, and no header, as kohya's scripts write them, of layers with one alpha."""
+    """Return tensors and an empty header as kohya's scripts write them. All layers must have one alpha."""
     alpha, renamed = next(iter(layers.values())).alpha, {}
     for path, layer in layers.items():
         prefix = "lora_te_text_model_" if path.startswith(TEXT) else "lora_unet_"

@@ -1,4 +1,4 @@
-"""Adapters from disk and to disk, in the formats of diffusers, kohya and peft."""
+"""Read and write adapters in the formats of diffusers, kohya and peft."""
 
 import json
 import os
@@ -29,8 +29,8 @@ def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") 
     """Write the adapter in one of FORMATS so that its reader applies exactly (alpha / rank) up down; return the path.
 
     diffusers and kohya: a file, or FILE_NAME in a folder. peft: a new folder; an adapter of both models has one folder for each
-    in it. The metadata is stored in each file's header under `lida`, and for other programs as modelspec.py says. Raises
-    InputError for another format, an empty adapter, and values that are not finite.
+    in it. The metadata is stored in each file's header under `lida`, and for other programs by modelspec.py. Raises InputError
+    for another format, an empty adapter, and values that are not finite.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -40,8 +40,8 @@ def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") 
     try:
         own = {"lida": json.dumps(adapter.metadata)}
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: the adapter's metadata is not of JSON's types ({error})") from None
-    checked_metadata(parse_json(own["lida"], f"{path}: the adapter's metadata"), str(path))  # or load_adapter would refuse it
+        raise InputError(f"{path}: the adapter's metadata cannot be written as JSON ({error})") from None
+    checked_metadata(parse_json(own["lida"], f"{path}: the adapter's metadata"), str(path))  # as load_adapter checks it
     highest = max(layer.rank for layer in adapter.layers.values())
     layers = with_alpha(adapter.layers, highest if format == "kohya" else None)  # diffusers misreads files of several alphas
     factors = {f"{name}, {factor}": getattr(layer, factor) for name, layer in layers.items() for factor in ("down", "up")}
@@ -70,9 +70,9 @@ def save_peft(path: Path, layers: Layers, header: dict[str, str]) -> None:
 
 
 def load_adapter(source: str | Path, sd=None) -> Adapter:
-    """Read an adapter in diffusers', peft's or kohya's format from a file or a folder; every tensor must be understood.
+    """Return the adapter of a file or folder in the format of diffusers, peft or kohya. Every tensor must be recognised.
 
-    With `sd`, a StableDiffusion, it must also fit that model. Raises InputError that names the file and what is wrong.
+    With `sd`, a StableDiffusion, the adapter must also fit that model. Raises InputError that names the file and its fault.
     """
     layers: dict[str, LowRank] = {}
     metadata: dict = {}
@@ -90,9 +90,9 @@ def load_adapter(source: str | Path, sd=None) -> Adapter:
 def files_of(path: Path) -> list[Path]:
     """Return the safetensors files of an adapter: the path itself, or those of a folder.
 
-    Of its subfolders only unet/ and text_encoder/ count: a trainer's checkpoints lie in others.
+    Of its subfolders only unet/ and text_encoder/ are read; others hold a trainer's checkpoints.
     """
-    if not os.path.exists(path):  # also where the name is too long, or no name
+    if not os.path.exists(path):  # false, too, for a name that is too long
         raise InputError(f"{path}: no such adapter; give a .safetensors file, or a folder with {FILE_NAME}")
     if not path.is_dir():
         return [path]
@@ -103,7 +103,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_file(path: Path) -> tuple[dict[str, LowRank], dict]:
-    """Return a file's layers and lida's metadata. A file with peft's name has its config beside it."""
+    """Return a file's layers and lida's metadata. A file with peft's name may have its config beside it."""
     tensors, header = read_tensors(path), read_header(path)
     beside, where = path.with_name(PEFT_FILES[1]), f"{path}: lora_adapter_metadata"
     if path.name == PEFT_FILES[0] and beside.exists():
@@ -115,7 +115,7 @@ def read_file(path: Path) -> tuple[dict[str, LowRank], dict]:
         for key, value in as_object(parse_json(header.get("lora_adapter_metadata", "{}"), where), where).items():
             component, _, name = key.partition(".")
             if component not in values:
-                raise InputError(f"{where}: {key!r:.60} is of no model that lida changes; give an adapter of SD1.5")
+                raise InputError(f"{where}: {key!r:.60} belongs to no model that lida changes; give an adapter of SD1.5")
             values[component][name] = value
         configs = {component: read_config(value, f"{where}: {component}") for component, value in values.items()}
     where = f"{path}: lida's metadata"
@@ -123,20 +123,20 @@ def read_file(path: Path) -> tuple[dict[str, LowRank], dict]:
 
 
 def checked_metadata(value: object, where: str) -> dict[str, Any]:
-    """Return the metadata of an adapter; raises InputError unless the fields that lida reads have their types."""
+    """Return an adapter's metadata. Raises InputError if a field that lida reads has another type than in FIELDS."""
     metadata = as_object(value, where)
     for name, kind in FIELDS.items():
         if not isinstance(metadata.get(name, kind()), kind):
-            raise InputError(f"{where}: {name} is {metadata[name]!r:.60}, which no adapter of lida's has; fetch it again")
+            raise InputError(f"{where}: {name} is {metadata[name]!r:.60}, not a {kind.__name__}; fetch it again")
     for part in metadata.get("parts", []):
         checked_metadata(part, f"{where}: parts")
     return metadata
 
 
 def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str, Weight]]:
-    """Read PATH=WEIGHT, as often as given, with the weight as merging.parse_weight reads it; a path alone has weight 1.
+    """Return the pairs of texts PATH=WEIGHT, the weights read by merging.parse_weight. A path alone has weight 1.
 
-    Raises InputError for text that is no weight, and for a file that is given twice, even by different paths.
+    Raises InputError for a text that is not a weight, and for a file that is given twice, even by different paths.
     """
     pairs: list[tuple[str, Weight]] = []
     seen = set()
@@ -148,7 +148,7 @@ def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str
             raise InputError(f"{flag} {text}: {error}; write PATH=WEIGHT") from None
         file = os.path.realpath(files_of(Path(path))[0])
         if file in seen:
-            raise InputError(f"{flag} {text}: the same adapter is given twice; add their weights up")
+            raise InputError(f"{flag} {text}: the same adapter is given twice; add up its weights")
         seen.add(file)
         pairs.append((path, weight))
     return pairs

@@ -1,7 +1,7 @@
-"""Merging adapters into the weights of a model, and taking them out again exactly.
+"""Merge adapters into the weights of a model, and remove them again exactly.
 
 A rule is a function of a layer's path and its parts, [(LowRank, weight), ...] in the order in which the adapters were named. It
-returns the change as a matrix (out, in kh kw) in float32. Pass a function of your own to `set_adapters(..., rule=...)`.
+returns the change of the weight as a matrix (out, in kh kw) in float32. Pass your own to `set_adapters(..., rule=...)`.
 """
 
 import re
@@ -34,14 +34,14 @@ def block_of(path: str) -> str:
 
 
 def weighted_sum(path: str, parts: Parts) -> Tensor:
-    """Compute sum_i w_i (alpha_i / r_i) B_i A_i."""
+    """Return sum_i w_i (alpha_i / r_i) B_i A_i."""
     return sum((weight * layer.delta.flatten(1) for layer, weight in parts), torch.zeros(()))
 
 
 def weight_at(weight: Weight, path: str, t: int | None) -> float:
     """Return a weight as a number, for one layer and timestep.
 
-    Raises InputError for an unknown block, a value that is not a finite number, and where t is None but the weight depends on it.
+    Raises InputError for an unknown block, for a value that is not a finite number, and if the weight needs a t that is None.
     """
     if isinstance(weight, Mapping):
         unknown = weight.keys() - {*BLOCKS, "default"}
@@ -49,7 +49,7 @@ def weight_at(weight: Weight, path: str, t: int | None) -> float:
             raise InputError(f"block {min(unknown, key=str)!r} is not one of {', '.join(BLOCKS)}, default")
         block = block_of(path)
         if block not in weight and "default" not in weight:
-            raise InputError(f"no weight for the block {block!r}; give it, or a default")
+            raise InputError(f"there is no weight for the block {block!r}; give one, or a default")
         weight = weight[block if block in weight else "default"]
     if callable(weight):
         if t is None:
@@ -59,7 +59,7 @@ def weight_at(weight: Weight, path: str, t: int | None) -> float:
 
 
 def finite_weight(weight: object) -> float:
-    """Return a number as a float; raises InputError for anything else, and for numbers that are not finite in float32."""
+    """Return a number as a float. Raises InputError for anything else, and for a number that is not finite in float32."""
     if not isinstance(weight, Real) or not abs(weight) <= LARGEST:  # type: ignore[operator]  # the stub of Real's abs
         raise InputError(f"the weight {weight!r:.60} is not a finite number in float32; give one such as 0.2")
     return float(weight)
@@ -86,9 +86,9 @@ class During:
 
 
 def parse_weight(text: str) -> Weight:
-    """Read the command line's spelling: `0.2`, `1.0@600-0` (timesteps 600 to 0), `1.0@600-0,up=0.5` (0.5 in the up blocks).
+    """Return the weight of a text: `0.2`, `1.0@600-0` (timesteps 600 to 0), `1.0@600-0,up=0.5` (0.5 in the up blocks).
 
-    Raises ValueError that says which part is wrong.
+    Raises ValueError that names the wrong part.
     """
     first, *others = text.split(",")
     weights = {"default": parse_number(first)}
@@ -101,10 +101,10 @@ def parse_weight(text: str) -> Weight:
 
 
 def parse_number(text: str) -> float | During:
-    """Read one weight, with or without its timesteps."""
+    """Return one weight of a text, with or without timesteps."""
     match = NUMBER.fullmatch(text)
     if not match or (match[2] and int(match[2]) < int(match[3])):
-        raise ValueError(f"{text!r} is not a finite number or not a stretch of timesteps; give one such as 0.2 or 1.0@600-0")
+        raise ValueError(f"{text!r} is not a finite number, or its timesteps do not fall; give one such as 0.2 or 1.0@600-0")
     value = finite_weight(float(match[1]))
     return During(value, int(match[2]), int(match[3])) if match[2] else value
 
@@ -113,12 +113,12 @@ class Merger:
     """Merge adapters into a model: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight that an adapter changes.
 
     Every merge starts from the untouched base weights. `module_of` returns the module of a path. `version` counts the changes
-    of weights, so that a cache of what was computed from them can be emptied. One thread merges at a time.
+    of weights, so caches of values computed from them know when to expire. Only one thread may merge at a time.
     """
 
     def __init__(self, module_of: Callable[[str], Any]):
         self.module_of, self.version = module_of, 0
-        self.weights: dict[str, Weight] = {}  # what is merged, by adapter name, ...
+        self.weights: dict[str, Weight] = {}  # the merged weights by adapter name, ...
         self.rule: Rule = weighted_sum
         self.t = 0  # ... at this timestep
         self.base_weights: dict[str, Tensor] = {}  # of the changed modules
@@ -126,10 +126,10 @@ class Merger:
 
     @torch.no_grad()
     def merge(self, adapters: Mapping[str, Adapter], weights: Mapping[str, Weight], rule: Rule, t: int) -> None:
-        """Merge the adapters at their weights at timestep t, and compute only what has changed since the last call.
+        """Merge the adapters at their weights at timestep t; only layers that changed since the last call are computed.
 
         Raises ValueError for a weight that cannot be applied, a result that is not finite, and a layer that is being trained.
-        After an exception what was merged before is merged again; if that fails too, the next call starts from the base.
+        After an exception the earlier merge is restored; if that fails too, the next call starts from the base.
         """
         try:
             self.apply(adapters, weights, rule, t)
@@ -147,7 +147,7 @@ class Merger:
                 parts.setdefault(path, {})[name] = (layer, number)
         for path in [path for path in self.base_weights if path not in parts]:
             self.write(path, self.base_weights[path], has_adapters=False)
-            del self.base_weights[path]  # forgotten after it is written: an interrupt loses nothing
+            del self.base_weights[path]  # after it is written, so an interrupt loses nothing
         for path, layers in parts.items():
             wanted = rule, [(name, number) for name, (_, number) in layers.items()]
             if self.merged.get(path) != wanted:
@@ -158,13 +158,13 @@ class Merger:
         """Merge one layer's changes, (LowRank, weight) by adapter name, into its base weight."""
         module = self.module_of(path)
         if isinstance(module, LoRALinear):
-            raise ValueError(f"{path}: is being trained (inject_lora), and would count twice; call eject_lora first")
+            raise ValueError(f"{path}: is being trained (inject_lora) and would count twice; call eject_lora first")
         if path not in self.base_weights:
             self.base_weights[path] = module.weight.detach().clone()
         base = self.base_weights[path]
         change = rule(path, list(layers.values()))
         if not isinstance(change, Tensor) or not change.is_floating_point():
-            raise TypeError(f"{path}: the merging rule returned {change!r:.60}, no tensor of floating-point numbers")
+            raise TypeError(f"{path}: the merging rule returned {change!r:.60}, not a floating-point tensor")
         if change.shape not in (base.shape, base.flatten(1).shape):
             raise ValueError(f"{path}: the merging rule returned {tuple(change.shape)} for a weight {tuple(base.shape)}")
         merged = (base.float() + change.to(base.device).reshape(base.shape)).to(base.dtype)
@@ -174,7 +174,7 @@ class Merger:
         self.write(path, merged, has_adapters=True)
 
     def write(self, path: str, weight: Tensor, has_adapters: bool) -> None:
-        """Write a weight in place; while it is written, nothing counts as merged there. The mark is for inject_lora."""
+        """Write a weight in place; until it is complete, its path does not count as merged. inject_lora reads `has_adapters`."""
         module = self.module_of(path)
         self.merged.pop(path, None)
         self.version += 1

@@ -1,4 +1,4 @@
-"""What other programs show of an adapter: header keys of ModelSpec 1.0.1 (Stability AI) and of kohya's trainer (ss_*)."""
+"""Header keys that other programs read: those of ModelSpec 1.0.1 (Stability AI) and of kohya's trainer (ss_*)."""
 
 import hashlib
 import os
@@ -20,9 +20,9 @@ FLAGS = {
 
 
 def shared_header(adapter: Adapter, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the header's keys and texts for an adapter that is written as these tensors, with alpha equal to the rank.
+    """Return the header of an adapter that is written as these tensors, with alpha equal to the rank.
 
-    The date is today's, or that of SOURCE_DATE_EPOCH (seconds since 1970), by which equal adapters are equal files on any day.
+    The date is today's, or that of SOURCE_DATE_EPOCH (seconds since 1970), with which equal adapters give equal files.
     """
     about, ranks = adapter.metadata, sorted({layer.rank for layer in adapter.layers.values()})
     training = about.get("training", {})
@@ -52,7 +52,7 @@ def shared_header(adapter: Adapter, tensors: Mapping[str, Tensor]) -> dict[str, 
 
 
 def title(metadata: Mapping) -> str:
-    """Return what an adapter with this metadata is called."""
+    """Return the title of an adapter with this metadata."""
     return {"age": "Age-LoRA", "identity": "Identity-LoRA"}.get(metadata.get("role", ""), "LoRA")
 
 
@@ -64,7 +64,7 @@ def today() -> str:
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of the tensors' bytes, one after the other by name."""
+    """Return the SHA-256 of the tensors' bytes, in the order of their names."""
     digest = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(dtype=torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""peft's LoraConfig, found in adapter_config.json and in diffusers' headers: read, applied to layers, and written."""
+"""Read and write peft's LoraConfig, which is in adapter_config.json and in the headers of diffusers' files."""
 
 import fnmatch
 import math
@@ -12,15 +12,15 @@ from ..doors.errors import InputError
 from ..doors.json import typed
 from ..nn.lora import LowRank
 
-# Fields that tell how an adapter was trained or where it belongs, but do not change what it computes
+# Fields about an adapter's training or purpose, which do not change what it computes
 NO_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
     "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "lora_ga_config", "loftq_config", "peft_type",
     "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
     "megatron_core", "init_lora_weights",
 }  # fmt: skip
-PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base weights too
-# The regular expressions of peft that are read: names, dots and `.*`. They are matched by fnmatch, so that none takes years.
+PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # other methods change the base weights too
+# peft's patterns are regular expressions. Only names, dots and `.*` are accepted and matched by fnmatch: others may take years.
 PATTERN = re.compile(r"(?:[\w-]|\\?\.|\.\*){1,256}")
 AS_GLOB = {r"\.": ".", ".*": "*", ".": "?"}
 MOST_PATTERNS = 1024
@@ -43,11 +43,11 @@ class PeftConfig:
                 raise ValueError(f"{name} has {len(patterns)} entries; fetch it again")
             for pattern in patterns:
                 if not PATTERN.fullmatch(pattern):
-                    raise ValueError(f"{name} {pattern!r:.60} is not read; write the layer's name, or .* for a part of it")
+                    raise ValueError(f"{name} {pattern!r:.60} is not supported; write the layer's name, or .* for a part of it")
 
     @cached_property
     def rules(self) -> dict[str, list[tuple[re.Pattern, float]]]:
-        """Return the patterns of ranks and alphas, for `.text_model.` and a path, and their values."""
+        """Return the compiled patterns of ranks and alphas with their values. They match `.text_model.` followed by a path."""
         return {
             name: [(re.compile(fnmatch.translate(f"*.{as_glob(text)}")), value) for text, value in getattr(self, name).items()]
             for name in ("rank_pattern", "alpha_pattern")
@@ -56,12 +56,12 @@ class PeftConfig:
     def first(self, name: str, path: str, default: float | None) -> float | None:
         """Return the value of the first pattern that fits the path's end.
 
-        In the text encoder a pattern may begin with `text_model.`, as paths did before transformers 5.6.
+        A pattern of the text encoder may begin with `text_model.`, as paths did before transformers 5.6.
         """
         return next((value for rule, value in self.rules[name] if rule.match(f".text_model.{path}")), default)
 
     def alpha(self, path: str, rank: int) -> float:
-        """Return a layer's alpha, such that its scale is alpha / rank. Raises ValueError where the config has another rank."""
+        """Return the alpha for which the layer's scale is alpha / rank. Raises ValueError if the config has another rank."""
         if (wanted := self.first("rank_pattern", path, self.r)) not in (None, rank):
             raise ValueError(f"{path} has rank {rank}, but peft's config says {wanted}; fetch both files again")
         alpha = self.first("alpha_pattern", path, self.lora_alpha)
@@ -70,19 +70,19 @@ class PeftConfig:
 
 
 def as_glob(pattern: str) -> str:
-    """Return one of peft's patterns as fnmatch has it."""
+    """Return one of peft's patterns as a pattern of fnmatch."""
     return re.sub(r"\\\.|\.\*|\.", lambda dot: AS_GLOB[dot[0]], pattern)
 
 
 def read_config(value: dict[str, Any], where: str) -> PeftConfig:
-    """Return peft's config from a JSON object. Raises InputError for each field that asks for more than plain LoRA."""
+    """Return peft's config of a JSON object. Raises InputError for a field that asks for more than plain LoRA."""
     kind, start = value.get("peft_type", "LORA"), value.get("init_lora_weights", True)
     if kind != "LORA":
         raise InputError(f"{where}: peft_type is {kind!r:.60}; lida applies plain LoRA")
     if start not in PLAIN_INITS:
         raise InputError(f"{where}: init_lora_weights {start!r:.60} changes the base too; convert it with peft to plain LoRA")
     if value and "lora_alpha" not in value:
-        raise InputError(f"{where}: lora_alpha is missing, which decides the adapter's strength; fetch it again")
+        raise InputError(f"{where}: lora_alpha, which decides the adapter's strength, is missing; fetch it again")
     names = {f.name for f in fields(PeftConfig)}
     for name in sorted(value.keys() - names - NO_EFFECT):
         if value[name] not in (None, False, "none", [], {}):
@@ -91,7 +91,7 @@ def read_config(value: dict[str, Any], where: str) -> PeftConfig:
 
 
 def config_of(layers: Mapping[str, LowRank]) -> dict[str, Any]:
-    """Return peft's config of layers whose alpha is their rank."""
+    """Return peft's config for layers whose alpha is their rank."""
     rank = next(iter(layers.values())).rank
     others = {path: layer.rank for path, layer in layers.items() if layer.rank != rank}
     return {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others, "target_modules": sorted(layers)}

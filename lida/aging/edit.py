@@ -18,7 +18,7 @@ class Edit:
 
     `method` says how it becomes noise: ddim_inversion takes DDIM's steps backwards, inversion (edit-friendly DDPM) finds noise
     that leads back to it, inpaint draws noise. `strength`, above 0 and up to 1, is the share of the steps to take. `detail`, 0
-    to 1, is the share of the autoencoder's loss that is added again. If either is None, it follows from the ages.
+    to 1, is the share of the detail lost in the autoencoder that is added back. If either is None, it follows from the ages.
     `source_prompt` describes the photograph to an inversion; guidance leads away from `negative_prompt`. If either is None, it
     is the caption of the current age. The square about the mask is `context` times as long as the mask. Raises ValueError for a
     value out of range.
@@ -47,41 +47,41 @@ class Edit:
             raise ValueError(f"context must lie between 1 and 100, not {self.context}")
 
     def of_face(self, captioning: Captioning, subject: str, current: float) -> "Edit":
-        """Return the edit of a face that looks `current` years old, with the caption of that age in the place of None.
+        """Return the edit for a face that looks `current` years old: prompts that are None become the caption of that age.
 
-        So the same age asked for is the way back to the photograph, and guidance adds years alone. Noise that is drawn (method
-        inpaint) has nothing to lead back from, and no negative prompt.
+        Asking for the current age then leads back to the photograph, and guidance changes the age alone. For method inpaint,
+        which inverts nothing, the negative prompt becomes empty.
         """
         caption = captioning.prompt(subject, min(max(round(current), 0), 99))
         return self.filled(source_prompt=caption, negative_prompt="" if self.method == "inpaint" else caption)
 
     def towards(self, age: float, current: float) -> "Edit":
-        """Return the edit with the strength and detail for an age in the place of None.
+        """Return the edit for an age: a strength or detail that is None follows from the difference in years.
 
-        The strength rises with the difference in years, as Cradle2Cane's noise does. All detail comes back, where it fits; drawn
-        noise (method inpaint) leads to another face, which it does not fit.
+        The strength rises with the difference, as Cradle2Cane's noise does. The detail becomes 1, but 0 for method inpaint, which
+        paints another face: the photograph's detail would not fit it.
         """
         share = min(abs(age - current), FULL_GAP) / FULL_GAP
         strength = LEAST_STRENGTH + (MOST_STRENGTH - LEAST_STRENGTH) * share
         return self.filled(strength=strength, detail=0.0 if self.method == "inpaint" else 1.0)
 
     def without_age(self) -> "Edit":
-        """Return the edit for a prompt without an age: a middle strength, no detail and empty prompts in the place of None."""
+        """Return the edit for a prompt without an age: None becomes a middle strength, no detail and empty prompts."""
         return self.filled(strength=PLAIN_STRENGTH, detail=0.0, source_prompt="", negative_prompt="")
 
     def filled(self, **values) -> "Edit":
-        """Return the edit with these values in the place of None."""
+        """Return the edit with these values for those of its fields that are None."""
         return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
 
     def target(self, prompt: Prompt) -> "Target":
-        """Return the target of a prompt, for an edit whose strength and detail are given."""
+        """Return the target of a prompt. The edit must have a strength and a detail."""
         assert self.strength is not None and self.detail is not None
         return Target(prompt, self.strength, self.detail)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One painting of a photograph: its prompt, its strength, and the share of detail that is added again."""
+    """One painting of a photograph: its prompt, its strength, and the share of detail that is added back."""
 
     prompt: Prompt
     strength: float
@@ -94,10 +94,11 @@ class Target:
 def age_targets(
     sd: StableDiffusion, ages: Sequence[float], current: float, subject: str = "a person", edit: Edit = Edit()
 ) -> list[Target]:
-    """Return what to paint for each age of a face that looks `current` years old.
+    """Return a target for each age of a face that looks `current` years old.
 
-    Each age is asked for by the caption of its decade, or a mixture of two, as the merged Age-LoRA's captions have it, for a
-    `subject` such as "a man" or "sks man". An inpainting model paints all at the highest strength.
+    Its prompt is the caption of the age's decade, or a mixture of two decades, in the words of the merged Age-LoRA, for a
+    `subject` such as "a man" or "sks man". For an inpainting model all targets have the highest strength. Raises ValueError
+    unless there are ages and all are finite.
     """
     if not isinstance(subject, str) or not isinstance(edit, Edit):
         raise TypeError(f"give a subject such as 'a man' and an Edit, not {subject!r:.60} and {type(edit).__name__}")

@@ -33,7 +33,7 @@ class Prepared:
     blend: Blend | None  # None for an inpainting model
     condition: Tensor | None  # an inpainting model's further input
     step_noise: Trajectory | None  # of edit-friendly inversion
-    generator: Generator | None  # its state after this, for the noise that the steps draw
+    generator: Generator | None  # in its state after prepare(), for the noise that the steps draw
 
 
 @torch.no_grad()
@@ -43,8 +43,8 @@ def prepare(
 ) -> Prepared:  # fmt: skip
     """Cut the square about the mask, encode it, and turn it into noise, as far as the edit's strength says.
 
-    image is RGB, mask L of the same size, white where it is repainted. Raises ValueError for another mode or size, for a black
-    mask, and for a strength that leaves no step to walk.
+    image is RGB; mask is L, of the same size, white where the image is repainted. Raises ValueError for another mode or size, for
+    a black mask, and for a strength that leaves no step.
     """
     check_photograph(image, mask)
     if not isinstance(edit, Edit) or not isinstance(sampling, Sampling):
@@ -90,17 +90,17 @@ def repaint(
     """Paint a prepared photograph towards each target, all in one batch.
 
     For a target of lower strength, the photograph is put back during the first steps. Returns pictures of the photograph's
-    size, target by target, or latents of the square for output_type "latent". Raises ValueError for a target with detail or a
-    lower strength on an inpainting model, into whose steps the photograph is not put back.
+    size, target by target, or latents of the square for output_type "latent". An inpainting model does not put the photograph
+    back: it raises ValueError for a target with detail or a lower strength.
     """
     check_output(output_type, sampling)
     count, edit = len(prepared.latents), prepared.edit
     assert edit.strength is not None and edit.negative_prompt is not None  # prepare() has filled them
     fractions = torch.tensor([target.strength / edit.strength for target in targets])
     if prepared.blend is None and (any(target.detail for target in targets) or bool((fractions != 1).any())):
-        raise ValueError("an inpainting model paints without the photograph: detail must be 0, and all strengths alike")
+        raise ValueError("an inpainting model does not put the photograph back: detail must be 0, and all strengths equal")
     if bool((fractions > 1).any()):
-        raise ValueError(f"a target's strength is above the photograph's, {edit.strength}; prepare it as far up")
+        raise ValueError(f"a target's strength is above {edit.strength}; prepare the photograph at the highest")
     prompts = repeated([target.prompt for target in targets], count)
     one = isinstance(edit.negative_prompt, str | Mapping)
     negative = repeated(edit.negative_prompt, len(prompts) if one else count)
@@ -115,18 +115,19 @@ def repaint(
 def composed(sd: StableDiffusion, prepared: Prepared, latents: Tensor, targets: Sequence[Target]) -> list[Image.Image]:
     """Decode latents (targets x images, C, h, w), match their colours, add detail, and paste them into the photograph."""
     image, mask, box, count = prepared.image, prepared.mask, prepared.box, len(prepared.latents)
-    patches, unchanged = to_images(sd.vae.decode(latents)), []
+    patches, reconstructions = to_images(sd.vae.decode(latents)), []
     detailed = any(target.detail for target in targets)
     if detailed:
-        assert prepared.blend is not None  # repaint() has seen to it
-        unchanged = to_images(sd.vae.decode(prepared.blend.init_latents))
+        assert prepared.blend is not None  # repaint() has checked it
+        reconstructions = to_images(sd.vae.decode(prepared.blend.init_latents))
     if prepared.edit.match_colour:
         small = cut(mask, box, sd.resolution)
-        patches, unchanged = ([colour_matched(x, prepared.square, small) for x in part] for part in (patches, unchanged))
+        patches = [colour_matched(patch, prepared.square, small) for patch in patches]
+        reconstructions = [colour_matched(reconstruction, prepared.square, small) for reconstruction in reconstructions]
         patches = [colour_bounded(patch, prepared.square) for patch in patches]
     if detailed:
         square, shares = in_srgb(cut(image, box, box[2])), [target.detail for target in targets for _ in range(count)]
-        patches = [with_detail(patch, unchanged[k % count], square, shares[k]) for k, patch in enumerate(patches)]
+        patches = [with_detail(patch, reconstructions[k % count], square, shares[k]) for k, patch in enumerate(patches)]
     if is_grey(prepared.square):  # a black-and-white photograph stays one
         patches = [patch.convert("L").convert("RGB") for patch in patches]
     return [paste(image, from_srgb(patch, image), box, mask) for patch in patches]
@@ -137,13 +138,13 @@ def age_face(
     sampling: Sampling = Sampling(), *, num_images_per_prompt: int = 1, generator: Generator | None = None,
     output_type: str = "pil", progress: Progress = list,
 ) -> list[Image.Image] | Tensor:  # fmt: skip
-    """Repaint where `mask` (L, the size of `image`) is not black towards each prompt, and leave every other pixel as it is.
+    """Repaint a photograph towards each prompt where `mask` (L, the size of `image`) is not black; keep every other pixel.
 
     The square about the mask is resized to the model's resolution, turned into noise (SDEdit, Meng et al. 2022, or an
-    inversion), denoised with the photograph put back at each step where the mask is black or still too grey (Avrahami et al.
-    2023; Levin & Fried 2023), decoded, matched in colour and pasted back. All prompts share the noise.
-    Returns pictures of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises
-    ValueError as prepare() and repaint() do.
+    inversion), denoised, decoded, matched in colour and pasted back. After each step, the photograph is put back where the mask
+    is black, or grey and not yet due (Avrahami et al. 2023; Levin & Fried 2023). All prompts share the noise. Returns pictures
+    of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises ValueError as prepare() and
+    repaint() do.
     """
     prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
     targets = [prepared.edit.target(p) for p in repeated(prompt, 1)]
@@ -157,7 +158,7 @@ def age_to(
 ) -> list[Image.Image]:  # fmt: skip
     """Return the face at each of `ages`, from the `current` one, as infer.py does it.
 
-    `subject` is what captions call the person: "a man", or behind the name that an Identity-LoRA learnt, "sks man".
+    `subject` is what captions call the person: "a man", or with the word that an Identity-LoRA learnt, "sks man".
     """
     edit, targets = edit.of_face(sd.captioning, subject, current), age_targets(sd, ages, current, subject, edit)
     return repaint_all(sd, image, mask, targets, edit, sampling, generator=generator, progress=progress)
@@ -179,7 +180,7 @@ def repaint_all(
 
 
 def check_photograph(image: Image.Image, mask: Image.Image) -> None:
-    """Raise ValueError or TypeError for a photograph and mask that cannot be worked on."""
+    """Raise TypeError or ValueError unless the image is RGB and the mask L, of its size and not black."""
     if not isinstance(image, Image.Image) or not isinstance(mask, Image.Image):
         raise TypeError(f"give PIL's pictures as image and mask, not {type(image).__name__} and {type(mask).__name__}")
     if image.mode != "RGB":
@@ -187,4 +188,4 @@ def check_photograph(image: Image.Image, mask: Image.Image) -> None:
     if mask.size != image.size or mask.mode != "L":
         raise ValueError(f"the mask is {mask.mode} {mask.size}, not L {image.size} as the image")
     if mask.getbbox() is None:
-        raise ValueError("the mask is black: nothing is to be repainted")
+        raise ValueError("the mask is black: there is nothing to repaint")

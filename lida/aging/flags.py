@@ -25,7 +25,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, default: Sampling = Samp
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
-    """Return the Sampling that the flags ask for. Raises InputError if they do not go together."""
+    """Return the Sampling of the flags. Raises InputError if they contradict each other."""
     names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "eta")
     interval = args.guidance_interval and tuple(args.guidance_interval)
     try:
@@ -41,13 +41,13 @@ def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, default=Edit.method, help=f"{help} (default: {Edit.method})")
     help = f"share of the steps, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the difference in years)"
     add("--strength", type=STRENGTH, help=help)
-    help = "share, 0 to 1, of the autoencoder's loss of detail that is added again where it fits (default: 1; 0 with --prompt)"
+    help = "share, 0 to 1, of the detail lost in the autoencoder that is added back where it fits (default: 1; 0 with --prompt)"
     add("--detail", type=arguments.share, help=help)
     help = "what the photograph shows, for the inversions (default: the caption of the current age)"
     add("--source_prompt", type=arguments.text, help=help)
-    help = "prompt to lead away from (default: for ages with an inversion, the caption of the current age; else none)"
+    help = "prompt that guidance leads away from (default: for ages with an inversion, the caption of the current age; else none)"
     add("--negative_prompt", type=arguments.text, help=help)
-    add("--no_colour_match", action="store_true", help="leave the model's colours as they are at the seam")
+    add("--no_colour_match", action="store_true", help="do not match the model's colours to the photograph's at the seam")
 
 
 def idle(args: argparse.Namespace) -> list[str]:
@@ -63,7 +63,7 @@ def idle(args: argparse.Namespace) -> list[str]:
 
 
 def edit_of(args: argparse.Namespace, subject: str) -> Edit:
-    """Return the Edit that the flags ask for, of a subject such as "a man"."""
+    """Return the Edit of the flags, for a subject such as "a man"."""
     names = ("method", "strength", "detail", "source_prompt", "negative_prompt")
     edit = Edit(**{name: getattr(args, name) for name in names}, match_colour=not args.no_colour_match)
     return edit if args.prompt is None else edit.filled(source_prompt=f"a portrait photo of {subject}", negative_prompt="")

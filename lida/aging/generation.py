@@ -1,6 +1,6 @@
 """Paint pictures from prompts."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -22,7 +22,8 @@ def generate(
 ) -> list[Image.Image] | Tensor:  # fmt: skip
     """Paint from prompts. `height` and `width` in pixels default to the model's own.
 
-    Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for a size that the VAE cannot have.
+    Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for sizes that are not positive
+    multiples of the VAE's factor.
     """
     check_output(output_type, sampling)
     prompts = repeated(prompt, num_images_per_prompt)
@@ -32,10 +33,9 @@ def generate(
     shape = (len(prompts), sd.unet.config.out_channels, *(size // sd.vae.factor for size in sizes))
     latents = randn_like(torch.empty(shape, dtype=sd.dtype, device=sd.device), generator)
     condition = None
-    if sd.unet.inpaints:  # everything is to be painted
+    if sd.unet.inpaints:  # its mask is white everywhere
         blank, mask = torch.zeros(1, 3, *sizes, device=sd.device), torch.ones(1, 1, *shape[2:], device=sd.device)
-        everywhere = torch.ones(1, 1, *sizes, device=sd.device)
-        condition = sd.inpainting_condition(blank, everywhere, mask, torch.Generator().manual_seed(0))
+        condition = sd.inpainting_condition(blank, mask, mask, torch.Generator().manual_seed(0))
     negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
     predict = sd.merging(sd.predictor(prompts, negative, sampling, condition))
     latents = sample(predict, sd.schedule, latents, progress(sampling.steps(sd.schedule)), step_rule(sampling, generator))
@@ -43,7 +43,7 @@ def generate(
 
 
 def step_rule(sampling: Sampling, generator: Generator | None, repeats: int = 1) -> StepRule:
-    """Return the sampler's step rule; DDIM's draws its noise from the generator, shared by `repeats` parts of the batch."""
+    """Return the sampler's step rule. DDIM draws its noise from the generator; the batch's `repeats` parts share it."""
     if sampling.scheduler != "ddim":
         return SCHEDULERS[sampling.scheduler] if isinstance(sampling.scheduler, str) else sampling.scheduler
 
@@ -55,14 +55,14 @@ def step_rule(sampling: Sampling, generator: Generator | None, repeats: int = 1)
 
 def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
     """Return each prompt `count` times in a row. Raises ValueError if there are no prompts, or count is below 1."""
-    prompts = [prompt] if isinstance(prompt, str | dict) else list(prompt)
+    prompts: list[Prompt] = [prompt] if isinstance(prompt, str | Mapping) else list(prompt)
     if not prompts or not all(isinstance(p, str) or p for p in prompts) or count < 1:
         raise ValueError(f"there is nothing to paint: the prompts are {prompt!r:.60}, num_images_per_prompt is {count}")
     return [p for p in prompts for _ in range(count)]
 
 
 def check_output(output_type: str, sampling: Sampling) -> None:
-    """Raise ValueError unless output_type is pil or latent, and TypeError for what is no Sampling."""
+    """Raise ValueError unless output_type is pil or latent, and TypeError unless `sampling` is a Sampling."""
     if not isinstance(sampling, Sampling):
         raise TypeError(f"give a Sampling, not {sampling!r:.60}")
     if output_type not in ("pil", "latent"):
@@ -72,5 +72,5 @@ def check_output(output_type: str, sampling: Sampling) -> None:
 def finite(latents: Tensor) -> Tensor:
     """Return the latents; raise ValueError if they are not finite."""
     if not latents.isfinite().all():
-        raise ValueError("the sampler ended in numbers that are not finite; lower guidance_scale or the adapters' weights")
+        raise ValueError("the sampler's latents are not finite; lower guidance_scale or the adapters' weights")
     return latents

@@ -19,7 +19,7 @@ from .editing import repaint_all
 from .generation import Progress
 from .stable_diffusion import StableDiffusion
 
-SEED, FEATHER = 4, 0.04  # defaults of infer.py and of the page; the second is in heights of the face
+SEED, FEATHER = 4, 0.04  # defaults of infer.py and of the page; FEATHER is in heights of the face
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,23 @@ def repaint_faces(
 
     Raises InputError, which names the photograph, if its mask or the settings cannot be used.
     """
-    made = [photo.image] * (len(rows[0]) * num_images_per_prompt)
+    painted = [photo.image] * (len(rows[0]) * num_images_per_prompt)
     for mask, age, targets in zip(photo.masks, photo.ages, rows):
-        own = edit if age is None else edit.of_face(sd.captioning, photo.subject, age)
+        face_edit = edit if age is None else edit.of_face(sd.captioning, photo.subject, age)
         generator, inside = torch.Generator().manual_seed(seed), mask.point(lambda value: 255 * (value > 0))
         try:
             pictures = repaint_all(
-                sd, photo.image, mask, targets, own, sampling, num_images_per_prompt=num_images_per_prompt,
+                sd, photo.image, mask, targets, face_edit, sampling, num_images_per_prompt=num_images_per_prompt,
                 batch_size=batch_size, generator=generator, progress=progress,
             )  # fmt: skip
         except ValueError as error:
             raise InputError(f"{photo.path}: {error}") from None
-        made = [Image.composite(new, old, inside) for new, old in zip(pictures, made)]
-    return made
+        painted = [Image.composite(new, old, inside) for new, old in zip(pictures, painted)]
+    return painted
 
 
 def settings_of(sd: StableDiffusion, seed: int = SEED) -> dict[str, Any]:
-    """Return the settings that do not come from arguments: the version of lida, and fingerprints of model and adapters."""
+    """Return the settings that are not arguments: lida's version, the fingerprints of model and adapters, and the seed."""
     adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
     return {"lida": __version__, "base": sd.base, "adapters": adapters, "seed": seed}
 

@@ -1,4 +1,4 @@
-"""A slider in years: what to ask for so that a face looks a given number of years older or younger.
+"""A slider in years: how many years to ask for so that a face looks a given number of years older or younger.
 
 `python -m lida.study.slider` fits it to photographs, and writes the file that read_slider() reads.
 """
@@ -16,7 +16,7 @@ from .stable_diffusion import StableDiffusion
 
 @dataclass(frozen=True)
 class Slider:
-    """A rising curve of the years gained by the years asked for, measured on one model with its adapters by one estimator."""
+    """A rising curve of the years gained over the years asked for, measured on one model with its adapters by one estimator."""
 
     asked: list[float]
     years: list[float]
@@ -28,7 +28,7 @@ class Slider:
     guidance_scale: float
 
     def ask(self, years: float) -> float:
-        """Return the years to ask for so that `years` are gained, at most those at the ends of the curve."""
+        """Return the years to ask for to gain `years`; beyond the ends of the curve, the value at its end."""
         return inverse(self.asked, self.years, years)
 
     @property
@@ -38,7 +38,7 @@ class Slider:
 
 
 def inverse(asked: Sequence[float], years: Sequence[float], wanted: float) -> float:
-    """Invert a rising curve by linear interpolation; where it is flat, return the years nearest to 0."""
+    """Return where a rising curve reaches `wanted`, by linear interpolation; where it is flat, the point nearest to 0."""
     order = sorted(range(len(asked)), key=lambda k: -abs(asked[k]))
     points = sorted({round(years[k], 6): asked[k] for k in order}.items())
     return float(np.interp(wanted, [x for x, _ in points], [y for _, y in points]))
@@ -51,7 +51,7 @@ def aging_adapters(sd: StableDiffusion) -> dict[str, str]:
 
 
 def read_slider(path: str | Path, sd: StableDiffusion) -> Slider:
-    """Read a slider. Raises InputError if the file is broken, or was fitted to another model or age adapter."""
+    """Return the slider of a file. Raises InputError if it is broken, or was fitted to another model or age adapter."""
     slider = typed(Slider, read_json(path), str(path))
     if len(slider.asked) != len(slider.years) or not slider.asked or sorted(slider.years) != slider.years:
         raise InputError(f"{path}: its curve does not rise; fit it again with python -m lida.study.slider")

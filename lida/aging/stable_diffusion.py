@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ..adapters.merging import Merger, Rule, Weight, varies, weighted_sum
 from ..checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_pipeline
 from ..checkpoints.sources import MOVED
 from ..diffusion.guidance import guided
+from ..diffusion.inversion import NoisePrediction
 from ..diffusion.samplers import Sampling
 from ..diffusion.schedule import NoiseSchedule
 from ..doors.errors import InputError, one_line
@@ -28,7 +29,6 @@ from ..photos.captions import Captioning, captioning_of
 from ..photos.masks import mask_to_latents
 
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
-NoisePrediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timesteps) -> noise_pred
 
 
 class StableDiffusion:
@@ -51,14 +51,14 @@ class StableDiffusion:
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "StableDiffusion":
         """Load a folder in diffusers' layout, a single .safetensors file, or a model of the hub by its id.
 
-        The VAE stays in float32 if `dtype` is float16, in which its activations can overflow. Raises InputError that names
-        what is wrong.
+        The VAE stays in float32 if `dtype` is float16, in which its activations can overflow. Raises InputError
+        that names the fault.
         """
         if dtype not in FLOATS:
-            raise ValueError(f"{dtype} is no type of floating-point numbers; give one such as torch.float16")
+            raise ValueError(f"{dtype} is not a floating-point dtype; give one such as torch.float16")
         try:
             torch.zeros(1, device=device).item()  # meta has no numbers
-        except Exception as error:  # of PyTorch and what it imports for a kind of device
+        except Exception as error:  # PyTorch's backends raise different classes
             raise InputError(f"device {device}: {one_line(error)[:200]}; cpu always works") from None
         unet, text_encoder = load_unet(source, dtype, device), load_text_encoder(source, dtype, device)
         vae = load_vae(source, torch.float32 if dtype == torch.float16 else dtype, device)
@@ -67,7 +67,7 @@ class StableDiffusion:
         for name, value in wanted.items():
             if getattr(unet.config, name) != value:
                 found = getattr(unet.config, name)
-                raise InputError(f"{source}: the UNet's {name}, {found}, should be {value}; the parts are not of one model")
+                raise InputError(f"{source}: the UNet's {name} is {found}, not {value}: the parts belong to different models")
         name = Path(source).resolve().name if Path(source).exists() else MOVED.get(str(source), str(source))
         return cls(unet, vae, text_encoder, load_schedule(source), name)
 
@@ -78,7 +78,7 @@ class StableDiffusion:
 
     @property
     def captioning(self) -> Captioning:
-        """Return how ages are written in the captions of the merged adapters."""
+        """Return how the captions of the merged adapters write ages."""
         return captioning_of({name: self.adapters[name].metadata for name in self.weights})
 
     @property
@@ -91,7 +91,7 @@ class StableDiffusion:
     def resolution(self) -> int:
         """Return the side in pixels of the squares that the UNet was trained on."""
         size = self.unet.config.sample_size or 64
-        if self.unet.inpaints and size == 32:  # a slip in the inpainting model's config, which diffusers corrects too
+        if self.unet.inpaints and size == 32:  # an error in the inpainting model's config; diffusers corrects it too
             size = 64
         return size * self.vae.factor
 
@@ -108,13 +108,11 @@ class StableDiffusion:
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the model, with what is merged into it, as a folder in diffusers' layout.
 
-        Raises ValueError for a model that is being trained or has a schedule made from betas; InputError for a folder that
-        holds other things, and for weights that do not fit into `dtype`.
+        Raises ValueError for a model that is being trained or has a schedule made from betas; InputError for a folder that is not
+        empty, and for weights that are not finite in `dtype`.
         """
-        if self.schedule.config is None:
-            raise ValueError("a schedule made from betas has no scheduler_config.json; save the other parts by themselves")
         if any(isinstance(module, LoRALinear) for part in (self.unet, self.text_encoder) for module in part.modules()):
-            raise ValueError("the model holds layers that train (inject_lora); save their adapter, and call eject_lora first")
+            raise ValueError("the model is being trained (inject_lora); save its adapter, and call eject_lora first")
         save_pipeline(folder, self.unet, self.vae, self.text_encoder, self.schedule, dtype)
 
     def module(self, path: str) -> nn.Module | None:
@@ -125,19 +123,19 @@ class StableDiffusion:
         return submodule(inner, path.removeprefix(TEXT))
 
     def load_adapter(self, name: str, source: str | Path | Adapter) -> Adapter:
-        """Read an adapter under a name, and change no weights. Raises InputError if it does not fit the model."""
+        """Load an adapter under a name, without merging it. Raises InputError if it does not fit the model."""
         adapter = source if isinstance(source, Adapter) else load_adapter(source)
         check_fits(adapter, self.module, str(name if isinstance(source, Adapter) else source))
         base = adapter.metadata.get("base")
         if isinstance(base, dict) and base.get("unet", self.unet.fingerprint) != self.unet.fingerprint:
-            warnings.warn(f"adapter {name}: was trained on another base ({base.get('name')}), its effect may differ")
+            warnings.warn(f"adapter {name}: was trained on another base ({base.get('name')}); its effect may differ")
         if name in self.weights:
             raise ValueError(f"adapter {name!r} is merged; call set_adapters without it before it is replaced")
         self.adapters[name] = adapter
         return adapter
 
     def remove_adapter(self, name: str) -> None:
-        """Forget an adapter; the others stay merged. Raises ValueError for a name that was not loaded."""
+        """Remove an adapter; the others stay merged. Raises ValueError for a name that is not loaded."""
         if name not in self.adapters:
             raise ValueError(f"adapter {name!r} is not loaded; loaded are {sorted(self.adapters)}")
         others = {other: weight for other, weight in self.weights.items() if other != name}
@@ -147,7 +145,7 @@ class StableDiffusion:
     def set_adapters(self, names: Sequence[str], weights: Sequence[Weight], rule: Rule = weighted_sum) -> None:
         """Merge: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight, always from the base.
 
-        A weight is a number, a function of the timestep (from 999 to 0), or a dict of either by block; `rule` is a function of
+        A weight is a number, a function of the timestep (999 to 0), or a dict of either by block; `rule` is a function of
         a layer's path and changes. set_adapters([], []) restores the base, bit for bit. Raises ValueError, and changes
         nothing, for a name that was not loaded, another number of weights than names, and a weight that cannot be applied.
         """
@@ -159,7 +157,7 @@ class StableDiffusion:
         self.merger.merge(self.adapters, dict(zip(names, weights)), rule, len(self.schedule) - 1)
 
     def merging(self, predict: NoisePrediction) -> NoisePrediction:
-        """Return a prediction that first merges the adapters for its timestep, if any weight depends on the timestep."""
+        """Return a prediction that first merges the adapters at its timestep, if a weight depends on the timestep."""
         if not any(varies(weight) for weight in self.weights.values()):
             return predict
 
@@ -170,7 +168,7 @@ class StableDiffusion:
         return merged
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return encoder_hidden_states (B, M, C) of prompts; a mixture's are the sum of its prompts' by their shares."""
+        """Return encoder_hidden_states (B, M, C) of prompts; a mixture is the sum of its prompts, weighted by their shares."""
         mixtures = [{prompt: 1.0} if isinstance(prompt, str) else prompt for prompt in prompts]
         hidden = encode_prompts(self.text_encoder, [prompt for mixture in mixtures for prompt in mixture])
         parts = hidden.split([len(mixture) for mixture in mixtures])
@@ -182,8 +180,8 @@ class StableDiffusion:
     ) -> NoisePrediction:  # fmt: skip
         """Return the guided noise prediction for these prompts, as a function of latents (B, C, h, w) and timesteps (B,).
 
-        There is one negative prompt for all, or one for each; any other number raises ValueError. `condition` is an inpainting
-        model's. The prompts are encoded now; the prediction follows what is merged into the UNet when it is called.
+        There is one negative prompt for all, or one for each; any other number raises ValueError. `condition` is the result of
+        inpainting_condition(). The prompts are encoded now; the UNet has the weights that are merged when the prediction runs.
         """
         negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
         if len(negative) != len(prompts):
@@ -191,12 +189,12 @@ class StableDiffusion:
         cond = self.encode(prompts)  # (B, M, C)
         uncond = self.encode(negative) if sampling.guidance_scale > 1 else None
         low, high = sampling.guidance_interval or (0.0, math.inf)
-        contexts: dict[int, CachedContext] = {}  # guided() calls with the same two tensors at every step
+        contexts: dict[int, CachedContext] = {}  # guided() passes the same two tensors at every step
         version = self.merger.version
 
         def unet(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
             nonlocal version
-            if version != self.merger.version:  # keys and values of other weights
+            if version != self.merger.version:  # the cached keys and values belong to other weights
                 contexts.clear()
                 version = self.merger.version
             context = contexts.setdefault(id(encoder_hidden_states), CachedContext(encoder_hidden_states))
@@ -212,7 +210,7 @@ class StableDiffusion:
     def inpainting_condition(
         self, pixel_values: Tensor, mask: Tensor, latent_mask: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Return an inpainting model's further input (1, 5, h, w): the mask, and the latents of the masked picture.
+        """Return the additional channels (1, 5, h, w) of an inpainting model's input: the mask and the masked picture's latents.
 
         pixel_values (1, 3, H, W), mask (1, 1, H', W'), latent_mask (1, 1, h, w).
         """

@@ -32,10 +32,10 @@ def main() -> None:
     args = parse_args()
     if find_spec("gradio") is None:
         raise InputError('gradio, which serves the page, is not installed: pip install "lida-aging[app]"')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the folder would stay behind
-    with tempfile.TemporaryDirectory(prefix="lida-app-") as folder:  # of uploads and pictures
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so the folder is removed, too
+    with tempfile.TemporaryDirectory(prefix="lida-app-") as folder:  # for uploads and pictures
         os.environ["GRADIO_TEMP_DIR"] = folder
-        from ..diffusion import Sampling  # here, as what follows, so that --help comes at once
+        from ..diffusion import Sampling  # imported here, with what follows, so that --help is quick
         from .page import Painter, serve
 
         model = args.pretrained_model_name_or_path

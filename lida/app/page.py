@@ -1,4 +1,4 @@
-"""The page: a form, and the pictures that infer.py makes too from the same photograph."""
+"""The page: a form, and the same pictures that infer.py makes of a photograph."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -31,8 +31,8 @@ it is synthetic. Photographs are deleted after an hour, and when the page is sto
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Show what is wrong with the input in one line, without the server's folders. Raise other exceptions, which are bugs."""
+def shown_errors() -> Iterator[None]:
+    """Show errors of the input in one line, without the server's folders. Other exceptions, which are bugs, pass."""
     try:
         yield
     except Exception as error:
@@ -50,7 +50,7 @@ class Painter:
         self.adapters = {role: path for role, path in files.items() if path}
         self.sd = StableDiffusion.load(model, device="cuda" if torch.cuda.is_available() else "cpu")
         self.estimator = AgeEstimator(age_estimator)
-        self.merge({"age": 1.0, "identity": 1.0})  # a file that cannot be used is refused at the start
+        self.merge({"age": 1.0, "identity": 1.0})  # refuses a bad file at the start
 
     def open(self, path: str, face: int | str = "all", subject: str = "person") -> Photograph:
         """Open a photograph and find its faces, the largest first, or one by its number. Raises InputError for no face."""
@@ -60,7 +60,7 @@ class Painter:
         return Photograph(Path(name), image, masks, ages, with_article(subject), {name: file_hash(path)})
 
     def merge(self, weights: Mapping[str, float], uploaded: str | None = None) -> list[str]:
-        """Merge the adapters, with an uploaded one in the place of that of its role; return them as --adapter takes them."""
+        """Merge the adapters; an uploaded one replaces that of its role. Return them in the spelling of --adapter."""
         files = dict(self.adapters)
         if uploaded:
             files["age" if load_adapter(uploaded).metadata.get("role") == "age" else "identity"] = uploaded
@@ -72,9 +72,9 @@ class Painter:
         self.sd.set_adapters(list(names.values()), [weights[role] for role in names])
         return [f"{name}={weights[role]}" for role, name in names.items()]
 
-    @told()
+    @shown_errors()
     def look(self, path: str | None):
-        """Return the photograph with its faces outlined, and the choice among several."""
+        """Return the photograph with its faces outlined, and a choice if there are several."""
         if path is None:
             return None, gr.Radio(visible=False)
         photo = self.open(path)
@@ -84,9 +84,9 @@ class Painter:
         outlines = [(edge, name) for edge, (name, _) in zip(edges, choices)]
         return (small, outlines), gr.Radio(choices=choices, value=1, visible=len(choices) > 1)
 
-    @told()
+    @shown_errors()
     def paint(self, path, face, subject, age_weight, identity_weight, adapter, years, row, progress=gr.Progress()):
-        """Return the photograph before and after, a sheet, and the files, which `infer.py --reproduce` makes again."""
+        """Return the photograph before and after, a sheet, and the files, which `infer.py --reproduce` can reproduce."""
         if path is None or not 0 < len(subject.strip()) <= LONGEST_SUBJECT:
             raise InputError(f"give a photograph, and a subject of up to {LONGEST_SUBJECT} characters such as man or woman")
         progress(0, desc="leading the photograph up to the noise")
@@ -112,7 +112,7 @@ class Painter:
 
 
 def serve(painter: Painter, demo: tuple[str, str, str], **options) -> gr.Blocks:
-    """Serve the page from a thread, without a public link; `local_url` of what is returned is its address.
+    """Serve the page from a thread, without a public link, and return it; its address is `local_url`.
 
     `demo` has a photograph, an adapter and a subject to try. `options` are those of Gradio's launch().
     """

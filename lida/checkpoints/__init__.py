@@ -1,7 +1,7 @@
-"""Models of Stable Diffusion 1.5's kind: read from a folder, a single file or the Hugging Face hub, written to a folder.
+"""Read models of Stable Diffusion 1.5's kind from a folder, a single file or the Hugging Face hub; write them to a folder.
 
 `models` loads, `saving` writes, `configs` checks the JSON, `sources` finds and opens files, `single_file` has latent
-diffusion's names, `tokenizers` CLIP's vocabulary. Weights are read from safetensors only, so that nothing is unpickled.
+diffusion's names, `tokenizers` reads CLIP's tokenizer. Weights are read from safetensors only, so nothing is unpickled.
 """
 
 from .models import load_schedule, load_text_encoder, load_unet, load_vae

@@ -1,4 +1,4 @@
-"""The configs of a model's parts: JSON from outside, checked field by field before anything is built."""
+"""The configs of a model's parts: foreign JSON, checked field by field before anything is built."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,13 +48,13 @@ def read_config(kind: type[Config], path: Path) -> Config:
     if kind is NoiseScheduleConfig:
         sampler = raw.get("_class_name", "DDIMScheduler")
         if sampler == "DDIMScheduler" and "_class_name" in raw and "clip_sample" not in raw:
-            raise InputError(f"{path}: clip_sample is not given, which means true; SD1.5's is false: write that into the file")
-        own = kind.fixed.keys() if sampler in ("DDIMScheduler", "PNDMScheduler") else set()  # lida's samplers are like these two
+            raise InputError(f"{path}: clip_sample is missing, which means true; SD1.5's is false: add it to the file")
+        own = kind.fixed.keys() if sampler in ("DDIMScheduler", "PNDMScheduler") else set()  # lida's samplers equal these two
         defaults = {} if sampler == "DDIMScheduler" else {"set_alpha_to_one": False}
         values = defaults | {name: value for name, value in values.items() if name in PROCESS | own}
     for name, value in values.items():
         if isinstance(value, list) and not 0 < len(value) <= MOST_BLOCKS:
-            raise InputError(f"{path}: {name} has {len(value)} entries, 1 to {MOST_BLOCKS} are taken; fetch the file again")
+            raise InputError(f"{path}: {name} has {len(value)} entries, not 1 to {MOST_BLOCKS}; fetch the file again")
     for name in kind.fixed.keys() & values.keys():
         value, fixed = values.pop(name), kind.fixed[name]
         if value != fixed and not (value is None and fixed is False):  # old files say null for false
@@ -63,7 +63,7 @@ def read_config(kind: type[Config], path: Path) -> Config:
 
 
 def read_text_config(path: Path) -> TextConfig:
-    """Return the config of CLIP's text encoder from transformers' JSON. Fields that change nothing are left out."""
+    """Return the config of CLIP's text encoder from transformers' JSON. Fields that change nothing are ignored."""
     raw = read_object(path)
     if raw.get("model_type", "clip_text_model") != "clip_text_model":
         raise InputError(f"{path}: model_type is {SHORT.repr(raw['model_type'])}; SD1.5's text encoder is a clip_text_model")

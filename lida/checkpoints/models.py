@@ -1,7 +1,7 @@
-"""Models loaded from a folder in diffusers' layout, a single file in latent diffusion's, or the Hugging Face hub.
+"""Load models from a folder in diffusers' layout, a single file in latent diffusion's, or the Hugging Face hub.
 
-Weights are mapped from the file and put into a model that was never initialised. Where another dtype or device is asked for,
-each tensor is converted by itself.
+Weights are memory-mapped from the file and assigned to a model on the meta device, which is never initialised. For another dtype
+or device, each tensor is converted on its own.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ Device = str | torch.device
 
 
 def build(kind: Callable[[Any], nn.Module], config: Any, path: Path) -> Any:
-    """Return the model of a config on the meta device, where it takes no memory. Raises InputError for one that cannot be built."""
+    """Return the model of a config on the meta device, where it takes no memory. Raises InputError if it cannot be built."""
     with refusing(path), torch.device("meta"):
         return kind(config)
 
@@ -42,8 +42,8 @@ def build(kind: Callable[[Any], nn.Module], config: Any, path: Path) -> Any:
 def fill(model: Any, tensors: Tensors, names: dict[str, str], path: Path, dtype: torch.dtype, device: Device) -> None:
     """Load tensors strictly into a model on the meta device, freeze it, and set its `fingerprint`.
 
-    `names` maps the model's names to the file's. Raises InputError that names the file's tensors that are missing, unexpected,
-    misshapen or not finite.
+    `names` maps the model's names to the file's. Raises InputError that names the tensors that are missing, unexpected, misshapen
+    or not finite.
     """
     shapes = {names[name]: tensor.shape for name, tensor in model.state_dict().items()}
     check_shapes(tensors, shapes, path)
@@ -55,7 +55,7 @@ def fill(model: Any, tensors: Tensors, names: dict[str, str], path: Path, dtype:
 
 
 def check_shapes(tensors: Tensors, shapes: dict[str, torch.Size], path: Path) -> None:
-    """Raise InputError unless the tensors have these names and shapes, and are floating-point numbers.
+    """Raise InputError unless the tensors have exactly these names and shapes, and are floating-point.
 
     A 1x1 convolution over pixels is a linear layer: where a matrix is wanted, (M, N, 1, 1) passes too.
     """
@@ -104,7 +104,7 @@ def load_model(part: str, source: str | Path, dtype: torch.dtype, device: Device
 
 
 def load_unet(source: str | Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> UNet:
-    """Return the UNet of a model, frozen. An inpainting model's has 9 input channels.
+    """Return the UNet of a model, frozen. That of an inpainting model has 9 input channels.
 
     This and the other loaders take a folder in diffusers' layout, a single .safetensors file, or a model's id on the hub, and
     raise InputError that names the file and its fault.
@@ -113,7 +113,7 @@ def load_unet(source: str | Path, dtype: torch.dtype = torch.float32, device: De
 
 
 def load_vae(source: str | Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> VAE:
-    """Return the VAE of a model, frozen. Its attention may have the names of old files, as in SD1.5's own."""
+    """Return the VAE of a model, frozen. Its attention layers may have the names of old files, as in SD1.5's own."""
     return load_model("vae", source, dtype, device)
 
 
@@ -140,7 +140,7 @@ def load_text_encoder(source: str | Path, dtype: torch.dtype = torch.float32, de
 
 
 def load_schedule(source: str | Path) -> NoiseSchedule:
-    """Return the noise schedule of a model; a single file's is SD1.5's."""
+    """Return the noise schedule of a model. That of a single file is SD1.5's."""
     if is_single_file(source):
         return NoiseSchedule.from_config(ldm.SCHEDULE)
     path = local(source, "scheduler/*") / "scheduler" / "scheduler_config.json"

@@ -1,4 +1,4 @@
-"""Models written to a folder in diffusers' layout."""
+"""Write models to a folder in diffusers' layout."""
 
 import copy
 import os
@@ -41,20 +41,20 @@ def save_pipeline(
 ) -> None:
     """Write a whole model as diffusers' StableDiffusionPipeline would, its weights in `dtype`, into a new or an empty folder.
 
-    All files are written or none. Raises InputError for a folder that holds anything.
+    All files are written, or none. Raises InputError for a folder that is not empty.
     """
     with folder_written_whole(folder) as part:
+        save_schedule(schedule, part)  # first: a schedule made from betas cannot be saved
         save_model(unet, part / "unet", dtype)
         save_model(vae, part / "vae", dtype)
         save_text_encoder(text_encoder, part, dtype)
-        save_schedule(schedule, part)
 
 
 def save_model(model: UNet | VAE, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a UNet or a VAE as diffusers would: folder/config.json and the weights in `dtype`.
 
-    This and the other functions for one part replace files of the same names, each whole. They raise InputError for weights that
-    are not finite in `dtype`.
+    This and the other functions for one part replace files of the same names. They raise InputError for weights that are not
+    finite in `dtype`.
     """
     config = {"_class_name": "UNet2DConditionModel", **model.config.fixed, **asdict(model.config)}
     if isinstance(model, VAE):
@@ -81,21 +81,21 @@ def save_text_encoder(text_encoder: TextEncoder, folder: str | Path, dtype: torc
 
 
 def save_schedule(schedule: NoiseSchedule, folder: str | Path) -> None:
-    """Write folder/scheduler as diffusers' DDIMScheduler would, and folder/model_index.json, which makes it a pipeline's.
+    """Write folder/scheduler as diffusers' DDIMScheduler would, and folder/model_index.json, which makes it a pipeline.
 
-    Raises ValueError for a schedule that was made of betas, which that format cannot describe.
+    Raises ValueError for a schedule made from betas, which this format cannot describe.
     """
     if schedule.config is None:
-        raise ValueError("a schedule made of betas has no config that could be saved; make it with NoiseSchedule.from_config")
+        raise ValueError("a schedule made from betas has no scheduler_config.json; save the other parts by themselves")
     config = {"_class_name": "DDIMScheduler", **schedule.config.fixed, **asdict(schedule.config)}
     write_json(output_folder(Path(folder, "scheduler")) / "scheduler_config.json", config)
     write_json(Path(folder, "model_index.json"), INDEX)
 
 
 def converted(model: nn.Module, dtype: torch.dtype, name: str) -> dict[str, Tensor]:
-    """Return the model's tensors in `dtype`. Raises InputError that names the first one that is not finite then."""
+    """Return the model's tensors in `dtype`. Raises InputError that names the first tensor that is not finite in it."""
     if dtype not in FLOATS:
-        raise ValueError(f"{dtype} is no type of floating-point numbers; give one such as torch.float16")
+        raise ValueError(f"{dtype} is not a floating-point dtype; give one such as torch.float16")
     tensors = {key: tensor.detach().to("cpu", dtype) for key, tensor in model.state_dict().items()}
     check_finite(tensors, name, "save the model in float32, or train it again")
     return tensors

@@ -1,6 +1,6 @@
-"""Single-file checkpoints: the names that latent diffusion (Rombach et al. 2022) gave the modules.
+"""Single-file checkpoints, with the module names of latent diffusion (Rombach et al. 2022).
 
-Model sites offer Stable Diffusion 1.5 as one .safetensors file in that layout. It has no config: it is SD1.5's.
+Model sites offer Stable Diffusion 1.5 as one .safetensors file in this layout. It has no config, so SD1.5's is used.
 """
 
 import re
@@ -27,7 +27,7 @@ CONFIGS: dict[str, Any] = {
     "text_encoder": TextConfig(hidden_size=768, intermediate_size=3072, projection_dim=768, num_attention_heads=12),
 }
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model.transformer."}
-# The averaged copy of the weights, the tables of the schedule, which is SD1.5's, and CLIP's weights for comparing images
+# Not read: the averaged weights, the tables of the schedule, which is SD1.5's, and CLIP's weights for comparing images
 IGNORED = re.compile(
     r"model_ema\..+|cond_stage_model\.(logit_scale|text_projection)|scale_factor|logvar|lvlb_weights|betas"
     r"|(sqrt_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod"
@@ -42,7 +42,7 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 
 def read_part(path: Path, part: str) -> tuple[dict[str, Tensor], Any]:
-    """Return a part's tensors under latent diffusion's names, and its config. Raises InputError for what belongs to no part."""
+    """Return a part's tensors under latent diffusion's names, and its config. Raises InputError for tensors of no part."""
     tensors, config = read_tensors(path), CONFIGS[part]
     unknown = [n for n in tensors if not n.startswith(tuple(PREFIXES.values())) and not IGNORED.fullmatch(n)]
     if unknown:
@@ -55,7 +55,7 @@ def read_part(path: Path, part: str) -> tuple[dict[str, Tensor], Any]:
 
 
 def unet_blocks(config: UNetConfig) -> dict[str, str]:
-    """Map our path to theirs for each block of the UNet. They number all blocks in one row, samplers included."""
+    """Map our path to theirs for each block of the UNet. They number all blocks in one sequence, samplers included."""
     names = {
         "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
         "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
@@ -68,14 +68,14 @@ def unet_blocks(config: UNetConfig) -> dict[str, str]:
             for kind, place in (("resnets", 0), ("attentions", 1)):
                 names[f"down_blocks.{i}.{kind}.{layer}"] = f"input_blocks.{number + 1}.{place}"
                 names[f"up_blocks.{i}.{kind}.{layer}"] = f"output_blocks.{number}.{place}"
-        place = 2 if config.up_block_types[i].startswith("CrossAttn") else 1  # after the attention, where there is one
+        place = 2 if config.up_block_types[i].startswith("CrossAttn") else 1  # after the attention, if there is any
         names[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{number + 1}.0.op"
         names[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{number}.{place}.conv"
     return names
 
 
 def vae_blocks(config: VAEConfig) -> dict[str, str]:
-    """Map our path to theirs for each block of the VAE. They number the decoder's resolutions from the highest to the lowest."""
+    """Map our path to theirs for each block of the VAE. They number the decoder's resolutions from high to low."""
     names = {name: name for name in ("quant_conv", "post_quant_conv")}
     count = len(config.block_out_channels)
     for half, way, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):

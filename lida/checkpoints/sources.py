@@ -1,4 +1,4 @@
-"""Where the files of a model are: in a folder, in one file, in the Hugging Face hub's cache. Safetensors only."""
+"""Find the files of a model: in a folder, in one file, or in the Hugging Face hub's cache. Safetensors only."""
 
 import os
 import re
@@ -10,9 +10,9 @@ from ..doors.json import as_object, read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS = "model.safetensors"
-VARIANTS = ("", ".fp16", ".non_ema")  # what may stand before .safetensors; the first that exists is taken
+VARIANTS = ("", ".fp16", ".non_ema")  # before .safetensors; the first file that exists is used
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-UNPICKLE = "take its .safetensors, or convert it on a machine where it can do no harm"
+UNPICKLE = "use its .safetensors, or convert it on a machine where it can do no harm"
 PARTS = "a model folder has unet/ vae/ text_encoder/ tokenizer/ scheduler/"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MOVED = {  # ids that the hub no longer has
@@ -21,16 +21,16 @@ MOVED = {  # ids that the hub no longer has
 
 
 def read_object(path: Path) -> dict:
-    """Return the object in a JSON file of a model. Raises InputError for a file that is absent, broken or holds another value."""
+    """Return the object of a model's JSON file. Raises InputError if the file is absent, broken or holds another value."""
     if not os.path.lexists(path):
         raise InputError(f"{path}: no such file; {PARTS}")
     return as_object(read_json(path), path)
 
 
 def local(source: str | Path, *patterns: str) -> Path:
-    """Return the file or folder of a source. Of a hub id, fetch the files that match the patterns; return the cache's folder.
+    """Return the local file or folder of a source. For a hub id, fetch the files that match the patterns into the hub's cache.
 
-    Raises InputError if it cannot be found or fetched, and for pickled weights.
+    Raises InputError if the source cannot be found or fetched, and for pickled weights.
     """
     path, name = Path(source), str(source)
     if path.suffix in PICKLED:
@@ -40,19 +40,19 @@ def local(source: str | Path, *patterns: str) -> Path:
     if os.path.lexists(path) or not HUB_ID.fullmatch(name):
         raise InputError(f"{name}: no such folder or file; give a model in diffusers' layout, a .safetensors file or a hub id")
     if name in MOVED:
-        warnings.warn(f"{source} is gone from the hub; taking {MOVED[name]}, the same files", stacklevel=2)
+        warnings.warn(f"{source} is gone from the hub; using {MOVED[name]}, the same files", stacklevel=2)
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(MOVED.get(name, name), allow_patterns=list(patterns)))
-    except Exception as error:  # of the hub, of the network's library, of the disk
+    except Exception as error:  # from the hub, the network or the disk
         reason = one_line(error)[:200] or type(error).__name__
         cure = "check the id and the network"
-        raise InputError(f"{source}: no such folder, and the hub does not give it ({reason}); {cure}") from None
+        raise InputError(f"{source}: no such folder, and the hub does not provide it ({reason}); {cure}") from None
 
 
 def weights_file(source: str | Path, part: str, name: str = WEIGHTS) -> Path:
-    """Return the weights of a part in a folder or on the hub: the full file, else its .fp16 or .non_ema variant."""
+    """Return the weights file of a part, in a folder or on the hub: the full file, else its .fp16 or .non_ema variant."""
     candidates = [name.replace(".safetensors", f"{variant}.safetensors") for variant in VARIANTS]
     for candidate in candidates:
         folder = local(source, f"{part}/config.json", f"{part}/{candidate}") / part
@@ -66,4 +66,4 @@ def weights_file(source: str | Path, part: str, name: str = WEIGHTS) -> Path:
 
 def is_single_file(source: str | Path) -> bool:
     """Return whether the source is one file that holds all parts. Raises InputError for a pickle."""
-    return os.path.isfile(source) and local(source).is_file()  # an id of the hub is never a file
+    return os.path.isfile(source) and local(source).is_file()  # a hub id is never a file

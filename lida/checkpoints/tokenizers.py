@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, from a model's folder or the hub."""
+"""Load CLIP's tokenizer from a model's folder or the hub."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", 
 
 
 def load_tokenizer(source: str | Path) -> tuple[CLIPTokenizer, Path]:
-    """Return a model's tokenizer, and the folder that it was read from: of a single file, tokenizer/ beside it, or CLIP's own."""
+    """Return a model's tokenizer and the folder it was read from; for a single file, tokenizer/ beside it, or CLIP's own."""
     single = is_single_file(source)
     path = Path(source).parent / "tokenizer" if single else local(source, "tokenizer/*") / "tokenizer"
     if single and not path.is_dir():
@@ -36,13 +36,13 @@ def load_tokenizer(source: str | Path) -> tuple[CLIPTokenizer, Path]:
 
 
 def check_tokenizer(tokenizer: CLIPTokenizer, path: Path, vocab_size: int, length: int) -> None:
-    """Raise InputError unless each token has a row among the encoder's `vocab_size`, and prompts are filled up to `length`."""
+    """Raise InputError unless each token has one of the encoder's `vocab_size` rows, and prompts are padded to `length`."""
     last = max(tokenizer.get_vocab().values(), default=-1)
     if last >= vocab_size:
-        raise InputError(f"{path}: has token {last}, the encoder's last is {vocab_size - 1}; they are not of one model")
+        raise InputError(f"{path}: has token {last}, the encoder's last is {vocab_size - 1}; they belong to different models")
     try:
         ids = tokenizer("a", padding="max_length", truncation=True, max_length=length).input_ids
     except Exception as error:
         raise InputError(f"{path}: cannot tokenize a prompt ({one_line(error)}); fetch the folder again") from None
     if len(ids) != length or None in ids:
-        raise InputError(f"{path}: makes {len(ids)} tokens of a prompt, not {length}; fetch the folder again")
+        raise InputError(f"{path}: pads a prompt to {len(ids)} tokens, not {length}; fetch the folder again")

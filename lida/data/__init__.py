@@ -1,4 +1,4 @@
-"""Data for training: folders of captioned pictures and their checks, All-Age-Faces, albums of one person.
+"""Training data: folders of captioned pictures and their checks, All-Age-Faces, albums of one person.
 
 `aaf` and `album` are commands: `python -m lida.data.aaf` and `python -m lida.data.album`.
 """

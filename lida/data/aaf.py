@@ -29,13 +29,13 @@ from .folder import CAPTIONING, MASKS, METADATA, read_examples
 from .overview import write_overview
 
 NAME = re.compile(r"([0-9]{5})A([0-9]{2})\.jpg")
-LONGEST = 100_000  # characters read of a file of landmarks
+LONGEST = 100_000  # characters that are read of a file of landmarks
 CONTEXT = 1.2  # side of a square, in lengths of the face's mask, as age_face cuts it
 
 
 @dataclass(frozen=True)
 class AgedFace:
-    """One photograph of the dataset."""
+    """One photograph of the dataset: its path, serial number, age and gender."""
 
     path: Path
     serial: int
@@ -44,14 +44,14 @@ class AgedFace:
 
     @property
     def held_out(self) -> bool:
-        """Whether the face is one of the tenth that is only measured on, never trained on."""
+        """Return whether the face belongs to the tenth that is for measuring only, never for training."""
         return self.serial % 10 == 9
 
 
 def read_faces(folder: str | Path, split: str = "all", ages: Sequence[int] = (0, 99)) -> list[AgedFace]:
     """Return the faces of a split ("train", "held_out" or "all") and of `ages` (both included), by serial number.
 
-    Raises InputError for a broken download, and where no face is left.
+    Raises InputError for a broken download, and if no face remains.
     """
     folder = Path(folder)
     images, faces = folder / "original images", []
@@ -64,7 +64,7 @@ def read_faces(folder: str | Path, split: str = "all", ages: Sequence[int] = (0,
         if path.is_symlink() or not path.is_file():
             raise InputError(f"{path}: is a link or no regular file; put the photograph itself there")
         if path.name not in genders:
-            raise InputError(f"{path}: its gender stands in neither train.txt nor val.txt of 'image sets'; move it elsewhere")
+            raise InputError(f"{path}: its gender is in neither train.txt nor val.txt of 'image sets'; move it elsewhere")
         faces.append(AgedFace(path, int(path.name[:5]), int(path.name[6:8]), genders[path.name]))
     faces = [face for face in faces if split == "all" or face.held_out == (split == "held_out")]
     faces = [face for face in faces if ages[0] <= face.age <= ages[1]]
@@ -74,7 +74,7 @@ def read_faces(folder: str | Path, split: str = "all", ages: Sequence[int] = (0,
 
 
 def read_genders(path: Path) -> dict[str, bool]:
-    """Return, by file name, whether the face is a man's."""
+    """Return whether the face is a man's, by file name."""
     genders: dict[str, bool] = {}
     for number, line in enumerate(regular_file(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         words = line.split()
@@ -92,7 +92,7 @@ def read_landmarks(folder: str | Path, face: AgedFace) -> np.ndarray:
             landmarks = np.array([line.split() for line in file.read(LONGEST).splitlines() if line.strip()], dtype=float)
         face_frame(landmarks)
         if len(landmarks) != 49 or not np.abs(landmarks).max() < 1e5:  # false for NaN
-            raise ValueError("they are not 49 places in a picture")
+            raise ValueError("they are not 49 points in a picture")
     except ValueError as error:
         raise InputError(f"{path}: not readable as landmarks ({error}); download the dataset again") from None
     return landmarks
@@ -105,10 +105,10 @@ def write_dataset(
     landmarks: str | Path | None = None,
     resolution: int | None = None,
 ) -> None:
-    """Write a new folder with the faces, their captions, and where `landmarks`, the dataset's folder, is given, their masks.
+    """Write a new folder with the faces and their captions, and if `landmarks`, the dataset's folder, is given, their masks.
 
-    The pictures are the dataset's own files, hard-linked where the disk allows it, copied elsewhere; or for a `resolution`
-    squares of that side about the face, which need the landmarks. Raises InputError for a folder that is not empty.
+    The pictures are hard links to the dataset's files, or copies on another disk. With a `resolution` they are squares of that
+    side about the face, which needs the landmarks. Raises InputError for a folder that is not empty.
     """
     captioning = replace(captioning, ages=(min(face.age for face in faces), max(face.age for face in faces)))
     with folder_written_whole(folder) as part, ThreadPoolExecutor() as pool:
@@ -120,13 +120,13 @@ def write_dataset(
 
 
 def write_face(folder: Path, captioning: Captioning, landmarks: str | Path | None, resolution: int | None, face: AgedFace) -> str:
-    """Write the picture and the mask of a face, as write_dataset() says; returns its line of metadata."""
+    """Write the picture and the mask of a face, as write_dataset() says; return its line of metadata."""
     target = folder / face.path.name
     if landmarks is not None:
         image, points = open_image(face.path), read_landmarks(landmarks, face)
         mask = mask_from_landmarks(points, image.size)
         if mask.getbbox() is None:
-            raise InputError(f"{face.path}: its landmarks lie outside of the picture; download the dataset again")
+            raise InputError(f"{face.path}: its landmarks lie outside the picture; download the dataset again")
         if resolution:
             box = square_about(mask, CONTEXT)
             save_image(cut(image, box, resolution), target, quality=95, subsampling=0)
@@ -156,12 +156,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     help = f"write old man and old woman from this age on (default: {OLD}; 0: never)"
     add("--old", type=age, default=OLD, metavar="AGE", help=help)
     # Which faces
-    help = "train leaves out the serial numbers ending in 9, a tenth that is only measured on; held_out is that tenth"
+    help = "train leaves out the serial numbers ending in 9, a tenth that is for measuring only; held_out is that tenth"
     add("--split", choices=("train", "held_out", "all"), default="train", help=f"{help} (default: train)")
     add("--ages", type=age, nargs=2, default=(0, 99), metavar=("LOW", "HIGH"), help="both included (default: all)")
     # Pictures
-    add("--no_masks", action="store_true", help="draw no masks of the faces; they need the folder 'key points'")
-    add("--crop", choices=("face",), help="squares about the faces instead of whole pictures; needs --resolution")
+    add("--no_masks", action="store_true", help="write no masks of the faces, which need the folder 'key points'")
+    add("--crop", choices=("face",), help="write squares about the faces instead of whole pictures; needs --resolution")
     add("--resolution", type=whole(8, 8192), help="the squares' side in pixels")
     args = parser.parse_args(argv)
     if (args.crop is None) != (args.resolution is None):

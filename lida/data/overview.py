@@ -1,4 +1,4 @@
-"""A dataset at a glance: a sheet of its pictures."""
+"""A contact sheet of a dataset."""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ COUNT, SIDE = 60, 150  # pictures on a sheet, and the longer side of each in pix
 
 
 def write_overview(examples: Sequence[Example], folder: Path) -> Path:
-    """Write <folder>-sheet.png, beside the folder, of at most COUNT pictures evenly spread over it. Returns its path.
+    """Write <folder>-sheet.png beside the folder, with at most COUNT of its pictures, evenly spread. Return its path.
 
-    Each picture has its mask's outline, and stands above its age, where that is recorded, and its caption.
+    Each picture has its mask's outline, and below it its age, if recorded, and its caption.
     """
     path = folder.resolve().with_name(f"{folder.resolve().name}-sheet.png")
     chosen = [examples[i] for i in np.linspace(0, len(examples) - 1, min(COUNT, len(examples))).round().astype(int)]
@@ -29,7 +29,7 @@ def write_overview(examples: Sequence[Example], folder: Path) -> Path:
 
 
 def outlined(example: Example) -> Image.Image:
-    """Return the picture, at most SIDE pixels long, with its mask's outline in green."""
+    """Return the picture, at most SIDE pixels long, with the outline of its mask in green."""
     image = open_image(example.path)
     mask = open_mask(example.mask, image.size) if example.mask else None
     image.thumbnail((SIDE, SIDE))

@@ -1,4 +1,4 @@
-"""Blending: after each step, the photograph's latents are put back where the photograph stays."""
+"""Blending: after each step, the photograph's latents are put back outside the mask."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from .schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Blend:
-    """The photograph's latents, and the mask that says where, and until when, they are put back.
+    """The photograph's latents, and a mask that says where, and until which step, they are put back.
 
-    `mask` (B or 1, 1, h, w) is 1 where the image is painted from the first step on and 0 where the photograph stays. A grey
-    value g is painted once the share g of the steps is left (Levin & Fried 2023, algorithm 1). The photograph at timestep t is
-    `init_latents` with `noise` (B, C, h, w), or `trajectory[t]` if it was inverted.
+    `mask` (B or 1, 1, h, w) is 1 where the image is painted from the first step on, and 0 where the photograph stays. Where it
+    has a grey value g, painting starts when the share g of the steps is left (Levin & Fried 2023, algorithm 1). The photograph
+    at timestep t is `init_latents` with `noise` (B, C, h, w), or `trajectory[t]` if it was inverted.
     """
 
     mask: Tensor
@@ -23,7 +23,7 @@ class Blend:
     trajectory: dict[int, Tensor] | None = None
 
     def __call__(self, schedule: NoiseSchedule, latents: Tensor, t: int, steps_left: float) -> Tensor:
-        """Put the photograph, noised to t, back where it stays (Avrahami et al. 2022, algorithm 1).
+        """Return the latents with the photograph, noised to t, where it stays (Avrahami et al. 2022, algorithm 1).
 
         At t < 0, after the last step, the photograph is clean. `steps_left` is the share of the steps to come.
         """
@@ -31,12 +31,12 @@ class Blend:
         if self.trajectory is not None:
             photograph = self.trajectory[t]
         elif t >= 0:
-            assert self.noise is not None  # given where there is no trajectory
+            assert self.noise is not None  # without a trajectory there is noise
             photograph = schedule.add_noise(photograph, self.noise, torch.tensor(t))
         return torch.where(self.mask > steps_left, latents, photograph)
 
     def for_row(self, strength_fractions: Tensor) -> "Blend":
-        """Repeat the photograph for N paintings, each free for its fraction (N,) of the steps only: a batch of N B."""
+        """Return the blend of N paintings in one batch of N B. Each is painted only in its last fraction (N,) of the steps."""
         n, count = len(strength_fractions), len(self.init_latents)
         fractions = strength_fractions.to(self.mask).repeat_interleave(count).reshape(-1, 1, 1, 1)
 

@@ -19,8 +19,8 @@ def guided(
     """Return eps_u + g (eps_c - eps_u) as a function of latents (B, C, h, w) and timesteps (B,).
 
     `cond` and `uncond` are the encoded prompts (B, M, C_text). Both go through the network as one batch, the unconditional
-    first. At g <= 1, and at timesteps where it does not act (Kynkaanniemi et al. 2024), the prediction is the conditional
-    alone, for half the cost; `uncond` may then be None. `rescale` mixes in the prediction with the conditional's deviation.
+    first. At g <= 1, and at timesteps where guidance does not act (Kynkaanniemi et al. 2024), the result is the conditional
+    prediction alone, at half the cost; at g <= 1 `uncond` may be None. `rescale` is the share that rescaled() rescales.
     """
     both = None
     if not guidance_scale <= 1:
@@ -38,7 +38,7 @@ def guided(
 
 
 def rescaled(eps: Tensor, eps_c: Tensor, share: float) -> Tensor:
-    """Bring a share of the guided prediction back to the conditional's deviation (Lin et al. 2024, equations 15 and 16)."""
+    """Return eps, a share of it rescaled to the standard deviation of eps_c (Lin et al. 2024, equations 15 and 16)."""
     dims = tuple(range(1, eps.ndim))
     same_deviation = eps * (eps_c.std(dims, keepdim=True) / eps.std(dims, keepdim=True))
     return share * same_deviation + (1 - share) * eps

@@ -1,4 +1,4 @@
-"""Inversion: from a photograph's latents to the noise from which a sampler returns to them."""
+"""Inversion: find the noise from which a sampler returns to a photograph's latents."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,16 +14,16 @@ Trajectory = dict[int, Tensor]  # t -> latents at that timestep; -1 is the clean
 
 
 def ddim_inverse_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t_prev: int, t: int) -> Tensor:
-    """x_{t_prev} -> x_t: DDIM's deterministic step walked backwards (Dhariwal & Nichol 2021, appendix F)."""
+    """Return x_t from x_{t_prev}: DDIM's deterministic step taken backwards (Dhariwal & Nichol 2021, appendix F)."""
     abar_prev, abar = schedule.alpha_cumprod(t_prev), schedule.alpha_cumprod(t)
     x0 = (latents - (1 - abar_prev).sqrt() * noise_pred) / abar_prev.sqrt()
     return abar.sqrt() * x0 + (1 - abar).sqrt() * noise_pred
 
 
 def ddim_invert(predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, timesteps: Steps) -> Trajectory:
-    """Walk the steps backwards from `latents` (B, C, h, w); return the latents at each t.
+    """Take DDIM's steps backwards from `latents` (B, C, h, w); return the latents at each t.
 
-    No noise is drawn, so that an image sampled from there differs from the photograph by its prompt alone.
+    No noise is drawn, so an image sampled from there differs from the photograph by its prompt alone.
     """
     trajectory = {-1: latents}
     for t, t_prev in reversed(timesteps):
@@ -35,10 +35,10 @@ def ddim_invert(predict: NoisePrediction, schedule: NoiseSchedule, latents: Tens
 def ddpm_invert(
     predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, timesteps: Steps, generator: Generator | None = None
 ) -> tuple[Trajectory, Trajectory]:
-    """Edit-friendly inversion (Huberman-Spiegelglas et al. 2024, algorithm 1): the latents x_t, and each step's noise.
+    """Return the latents x_t and each step's noise, by edit-friendly inversion (Huberman-Spiegelglas et al. 2024, algorithm 1).
 
-    Each x_t is the image with newly drawn noise, so that the steps between them hold more of the image than a sampler's do. The
-    noise at t is the difference of x_{t_prev} and the mean of DDIM's step of eta 1 from x_t; replay() adds it.
+    Each x_t is the image with noise of its own, so the steps between them carry more of the image than a sampler's do. The noise
+    at t is x_{t_prev} minus the mean of DDIM's step with eta 1 from x_t; replay() adds it.
     """
     trajectory = {-1: latents}
     for t, _ in reversed(timesteps):

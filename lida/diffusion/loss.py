@@ -22,9 +22,9 @@ def noise_prediction_loss(
     """Compute the mean of || eps - eps_theta(x_t, t, c) ||^2 (Ho et al. 2020, equation 14).
 
     latents (B, C, h, w), encoder_hidden_states (B, M, C_text); noise like latents and timesteps (B,) are drawn unless given.
-    `snr_gamma` weighs a sample by min(snr, gamma) / snr, so that nearly clean ones count less (Hang et al. 2023, section 3.4).
-    `pixel_weights` (B, 1, h, w) weigh the positions of a picture. A `teacher`'s prediction takes the place of eps and holds
-    the model to what the teacher does (Qi et al. 2025, extrapolation regularisation).
+    `snr_gamma` weighs a sample by min(snr, gamma) / snr, so nearly clean ones count less (Hang et al. 2023, section 3.4).
+    `pixel_weights` (B, 1, h, w) weigh the positions of a picture. The prediction of a `teacher` replaces eps as the target (Qi
+    et al. 2025, extrapolation regularisation).
     """
     noise = torch.randn_like(latents) if noise is None else noise
     if timesteps is None:
@@ -45,7 +45,7 @@ def noise_prediction_loss(
 
 
 def mask_weights(mask: Tensor, unmasked_weight: float = 0.0, normalise: bool = False) -> Tensor:
-    """Turn a mask (B, 1, h, w) into pixel weights: 1 where it is white, `unmasked_weight` where it is black.
+    """Return pixel weights like a mask (B, 1, h, w): 1 where it is white, `unmasked_weight` where it is black.
 
     Normalised weights have mean 1 in each picture, so that a small face counts as much as a large one.
     """

@@ -1,4 +1,4 @@
-"""Samplers: step rules as pure functions of tensors, and the loop that walks them from noise to an image."""
+"""Samplers: step rules as pure functions of tensors, and the loop that applies them from noise to an image."""
 
 import inspect
 import math
@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from .blending import Blend
-from .schedule import NoiseSchedule, randn_like, walked
+from .schedule import NoiseSchedule, randn_like, step_pairs
 
 History = tuple[int, Tensor]  # the last step's t and estimate of x_0
 
@@ -24,9 +24,9 @@ def ddim_step(
     generator: Generator | None = None,
     repeats: int = 1,
 ) -> Tensor:
-    """x_t -> x_{t_prev}: deterministic at eta 0, DDPM's ancestral step at eta 1 (Song et al. 2021, equations 12 and 16).
+    """Return x_{t_prev}: deterministic at eta 0, DDPM's ancestral step at eta 1 (Song et al. 2021, equations 12 and 16).
 
-    The `repeats` parts of the batch share the noise that is drawn.
+    The batch consists of `repeats` parts, which share the drawn noise.
     """
     mean, sigma = ddim_mean(schedule, latents, noise_pred, t, t_prev, eta)
     if eta == 0:
@@ -38,7 +38,7 @@ def ddim_step(
 def ddim_mean(
     schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int, eta: float
 ) -> tuple[Tensor, Tensor | float]:
-    """Return the mean of ddim_step's x_{t_prev}, and its deviation sigma."""
+    """Return the mean of ddim_step's x_{t_prev}, and its standard deviation sigma."""
     abar, abar_prev = schedule.alpha_cumprod(t), schedule.alpha_cumprod(t_prev)
     x0 = (latents - (1 - abar).sqrt() * noise_pred) / abar.sqrt()  # equation 9
     sigma = eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).sqrt() if eta else 0.0  # equation 16
@@ -46,9 +46,9 @@ def ddim_mean(
 
 
 def euler_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int) -> Tensor:
-    """x_t -> x_{t_prev} by Euler's rule on dx/dsigma = eps in x / sqrt(abar) (Karras et al. 2022, algorithm 1 without noise).
+    """Return x_{t_prev} by Euler's rule on dx/dsigma = eps in x / sqrt(abar) (Karras et al. 2022, algorithm 1 without noise).
 
-    It is DDIM at eta 0 (Song et al. 2021, equation 14), except that the last step goes to no noise at all.
+    It is DDIM at eta 0 (Song et al. 2021, equation 14), except that the last step goes to sigma 0.
     """
     abar, sigma, sigma_prev = schedule.alpha_cumprod(t), schedule.sigma(t), schedule.sigma(t_prev)
     scaled = latents / abar.sqrt() + (sigma_prev - sigma) * noise_pred
@@ -58,16 +58,16 @@ def euler_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: 
 def dpmpp_2m_step(
     schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int, history: History | None = None
 ) -> tuple[Tensor, History]:
-    """x_t -> x_{t_prev} by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), and the history for the next step.
+    """Return x_{t_prev} by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), and the history for the next step.
 
-    The first step, which has no history, and the last, which goes to no noise at all, are of first order.
+    The first step, without history, and the last, to sigma 0, are of first order.
     """
     sigma, sigma_prev = schedule.sigma(t), schedule.sigma(t_prev)
     alpha, alpha_prev = (1 + sigma**2).rsqrt(), (1 + sigma_prev**2).rsqrt()
     x0 = latents / alpha - sigma * noise_pred  # x_0 = (x - sigma_t eps) / alpha_t, with sigma_t = sigma alpha_t
     if t_prev < 0:
         return x0, (t, x0)
-    h = sigma.log() - sigma_prev.log()  # of lambda = log(alpha_t / sigma_t)
+    h = sigma.log() - sigma_prev.log()  # the step of lambda = log(alpha_t / sigma_t)
     estimate = x0
     if history is not None:
         t_last, x0_last = history
@@ -78,7 +78,7 @@ def dpmpp_2m_step(
 
 
 # A step rule takes (schedule, latents, noise_pred, t, t_prev) and returns the latents at t_prev. A multistep rule also takes
-# `history`, None at first, and returns it beside the latents.
+# `history`, None at the first step, and returns (latents, history).
 StepRule = Callable[..., Tensor | tuple[Tensor, object]]
 SCHEDULERS: dict[str, StepRule] = {"ddim": ddim_step, "dpmpp_2m": dpmpp_2m_step, "euler": euler_step}
 
@@ -87,9 +87,9 @@ SCHEDULERS: dict[str, StepRule] = {"ddim": ddim_step, "dpmpp_2m": dpmpp_2m_step,
 class Sampling:
     """How noise becomes an image: the sampler, its steps, and guidance.
 
-    `scheduler` is a name in SCHEDULERS or a step rule. `guidance_interval` has the noise levels sigma (low, high) between
-    which guidance acts. `eta` is DDIM's noise: 0 draws none, 1 as much as DDPM. `timesteps` are the t to visit, from noisy to
-    clean, instead of `num_inference_steps` of them. Raises ValueError for a value out of range.
+    `scheduler` is a name in SCHEDULERS or a step rule. Guidance acts between the noise levels sigma (low, high) of
+    `guidance_interval`. `eta` is DDIM's noise: 0 draws none, 1 as much as DDPM. `timesteps`, from noisy to clean, replace the
+    evenly spaced `num_inference_steps`. Raises ValueError for a value out of range.
     """
 
     num_inference_steps: int = 50
@@ -115,7 +115,7 @@ class Sampling:
             raise ValueError(f"guidance_interval must be two noise levels, the lower first, not {self.guidance_interval}")
 
     def steps(self, schedule: NoiseSchedule, strength: float = 1.0) -> list[tuple[int, int]]:
-        """Return the pairs (t, t_prev) to walk; see NoiseSchedule.timesteps."""
+        """Return the pairs (t, t_prev) of a run; see NoiseSchedule.timesteps."""
         if self.timesteps is None:
             return schedule.timesteps(self.num_inference_steps, strength)
         chosen = list(self.timesteps)
@@ -123,7 +123,7 @@ class Sampling:
         falling = chosen == sorted(set(chosen), reverse=True)
         if not whole or not falling or not chosen or not 0 <= chosen[-1] <= chosen[0] < len(schedule):
             raise ValueError(f"timesteps must fall from at most {len(schedule) - 1} to at least 0, not {chosen}")
-        return walked(chosen, strength)
+        return step_pairs(chosen, strength)
 
 
 def sample(
@@ -135,18 +135,18 @@ def sample(
     blend: Blend | None = None,
     callback: Callable[[int, int, Tensor], object] | None = None,
 ) -> Tensor:
-    """Walk the pairs (t, t_prev) from `latents` (B, C, h, w), noised to the first t, to clean latents.
+    """Apply the step rule to each pair (t, t_prev), from `latents` (B, C, h, w) at the first t to clean latents.
 
-    `predict` returns the noise in latents at timesteps (B,); guided() makes one. `step` is a step rule, as SCHEDULERS has them
-    by name. A blend puts the photograph back after each step. `callback(number, t, latents)` is called after each step.
-    `timesteps` may be an iterator that shows progress, if it has a length.
+    `predict` returns the noise in latents at timesteps (B,), as guided() makes it. `step` is a step rule, such as those of
+    SCHEDULERS. After each step, `blend` puts the photograph back and `callback(number, t, latents)` is called. `timesteps` may
+    be an iterator with a length, such as a progress bar.
     """
     multistep = "history" in inspect.signature(step).parameters
     history, count = None, len(timesteps)
     for number, (t, t_prev) in enumerate(timesteps):
         noise_pred = predict(latents, torch.full(latents.shape[:1], t, device=latents.device))
-        made = step(schedule, latents, noise_pred, t, t_prev, **({"history": history} if multistep else {}))
-        latents, history = made if isinstance(made, tuple) else (made, None)
+        result = step(schedule, latents, noise_pred, t, t_prev, **({"history": history} if multistep else {}))
+        latents, history = result if isinstance(result, tuple) else (result, None)
         if blend is not None:
             latents = blend(schedule, latents, t_prev, 1 - (number + 1) / count)
         if callback is not None:

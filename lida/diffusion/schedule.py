@@ -11,7 +11,7 @@ from ..doors.json import Range
 
 
 def randn_like(x: Tensor, generator: Generator | None = None) -> Tensor:
-    """Draw standard normal noise of x's shape, where the generator lives: a CPU seed means the same on every device."""
+    """Return standard normal noise like x, drawn on the generator's device: one CPU seed gives the same noise everywhere."""
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
 
@@ -35,10 +35,10 @@ class NoiseScheduleConfig:
 
 
 class NoiseSchedule:
-    """alpha-bar of DDPM's T steps, from its betas (T,), and the steps that a sampler of N of them visits.
+    """DDPM's noise schedule: alpha-bar of T timesteps, from betas (T,), and the timesteps that a sampler visits.
 
-    `final_alpha_cumprod` stands for alpha-bar past the last step, by default alpha-bar of the first timestep: SD1.5 never
-    quite reaches the clean image. Raises ValueError for numbers out of range.
+    `final_alpha_cumprod` is alpha-bar after a sampler's last step. By default it is that of the first timestep: SD1.5's samplers
+    never quite reach the clean image. Raises ValueError for numbers out of range.
     """
 
     def __init__(self, betas: Tensor, final_alpha_cumprod: float | None = None, steps_offset: int = 0):
@@ -47,10 +47,10 @@ class NoiseSchedule:
             raise ValueError("betas must be a vector of numbers between 0 and 1")
         self.alphas_cumprod = torch.cumprod(1 - betas.float(), dim=0)  # (T,)
         if not self.alphas_cumprod[-1] > 0:
-            raise ValueError("alpha-bar reaches 0: no noise prediction tells the image there; make the last betas smaller")
+            raise ValueError("alpha-bar reaches 0, where nothing of the image is left; make the last betas smaller")
         final = float(self.alphas_cumprod[0] if final_alpha_cumprod is None else final_alpha_cumprod)
         if not 0 < final <= 1 or steps_offset not in range(len(betas)):
-            raise ValueError(f"final_alpha_cumprod {final} is no share, or steps_offset {steps_offset} no timestep")
+            raise ValueError(f"final_alpha_cumprod must be above 0 and up to 1, steps_offset a timestep: {final}, {steps_offset}")
         self.final_alpha_cumprod = torch.tensor(final)
         self.steps_offset = steps_offset
         self.config: NoiseScheduleConfig | None = None
@@ -59,7 +59,7 @@ class NoiseSchedule:
     def from_config(cls, config: NoiseScheduleConfig) -> "NoiseSchedule":
         """Build the schedule of a scheduler_config.json."""
         T, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
-        if config.beta_schedule == "scaled_linear":  # linear in sqrt(beta): latent diffusion's
+        if config.beta_schedule == "scaled_linear":  # linear in sqrt(beta), as in latent diffusion
             betas = torch.linspace(start**0.5, end**0.5, T, dtype=torch.float32) ** 2
         elif config.beta_schedule == "linear":
             betas = torch.linspace(start, end, T, dtype=torch.float32)
@@ -73,11 +73,8 @@ class NoiseSchedule:
         """Return T, the number of training timesteps."""
         return len(self.alphas_cumprod)
 
-    def __repr__(self) -> str:
-        return f"NoiseSchedule(T={len(self)}, alphas_cumprod {self.alphas_cumprod[0]:.4f} to {self.alphas_cumprod[-1]:.4f})"
-
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, equation 4), for (B,) or () timesteps."""
+        """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, equation 4), for timesteps (B,) or ()."""
         abar = self.alphas_cumprod.to(latents.device, latents.dtype)[timesteps]
         abar = abar.reshape(-1, *[1] * (latents.ndim - 1))
         return abar.sqrt() * latents + (1 - abar).sqrt() * noise
@@ -91,22 +88,22 @@ class NoiseSchedule:
         return ((1 - self.alphas_cumprod[t]) / self.alphas_cumprod[t]).sqrt() if t >= 0 else torch.zeros(())
 
     def timesteps(self, num_inference_steps: int, strength: float = 1.0) -> list[tuple[int, int]]:
-        """Return the pairs (t, t_prev) to walk, from noisy to clean, spaced as diffusers' "leading"; the last t_prev is -1.
+        """Return the pairs (t, t_prev) of a run, from noisy to clean, spaced as diffusers' "leading"; the last t_prev is -1.
 
-        Raises ValueError if N steps do not fit into the schedule, and what walked() raises.
+        Raises ValueError if N steps do not fit into the schedule, or if the strength leaves no step.
         """
         T, N = len(self), num_inference_steps
         ratio = T // N if 0 < N <= T else 0
         if not ratio or (N - 1) * ratio + self.steps_offset >= T:
             raise ValueError(f"num_inference_steps must be between 1 and {T - 1}, not {N}")
-        return walked([k * ratio + self.steps_offset for k in reversed(range(N))], strength)
+        return step_pairs([k * ratio + self.steps_offset for k in reversed(range(N))], strength)
 
 
-def walked(timesteps: Sequence[int], strength: float) -> list[tuple[int, int]]:
+def step_pairs(timesteps: Sequence[int], strength: float) -> list[tuple[int, int]]:
     """Return the pairs (t, t_prev) of falling timesteps; the last t_prev is -1.
 
-    A strength below 1 leaves out the first steps (SDEdit, Meng et al. 2022): int(N * strength) of N are walked. Raises
-    ValueError if none is left.
+    A strength below 1 leaves out the first steps (SDEdit, Meng et al. 2022): int(N * strength) of N remain. Raises ValueError
+    if none remains.
     """
     N = len(timesteps)
     count = int(N * strength) if 0 < strength <= 1 else 0

@@ -1,4 +1,4 @@
 """The doors: errors, files, JSON, arguments, pictures and tensors.
 
-Each kind of input has one door. What has passed through it is sound, and nobody checks it again.
+Each kind of input has one door. Values that passed it are valid; no other code checks them again.
 """

@@ -1,4 +1,4 @@
-"""Types for argparse: each turns a flag's text, or a number of Python's, into a checked value."""
+"""Types for argparse. Each turns a flag's text, or a Python number, into a checked value."""
 
 import argparse
 import math
@@ -46,7 +46,7 @@ non_negative = checked(float, "a number of at least 0", lambda value: value >= 0
 
 
 def text(given: str) -> str:
-    """Return a text that a tokenizer can read."""
+    """Return the text, as an argparse type of texts that can be encoded in UTF-8."""
     try:
         given.encode()
     except UnicodeEncodeError:
@@ -55,21 +55,21 @@ def text(given: str) -> str:
 
 
 class Once(argparse.Action):
-    """Keep each of a flag's values once, in their order."""
+    """Keep each of a flag's values once, in order."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, list(dict.fromkeys(values)))
 
 
 def existing_folder(text: str | Path) -> Path:
-    """Return the path of a folder."""
+    """Return the path, as an argparse type of existing folders."""
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text}: {'is not a folder' if Path(text).exists() else 'no such folder'}")
     return Path(text)
 
 
 def named_number(names: Collection[str]) -> Callable[[object], tuple[str, float]]:
-    """Return a type of NAME=NUMBER with one of the names and a number of at least 0."""
+    """Return an argparse type of NAME=NUMBER, with one of the names and a number of at least 0."""
 
     def convert(text: object) -> tuple[str, float]:
         name, _, value = str(text).partition("=")
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         for given in sys.argv[1:] if args is None else args:
-            if "\0" in given:  # from a caller in Python: no path and no prompt takes it
+            if "\0" in given:  # from a caller in Python; invalid in paths and prompts
                 raise InputError(f"{given[:60]!r}: holds the character NUL; leave it out")
         return super().parse_known_args(args, namespace)
 
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def as_argv(parser: argparse.ArgumentParser, values: Mapping[str, object]) -> list[str]:
-    """Return the command line that gives these values, so that recorded arguments pass the parser's own checks.
+    """Return the command line of these values, so that recorded arguments pass the parser's own checks.
 
     Raises InputError for a name that the parser does not have.
     """

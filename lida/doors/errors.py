@@ -1,4 +1,4 @@
-"""How lida refuses bad input: one line with what, where, the value and the cure."""
+"""How lida refuses bad input: one line that says what, where, the value and the cure."""
 
 import os
 import re
@@ -14,7 +14,7 @@ OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message is one line: what, where, the value and the cure.
+    """An input that cannot be used. The message is one line: what, where, the value and the cure.
 
     `InputError(*faults)` reports several faults of one input, one message each.
     """
@@ -24,13 +24,13 @@ class InputError(ValueError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main(). An error of the input or of the system prints one line a fault and exits with code 2.
+    """Run a script's main(). Errors of the input or of the system print one line for each fault and exit with code 2.
 
     Any other exception is a bug and keeps its traceback. LIDA_DEBUG=1 shows the traceback of every error.
     """
     with warnings.catch_warnings():
-        if hasattr(sys.stdout, "reconfigure"):  # not where it is closed
-            sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot show ends no work
+        if hasattr(sys.stdout, "reconfigure"):  # it is None if it is closed
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot encode must not end the program
         warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
         try:
             main()
@@ -54,7 +54,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def faults_of(error: Exception) -> Sequence[object]:
-    """Return one message for each fault that the user can mend; none for a bug."""
+    """Return a message for each fault that the user can correct; none for a bug."""
     if isinstance(error, InputError):
         return error.args or ["the input cannot be used"]
     if isinstance(error, OSError):
@@ -67,5 +67,5 @@ def faults_of(error: Exception) -> Sequence[object]:
 
 
 def one_line(message: object) -> str:
-    """Return the message without the line breaks that libraries put into theirs."""
+    """Return the message on one line, without the line breaks of libraries' messages."""
     return " ".join(str(message).split())

@@ -16,9 +16,9 @@ from time import monotonic, sleep
 
 from .errors import InputError
 
-# What the system, Rust's safetensors and C++'s torch.save say of a full disk
+# Messages about a full disk, from the system, from safetensors (Rust) and from torch.save (C++)
 FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|os error (27|28|122)\b|iostream error")
-PATIENCE = 20  # seconds to wait for another process that writes
+PATIENCE = 20  # seconds to wait for another process
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems that cannot flush a folder
 
 
@@ -26,8 +26,8 @@ NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems that can
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. What is written there replaces `path` at the end, or is removed on any failure.
 
-    A reader finds the old file or the new one, each whole, also after a power cut; of several writers the last one wins. An
-    existing file keeps its permissions, a link leads where it led. Raises InputError where the file cannot be written.
+    A reader finds the complete old or the complete new file, even after a power cut; of several writers the last one wins. An
+    existing file keeps its permissions, and a link stays a link. Raises InputError if the file cannot be written.
     """
     if "\0" in str(path):
         raise InputError(f"{str(path)!r}: cannot be written, its name holds NUL; give another place")
@@ -38,7 +38,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written, {fault}; give another place")
     with replacing(path, target) as part:
         yield part
-        if mode is not None and os.stat(part).st_nlink == 1:  # of a hard link, the other name would change too
+        if mode is not None and os.stat(part).st_nlink == 1:  # the other name of a hard link would change too
             os.chmod(part, stat.S_IMODE(mode))
 
 
@@ -46,7 +46,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 def folder_written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`. It becomes `path` at the end, or is removed on any failure.
 
-    Raises InputError if the path holds anything already: nothing is replaced.
+    Raises InputError if the path already holds anything: nothing is replaced.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -59,7 +59,7 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: str | Path, target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`, where `path` leads; it takes the target's place, or is removed on any failure."""
+    """Yield a temporary path beside `target`, the resolved `path`. It replaces `target`, or is removed on any failure."""
     part = target.with_name(f".lida-{os.getpid()}-{secrets.token_hex(6)}.part")
     try:
         yield part
@@ -76,8 +76,8 @@ def replacing(path: str | Path, target: Path) -> Iterator[Path]:
 
 
 def why_not_written(error: BaseException, part: Path) -> str | None:
-    """Return what the system says against the file; None for an error with another cause."""
-    if isinstance(error, Exception) and (found := FULL.search(f"{error} {error.__context__}")):  # also in libraries' own errors
+    """Return the system's reason for not writing the file; None for an error with another cause."""
+    if isinstance(error, Exception) and (found := FULL.search(f"{error} {error.__context__}")):  # libraries' own errors, too
         return found[0]
     return error.strerror if isinstance(error, OSError) and str(error.filename or part) == str(part) else None
 
@@ -101,7 +101,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole, in UTF-8, its line ends as they are."""
+    """Write a text file whole, in UTF-8, with its line endings unchanged."""
     write_bytes(path, text.encode())
 
 
@@ -111,7 +111,7 @@ def write_json(path: str | Path, value: object, indent: int | None = 2) -> None:
 
 
 def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:
-    """Return the folder, made if needed. Raises InputError, before any long work, where nothing can be written."""
+    """Return the folder, created if needed. Raises InputError, before any long work, if nothing can be written there."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
@@ -136,11 +136,11 @@ def free_folder(folder: Path, names: Collection[str], overwrite: bool = False, i
 
 @contextmanager
 def claimed_folder(folder: Path, names: Collection[str], overwrite: bool = False) -> Iterator[Path]:
-    """Yield free_folder(), while other processes that claim one there wait: what is written in the block is lost to nobody."""
+    """Yield free_folder(). Other processes that claim a folder there wait until the block ends, so no file is overwritten."""
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(output_folder(folder), PATIENCE))
-        except InputError as error:  # a training holds its folder for hours, and writes other names
+        except InputError as error:  # a training run locks its folder for hours, and writes other names
             warnings.warn(str(error))
         yield free_folder(folder, names, overwrite)
 
@@ -149,9 +149,9 @@ def claimed_folder(folder: Path, names: Collection[str], overwrite: bool = False
 def locked(folder: str | Path, patience: float = 0) -> Iterator[None]:
     """Keep other processes out of the folder while the block runs.
 
-    Raises InputError where one stays in it for `patience` seconds.
+    Raises InputError if another process stays in it for `patience` seconds.
     """
-    import fcntl  # of POSIX
+    import fcntl  # POSIX only
 
     number, deadline = os.open(folder, os.O_RDONLY), monotonic() + patience
     while True:

@@ -1,4 +1,4 @@
-"""JSON from outside: of bounded size and depth, unambiguous, every field of a declared type."""
+"""Foreign JSON: of bounded size and depth, unambiguous, every field of a declared type."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from .files import regular_file
 
 LIMIT = 64 * 2**20  # bytes
 DEPTH = 64
-NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and halves of surrogate pairs, which no file name takes
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and halves of surrogate pairs
 T = TypeVar("T")
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
@@ -34,13 +34,13 @@ class Range:
 
 
 def read_json(path: str | Path) -> Any:
-    """Return the value of a JSON file. Raises InputError for what parse_json() refuses, and for no regular file."""
+    """Return the value of a JSON file. Raises InputError as parse_json() does, and for a path that is not a regular file."""
     with open(regular_file(path, "JSON file"), "rb") as file:
         return parse_json(file.read(LIMIT + 1), path)
 
 
 def parse_json(text: str | bytes, where: str | Path, limit: int = LIMIT) -> Any:
-    """Return the value of a JSON text, in UTF-8 where it is bytes.
+    """Return the value of a JSON text, which is in UTF-8 if it is bytes.
 
     Raises InputError for a text longer than `limit`, nesting deeper than DEPTH, a key that occurs twice in an object, NaN and
     infinity, integers beyond 64 bits, NUL and halves of surrogate pairs.
@@ -57,14 +57,14 @@ def parse_json(text: str | bytes, where: str | Path, limit: int = LIMIT) -> Any:
 
 
 def as_object(value: Any, where: str | Path) -> dict[str, Any]:
-    """Return a JSON object; raises InputError for any other value."""
+    """Return the value as a JSON object. Raises InputError for any other value."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: {SHORT.repr(value)} is not an object; correct it or make it again")
     return value
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object; raises ValueError if a key occurs twice."""
+    """Return the object of these pairs. Raises ValueError if a key occurs twice."""
     if len(result := dict(pairs)) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {SHORT.repr(twice)} occurs twice in one object")
@@ -72,7 +72,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def number(text: str) -> int | float:
-    """Return a finite number; raises ValueError for another, and for an integer beyond 64 bits."""
+    """Return the number of a text. Raises ValueError if it is not finite, and for an integer beyond 64 bits."""
     whole = text.lstrip("-").isdigit()
     value = int(text) if whole and len(text) <= 20 else float(text)
     if not (-(2**63) <= value < 2**63 if whole else math.isfinite(value)):
@@ -95,8 +95,8 @@ def typed(cls: type[T], value: Any, where: str | Path, ignore: Collection[str] =
     """Return an instance of the dataclass `cls` from a JSON object without the keys in `ignore`.
 
     Annotations are int, float, str, bool, list[X], tuple[X, ...], tuple[X, Y], dict[str, X], Literal, dataclasses,
-    Annotated[int, Range(1, 64)] and X | None. An integer passes for a float, a bool for no number. Raises one InputError with a
-    message for every fault: its place, the value, and what is wanted.
+    Annotated[int, Range(1, 64)] and X | None. An integer passes for a float; a bool passes for no number.
+    Raises one InputError with a message for every fault: its place, the value, and what is wanted.
     """
     kept = {key: x for key, x in value.items() if key not in ignore} if isinstance(value, dict) else value
     faults: list[str] = []
@@ -148,7 +148,7 @@ def build(cls: type, value: dict, where: str, faults: list[str]) -> Any:
         return None
     try:
         return cls(**values)
-    except ValueError as error:  # of its __post_init__
+    except ValueError as error:  # from its __post_init__
         return faults.extend(f"{where}: {fault}" for fault in error.args)
 
 

@@ -1,4 +1,4 @@
-"""Pictures: opened from files of every kind, between PIL and tensors, saved whole."""
+"""Pictures: opened from many kinds of files, converted between PIL and tensors, and saved whole."""
 
 import io
 import warnings
@@ -16,16 +16,16 @@ from torch import Tensor
 from .errors import InputError
 from .files import regular_file, written_whole
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF")  # no EPS, for which Pillow runs Ghostscript
-LARGE = 4_000_000  # pixels, from which on a PNG is packed less tightly, in a fraction of the time
-LONGEST = 64  # times the shorter side; no narrower picture shows a face
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF")  # not EPS, for which Pillow runs Ghostscript
+LARGE = 4_000_000  # pixels; larger PNGs are compressed less, in a fraction of the time
+LONGEST = 64  # longest side, in shorter sides; a narrower picture shows no face
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
     """Yield a picture file, opened but not decoded: its format, size and info. Pillow bounds the pixels and a PNG's text.
 
-    Raises InputError for a file that is no picture, and for errors in the block that reads it.
+    Raises InputError for a file that is not a picture, and for errors while the block reads it.
     """
     path = regular_file(path, "photograph")
     if find_spec("pillow_heif"):
@@ -49,8 +49,8 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 def open_photo(path: str | Path, background: str = "white") -> Image.Image:
     """Return a photograph as viewers display it, in RGB: upright, the first frame, over `background` where transparent.
 
-    An RGB picture keeps the colours of its own profile, which stays in its info as `icc_profile`, beside its `exif`; any
-    other kind comes out in sRGB. Of 16 bits a channel the upper eight are kept. Raises InputError for a file that is no picture.
+    An RGB picture keeps its colour profile, as `icc_profile` in its info; any other kind is converted to sRGB. EXIF stays in the
+    info as `exif`. Of 16 bits a channel the upper eight are kept. Raises InputError for a file that is not a picture.
     """
     with opened(path) as image:
         image.load()
@@ -63,7 +63,7 @@ def open_image(path: str | Path, background: str = "white") -> Image.Image:
 
 
 def to_rgb(image: Image.Image, path: str | Path, background: str) -> Image.Image:
-    """Return a picture of any mode in RGB, with its EXIF, in its own profile where that leads from RGB to sRGB and back."""
+    """Return a picture of any mode in RGB, with its EXIF, and with its profile if that converts RGB to sRGB and back."""
     profile, exif = image.info.get("icc_profile"), image.getexif()
     if image.mode == "F":
         raise ValueError("its values are floating-point numbers, and which of them is white is not recorded")
@@ -76,20 +76,20 @@ def to_rgb(image: Image.Image, path: str | Path, background: str) -> Image.Image
         image = image.convert("RGB")
     image = with_profile(image, profile)
     if image.mode != "RGB" or not leads_back(profile):
-        image = in_srgb(image, path)  # grey, CMYK and others have profiles of their own
+        image = in_srgb(image, path)  # the profiles of grey, CMYK and other modes do not fit RGB
     if exif:
         image.info["exif"] = exif.tobytes()
     return image
 
 
 def with_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return the picture with this colour profile, or none, as the only thing in its info."""
+    """Return the picture with this colour profile, or none, as its only info."""
     image.info = {"icc_profile": profile} if profile else {}
     return image
 
 
 def leads_back(profile: bytes | None) -> bool:
-    """Return whether RGB colours can go through the profile to sRGB and back."""
+    """Return whether RGB colours can be converted from the profile to sRGB and back."""
     with suppress(ImageCms.PyCMSError, OSError):
         known, srgb = profile_of(profile), ImageCms.createProfile("sRGB")
         return known is None or all(ImageCms.buildTransform(a, b, "RGB", "RGB") for a, b in ((known, srgb), (srgb, known)))
@@ -97,18 +97,18 @@ def leads_back(profile: bytes | None) -> bool:
 
 
 def in_srgb(image: Image.Image, path: str | Path = "the picture") -> Image.Image:
-    """Return the picture in sRGB, through its profile; without one, and with sRGB's own, its values stay."""
+    """Return the picture converted from its profile to sRGB; without one, and with sRGB's own, the values do not change."""
     try:
         profile = profile_of(image.info.get("icc_profile"))
         if profile is not None:
             image = cast(Image.Image, ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"))
     except (ImageCms.PyCMSError, OSError) as error:
-        warnings.warn(f"{path}: its colour profile cannot be used ({error}), so that its colours are taken for sRGB")
+        warnings.warn(f"{path}: its colour profile cannot be used ({error}), so its colours are taken as sRGB")
     return with_profile(image.convert("RGB"), None)
 
 
 def from_srgb(image: Image.Image, like: Image.Image) -> Image.Image:
-    """Return an sRGB picture in the colours of another one's profile."""
+    """Return an sRGB picture converted to the profile of the picture `like`."""
     data = like.info.get("icc_profile")
     profile = profile_of(data) if data and leads_back(data) else None
     if profile is None:
@@ -117,7 +117,7 @@ def from_srgb(image: Image.Image, like: Image.Image) -> Image.Image:
 
 
 def profile_of(data: bytes | None) -> ImageCms.ImageCmsProfile | None:
-    """Return the colour profile; None without one, and for sRGB's."""
+    """Return the colour profile of its bytes; None without one, and for sRGB's."""
     if not data:
         return None
     profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
@@ -130,16 +130,16 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_images(pixel_values: Tensor) -> list[Image.Image]:
-    """Return pixel_values (B, 3, H, W) in [-1, 1], clamped, as RGB pictures."""
+    """Return pixel_values (B, 3, H, W), clamped to [-1, 1], as RGB pictures."""
     pixels = (pixel_values.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray((p * 255).round().astype(np.uint8)) for p in pixels]
 
 
 def save_image(image: Image.Image, path: str | Path, **options) -> None:
-    """Write a picture whole, in the format of the path's ending; `options` are Pillow's. Raises InputError if it cannot."""
+    """Write a picture whole, in the format of the path's ending; `options` are Pillow's. Raises InputError if that fails."""
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     if kind not in Image.SAVE:
-        raise InputError(f"{path}: the ending says no format of pictures; use .png, .jpg or .webp")
+        raise InputError(f"{path}: its ending is not that of a picture format; use .png, .jpg or .webp")
     if kind == "PNG" and image.width * image.height > LARGE:
         options = {"compress_level": 1, **options}
     with written_whole(path) as part:

@@ -18,7 +18,7 @@ PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the fir
 
 
 def read_tensors(path: str | Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name, or those of some names. They are mapped from the file, not yet read.
+    """Return the tensors of a safetensors file by name, or only those in `names`. They are memory-mapped, not yet read.
 
     Raises InputError for any other file; a pickle under another name is never opened.
     """
@@ -34,7 +34,7 @@ def read_header(path: str | Path) -> dict[str, str]:
 
 @contextmanager
 def open_file(path: str | Path) -> Iterator[safe_open]:
-    """Yield an open safetensors file. What fails in the block is an InputError that names the file."""
+    """Yield an open safetensors file. Errors in the block become an InputError that names the file."""
     path = regular_file(path, "safetensors file")
     try:
         with safe_open(path, "pt") as file:
@@ -66,13 +66,13 @@ def check_finite(tensors: Mapping[str, Tensor], where: str | Path, cure: str) ->
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] = {}) -> None:
-    """Write a safetensors file whole; equal contents give equal bytes. Raises InputError, and writes nothing, if it cannot."""
+    """Write a safetensors file whole; equal contents give equal bytes. Raises InputError, and writes nothing, if that fails."""
     with written_whole(path) as part:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, dict(header))
         except SafetensorError as error:
             raise InputError(f"{path}: cannot be written ({error}); make room or give another place") from None
-        with open(part, "r+b") as file:  # the library writes the metadata in an order left to chance: sort it
+        with open(part, "r+b") as file:  # the library writes the metadata in random order: sort it
             size = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(size))
             text = json.dumps(entries, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)

@@ -1,8 +1,8 @@
-"""What makes lida.nn faster on certain hardware. Nothing in lida.nn knows of it; each piece is put on a model from outside.
+"""Faster forms of the layers of lida.nn for certain hardware. lida.nn does not import them; they are installed from outside.
 
 `use_attention(model, name)` chooses the kernel of every attention layer, `fastest_attention` names the best one,
-`use_fastest(model, tokens)` readies a model for sampling, `use_frozen_convolutions` gives frozen convolutions a faster way back,
-`compiled` is torch.compile. Every piece equals the plain form by test, and docs/speed.md has what those for training gain.
+`use_fastest(model, tokens)` prepares a model for sampling, `use_frozen_convolutions` speeds up the backward pass of frozen
+convolutions, `compiled` is torch.compile. Tests hold each equal to the plain form; docs/speed.md has the gains in training.
 """
 
 from .attention import ATTENTION, fastest_attention, use_attention, use_fastest

@@ -1,4 +1,4 @@
-"""Attention in bf16 on the matrix tiles of Intel's server CPUs (AMX, from Sapphire Rapids on), forward and back.
+"""Attention in bf16 on the matrix tiles of Intel's server CPUs (AMX, from Sapphire Rapids on), forward and backward.
 
 The kernel is amx.cpp; the first use compiles it, in about a second.
 """
@@ -21,44 +21,44 @@ FLAGS = ("-O3", "-march=sapphirerapids", "-std=c++17", "-fopenmp", "-shared", "-
 
 
 class Heads(ctypes.Structure):
-    """amx.cpp's view of (B, heads, tokens, d), d side by side."""
+    """amx.cpp's view of a tensor (B, heads, tokens, d) whose last axis is contiguous."""
 
     _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_long), ("head", ctypes.c_long), ("token", ctypes.c_long)]
 
     @classmethod
     def of(cls, x: Tensor) -> "Heads":
-        """The tensor must outlive it."""
+        """Return the view of a tensor, which must outlive it."""
         return cls(x.data_ptr(), *x.stride()[:3])
 
 
 def compiler() -> str | None:
-    """The C++ compiler's path."""
+    """Return the path of the C++ compiler, or None."""
     return shutil.which("c++") or shutil.which("g++")
 
 
 def cpu_has_amx() -> bool:
-    """Linux on x86-64 says so."""
-    known = Path("/proc/cpuinfo")
-    return platform.machine() == "x86_64" and known.exists() and "amx_bf16" in known.read_text()
+    """Return whether the CPU has AMX, as Linux on x86-64 reports it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
 
 
 def require_kind(dtype: torch.dtype, device: torch.device) -> None:
-    """Raise InputError, a ValueError, for numbers that the kernel would misread."""
+    """Raise InputError (a ValueError) unless the numbers are bfloat16 on the CPU; the kernel would misread others."""
     if dtype != torch.bfloat16 or device.type != "cpu":
         kind = f"{str(dtype).removeprefix('torch.')} on {device.type}"
         raise InputError(f"attention amx: is for bfloat16 on the CPU, not {kind}; use sdpa")
 
 
 def require_amx(dtype: torch.dtype, device: torch.device) -> None:
-    """Raise InputError where a model of this kind cannot have the kernel."""
+    """Raise InputError if a model of this dtype and device cannot use the kernel."""
     require_kind(dtype, device)
     if not cpu_has_amx():
-        raise InputError("attention amx: wants Linux on a CPU with AMX (Sapphire Rapids or later); use sdpa")
+        raise InputError("attention amx: needs Linux on a CPU with AMX (Sapphire Rapids or later); use sdpa")
     library()
 
 
 def has_amx(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether it can; warns where the CPU could."""
+    """Return whether a model of this dtype and device can use the kernel. Warns if only the compilation fails."""
     if dtype != torch.bfloat16 or device.type != "cpu" or not cpu_has_amx():
         return False
     try:
@@ -71,16 +71,16 @@ def has_amx(dtype: torch.dtype, device: torch.device) -> bool:
 
 @cache
 def library() -> ctypes.CDLL:
-    """amx.cpp, compiled; raises InputError with what the compiler said."""
+    """Return amx.cpp, compiled. Raises InputError with the compiler's error."""
     if (program := compiler()) is None:
-        raise InputError("attention amx: wants a C++ compiler, and finds none; install g++, or use sdpa, the slower")
+        raise InputError("attention amx: needs a C++ compiler; install g++, or use sdpa, which is slower")
     with TemporaryDirectory() as place:
         built = Path(place, "amx.so")
         command = [program, *FLAGS, str(Path(__file__).with_suffix(".cpp")), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise InputError(f"attention amx: {command[0]} cannot compile it ({said}); wants g++ 11 or later, or use sdpa")
+            raise InputError(f"attention amx: {command[0]} cannot compile it ({said}); install g++ 11 or later, or use sdpa")
         try:
             kernel = ctypes.CDLL(str(built))
         except OSError as error:
@@ -91,32 +91,32 @@ def library() -> ctypes.CDLL:
 
 
 def like(x: Tensor) -> Tensor:
-    """Room for (B, heads, tokens, d), heads beside one another for each token, as the projection after it takes them."""
+    """Return an empty tensor like x (B, heads, tokens, d), a token's heads side by side, as the next projection reads them."""
     b, heads, tokens, d = x.shape
     return x.new_empty(b, tokens, heads, d).transpose(1, 2)
 
 
-def called(name: str, given: tuple[Tensor, ...], made: tuple[Tensor, ...], lse: Tensor) -> None:
-    """One of amx.cpp's two functions; the first two that it is given are queries and keys."""
-    given = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in given)
-    q, k = given[:2]
+def call(name: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], lse: Tensor) -> None:
+    """Call one of amx.cpp's two functions. The first two inputs are queries and keys."""
+    inputs = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in inputs)
+    q, k = inputs[:2]
     sizes = map(ctypes.c_long, (*q.shape[:3], k.shape[2], q.shape[3]))
-    getattr(library(), name)(*map(Heads.of, (*given, *made)), ctypes.c_void_p(lse.data_ptr()), *sizes)
+    getattr(library(), name)(*map(Heads.of, (*inputs, *outputs)), ctypes.c_void_p(lse.data_ptr()), *sizes)
 
 
 @torch.library.custom_op("lida::amx_attention", mutates_args=(), tags=torch.Tag.flexible_layout)
 def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, heads, tokens, d) three times -> attention, the same, and the logarithms of its sums (B, heads, tokens) float32."""
+    """Return the attention of q, k and v (B, heads, tokens, d), and its log-sum-exp (B, heads, tokens) in float32."""
     out, lse = like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    called("attention_forward", (q, k, v), (out,), lse)
+    call("attention_forward", (q, k, v), (out,), lse)
     return out, lse
 
 
 @torch.library.custom_op("lida::amx_attention_backward", mutates_args=(), tags=torch.Tag.flexible_layout)
 def backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v."""
+    """Return the gradients of q, k and v."""
     changes = like(q), like(k), like(v)
-    called("attention_backward", (q, k, v, out, gradient), changes, lse)
+    call("attention_backward", (q, k, v, out, gradient), changes, lse)
     return changes
 
 
@@ -137,7 +137,7 @@ forward.register_autograd(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d) in bf16 on the CPU; raises ValueError for anything else."""
+    """Return softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d) in bf16 on the CPU. Raises ValueError for anything else."""
     for x in (q, k, v):
         require_kind(x.dtype, x.device)
     if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):

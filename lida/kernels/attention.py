@@ -14,13 +14,13 @@ from . import amx
 
 
 def einsum_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Write the equation out, with the scale in the queries and the weights in their own dtype."""
+    """Compute the equation as it stands, with the scale in the queries and the softmax in the queries' dtype."""
     scores = torch.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k)
     return torch.einsum("bhnm,bhmd->bhnd", torch.softmax(scores, dim=-1, dtype=q.dtype), v)
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, rows: int = 256) -> Tensor:
-    """Compute one head and a block of `rows` queries at a time, whose scores stay in the CPU's cache."""
+    """Compute one head and a block of `rows` queries at a time, so the scores stay in the CPU's cache."""
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return einsum_attention(q, k, v)  # which autograd can follow
     keys, out = (k * k.shape[-1] ** -0.5).transpose(-1, -2), torch.empty_like(q)
@@ -32,14 +32,14 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, rows: int = 256) -> Tenso
 
 
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Call xformers' memory-efficient kernel (Rabe and Staats 2021), which wants (B, tokens, heads, d)."""
+    """Call xformers' memory-efficient kernel (Rabe and Staats 2021), which takes (B, tokens, heads, d)."""
     from xformers.ops import memory_efficient_attention
 
     return memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 
 
-# sdpa is torch's fused kernel, einsum the equation as it stands, blocked the same in parts, for sampling in bfloat16 on a CPU,
-# amx lida's own in bfloat16 on CPUs with AMX
+# sdpa is torch's fused kernel, einsum the equation as it stands, blocked the equation in parts (to sample in bfloat16 on a CPU),
+# amx lida's own kernel (bfloat16 on CPUs with AMX)
 ATTENTION: dict[str, Callable[..., Tensor]] = {
     "sdpa": F.scaled_dot_product_attention,
     "xformers": xformers_attention,
@@ -50,9 +50,9 @@ ATTENTION: dict[str, Callable[..., Tensor]] = {
 
 
 def use_attention(model: nn.Module, name: str, dtype: torch.dtype | None = None) -> None:
-    """Let every attention layer of a model run on one kernel of ATTENTION. Raises InputError if it cannot.
+    """Give every attention layer of a model one kernel of ATTENTION. Raises InputError if the kernel cannot run here.
 
-    `dtype` is what attention computes in, where that is not the dtype of the weights: under autocast.
+    `dtype` is the dtype in which attention is computed, if it differs from that of the weights, as under autocast.
     """
     if name not in ATTENTION:
         raise InputError(f"attention {name!r} is not one of {', '.join(ATTENTION)}")
@@ -69,8 +69,8 @@ def use_attention(model: nn.Module, name: str, dtype: torch.dtype | None = None)
 def fastest_attention(dtype: torch.dtype, device: str | torch.device, tokens: int, training: bool = True) -> str:
     """Return the name of the fastest kernel with `tokens` pixels in the largest layer.
 
-    In bfloat16 on the CPU torch's own kernel takes three times as long as the equation on the way back. The equation keeps
-    all scores, so that it is chosen up to 1,024 tokens only; for sampling with more, blocks take 0.7 of torch's time.
+    In bfloat16 on the CPU, the backward pass of torch's kernel takes three times as long as that of the equation. The equation
+    keeps all scores, so it is chosen up to 1,024 tokens only. For sampling with more tokens, blocks take 0.7 of torch's time.
     """
     device = torch.device(device)
     if amx.has_amx(dtype, device):
@@ -81,10 +81,10 @@ def fastest_attention(dtype: torch.dtype, device: str | torch.device, tokens: in
 
 
 def use_fastest(model: nn.Module, tokens: int) -> None:
-    """Ready a UNet or a VAE for sampling: the fastest attention, and in half precision the layout that convolutions prefer."""
+    """Prepare a UNet or a VAE for sampling: the fastest attention, and in half precision channels_last for the convolutions."""
     weight = next(model.parameters())
     name = fastest_attention(weight.dtype, weight.device, tokens, training=False)
     one_head = any(module.heads == 1 for module in model.modules() if isinstance(module, Attention))
-    use_attention(model, "blocked" if name == "amx" and one_head else name)  # a VAE's one wide head gains nothing from tiles
+    use_attention(model, "blocked" if name == "amx" and one_head else name)  # AMX does not speed up the one wide head of a VAE
     if weight.dtype != torch.float32:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub

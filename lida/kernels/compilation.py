@@ -1,4 +1,4 @@
-"""torch.compile for a UNet that trains."""
+"""torch.compile for training a UNet."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from ..nn.layers import Upsample
 
 
 class UpsampleByRepeating(Upsample):
-    """Upsample with the pixels repeated by hand: the same values.
+    """Upsample with pixels repeated by expand(): the same values.
 
     The backward that torch 2.11 compiles for F.interpolate loses the gradient in bfloat16 on the CPU.
     """
@@ -20,8 +20,8 @@ class UpsampleByRepeating(Upsample):
 
 
 def compiled(unet: nn.Module) -> nn.Module:
-    """Return the UNet compiled. Its own forward keeps its values and gradients."""
+    """Return the compiled UNet. The values and gradients of the UNet itself do not change."""
     for module in unet.modules():
         if type(module) is Upsample:
             module.__class__ = UpsampleByRepeating
-    return torch.compile(unet)  # type: ignore[return-value]  # of a module it makes a module
+    return torch.compile(unet)  # type: ignore[return-value]  # a module compiles to a module

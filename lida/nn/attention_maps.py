@@ -11,10 +11,10 @@ from .layers import Attention
 
 @contextmanager
 def recorded_attention(unet: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Record softmax(q k^T / sqrt(d)) of each cross-attention, by its path, as long as the block runs.
+    """Record softmax(q k^T / sqrt(d)) of each cross-attention layer, by its path, while the block runs.
 
-    Each call of the UNet appends a tensor (B, heads, N, M), for N pixels and M tokens, to each list. With guidance, the first
-    half of B is the negative prompt's. What the UNet computes stays the same; the maps carry gradients where it does.
+    Each call of the UNet appends one tensor (B, heads, N, M) to each list, for N pixels and M tokens. With guidance, the first
+    half of the batch belongs to the negative prompt. The UNet's output does not change, and gradients flow through the maps.
     """
     layers = {path: m for path, m in unet.named_modules() if isinstance(m, Attention) and path.endswith("attn2")}
     kernels = {path: layer.kernel for path, layer in layers.items()}

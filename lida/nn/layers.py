@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of (B,) timesteps as (B, dim) float32, cosines first (Vaswani et al. 2017, section 3.5)."""
+    """Return the sinusoidal embedding (B, dim) of timesteps (B,) in float32, cosines first (Vaswani et al. 2017, section 3.5)."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     angles = timesteps.float()[:, None] * frequencies  # (B, dim / 2)
@@ -22,7 +22,7 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 
 def pipe(**layers: nn.Module) -> nn.Sequential:
-    """Return the layers, one after the other, under these names."""
+    """Return a Sequential of the layers, under these names."""
     return nn.Sequential(OrderedDict(layers))
 
 
@@ -33,9 +33,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class CachedContext:
-    """Hold a prompt's hidden states (B, M, C) and the keys and values that each attention made of them.
+    """A prompt's hidden states (B, M, C), and the keys and values that each attention layer computed from them.
 
-    One context serves many steps of one generation, as long as the weights of the attention layers stay the same.
+    One context serves all steps of a generation, as long as the weights of the attention layers do not change.
     """
 
     def __init__(self, hidden: Tensor):
@@ -43,17 +43,17 @@ class CachedContext:
         self.cache: dict[Attention, tuple[Tensor, Tensor]] = {}
 
     def keys_values(self, attention: "Attention") -> tuple[Tensor, Tensor]:
-        """Return the attention's keys and values, computed at the first call."""
+        """Return the layer's keys and values, computed at the first call."""
         if attention not in self.cache:
             self.cache[attention] = attention.keys_values(self.hidden)
         return self.cache[attention]
 
 
 class Attention(nn.Module):
-    """Multi-head attention from (B, N, C) to `context` (B, M, C_context), or to itself without one.
+    """Multi-head attention from (B, N, C) to `context` (B, M, C_context), or self-attention without a context.
 
-    Returns (B, N, C). `kernel` computes what the function `attention` does; lida.kernels has others. Raises ValueError if
-    the width does not divide into the heads.
+    Returns (B, N, C). `kernel` computes the same as the function `attention`; lida.kernels has other kernels. Raises ValueError
+    if `heads` does not divide `dim`.
     """
 
     kernel: Callable[..., Tensor] = staticmethod(F.scaled_dot_product_attention)
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # the checkpoint's key is to_out.0
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, M, C_context) -> twice (B, heads, M, d)."""
+        """Return the keys and values of `context` (B, M, C_context), each (B, heads, M, d)."""
         k, v = (rearrange(t, "b m (h d) -> b h m d", h=self.heads) for t in (self.to_k(context), self.to_v(context)))
         return k, v
 
@@ -116,7 +116,7 @@ class Transformer2D(nn.Module):
 
     def __init__(self, channels: int, heads: int, context_dim: int, groups: int):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)  # not the UNet's norm_eps: the checkpoint was trained so
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)  # the checkpoint was trained with this, not with the UNet's norm_eps
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context_dim)])
         self.proj_out = nn.Conv2d(channels, channels, 1)
@@ -130,9 +130,9 @@ class Transformer2D(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised convolutions added to their input; the UNet's also take the time's embedding (B, temb_channels).
+    """Two normalised convolutions, added to their input: (B, C, H, W) -> (B, C_out, H, W).
 
-    (B, C, H, W) -> (B, C_out, H, W).
+    The UNet's blocks also add the time embedding (B, temb_channels).
     """
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float, temb_channels: int | None = None):
@@ -154,7 +154,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size by a convolution of stride 2. The VAE pads right and below only, the UNet on all sides."""
+    """Halve height and width by a convolution of stride 2. The VAE pads only right and bottom, the UNet all sides."""
 
     def __init__(self, channels: int, asymmetric: bool = False):
         super().__init__()
@@ -166,7 +166,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, or `size` (H, W), by the nearest pixel's value; then a convolution."""
+    """Double height and width, or resize to `size` (H, W), by the nearest pixel; then convolve."""
 
     def __init__(self, channels: int):
         super().__init__()

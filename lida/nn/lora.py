@@ -1,4 +1,4 @@
-"""Low-rank adaptation (Hu et al. 2022): the layer that trains, and how it is put into a model."""
+"""Low-rank adaptation (Hu et al. 2022): the trainable layer, and its injection into a model."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +15,10 @@ TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")  # of CLIP's text en
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change (alpha / rank) up down of one layer, as data.
+    """The low-rank change (alpha / rank) up down of one layer's weight.
 
     down is (rank, in_features) and up (out_features, rank); a convolution's are (rank, in, kh, kw) and (out, rank, 1, 1).
-    Raises ValueError for factors of two ranks.
+    Raises ValueError if the two factors differ in rank.
     """
 
     down: Tensor
@@ -27,11 +27,11 @@ class LowRank:
 
     def __post_init__(self):
         if self.down.ndim < 2 or self.up.ndim < 2 or self.up.shape[1] != self.down.shape[0]:
-            raise ValueError(f"down {tuple(self.down.shape)} and up {tuple(self.up.shape)} are no factors of one rank")
+            raise ValueError(f"down {tuple(self.down.shape)} and up {tuple(self.up.shape)} do not have the same rank")
 
     @property
     def rank(self) -> int:
-        """Return the inner dimension."""
+        """Return the inner dimension of the two factors."""
         return self.down.shape[0]
 
     @property
@@ -45,7 +45,7 @@ class LowRank:
         return (self.up.shape[0], *self.down.shape[1:])
 
     def factors(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Return the change as two matrices (out, rank) and (rank, in kh kw), the scale in the first."""
+        """Return the change as matrices (out, rank) and (rank, in kh kw); the first includes the scale."""
         return self.scale * self.up.flatten(1).to(dtype), self.down.flatten(1).to(dtype)
 
     @property
@@ -56,7 +56,7 @@ class LowRank:
 
 
 def thin_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute U (out, k), S (k,), V (in, k) of up down, k its true rank, from QR decompositions of the factors."""
+    """Return the SVD U (out, k), S (k,), V (in, k) of the product up down of numerical rank k, by QR of the factors."""
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.T)
     u, s, vh = torch.linalg.svd(r_up @ r_down.T)
@@ -67,10 +67,10 @@ def thin_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class LoRALinear(nn.Linear):
     """y = W x + b + (alpha / rank) B A x, with W and b frozen (Hu et al. 2022, equation 3).
 
-    The layer adopts the weight of the layer that it replaces, so that the base model's keys stay as they are, and adds
-    `lora_down` (A: rank, in_features) and `lora_up` (B: out_features, rank) in float32. A is drawn with deviation 1 / rank and
-    B is zero, so that the layer first computes what the base did. Raises ValueError for another
-    rank than 1, 2, ... and an alpha that is not finite.
+    The layer shares the weight of the layer that it replaces, so the keys of the base model's state_dict do not change. It adds
+    `lora_down` (A: rank, in_features) and `lora_up` (B: out_features, rank) in float32. A is drawn with standard deviation
+    1 / rank and B is zero, so the layer first computes what the base does. On a base in half precision, without autocast, the
+    adapter's products are computed in float32. Raises ValueError unless rank is an integer of at least 1 and alpha finite.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float | None = None):
@@ -80,8 +80,7 @@ class LoRALinear(nn.Linear):
             raise ValueError(f"alpha must be a finite number, not {alpha}")
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
+        self.requires_grad_(False)
         device = base.weight.device
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
         self.lora_down = nn.Parameter(torch.randn(rank, base.in_features, device=device) / rank)
@@ -93,17 +92,10 @@ class LoRALinear(nn.Linear):
         return self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
-
-
-class HalfLoRALinear(LoRALinear):
-    """LoRALinear on a base in half precision: without autocast, the adapter's products run in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
-        change = self.scale * F.linear(F.linear(x.to(self.lora_down.dtype), self.lora_down), self.lora_up)
-        return nn.Linear.forward(self, x) + change.to(x.dtype)
+        y = super().forward(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.lora_down.dtype)
+        return y + (self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)).to(y.dtype)
 
 
 def inject_lora(
@@ -111,7 +103,7 @@ def inject_lora(
     rank: int,
     alpha: float | None = None,
     targets: Sequence[str] = CROSS_ATTENTION,
-    layer: Callable[[nn.Linear, int, float | None], LoRALinear] | None = None,
+    layer: Callable[[nn.Linear, int, float | None], LoRALinear] | None = None,  # LoRALinear by default
 ) -> dict[str, LoRALinear]:
     """Freeze the model and replace each linear layer whose path ends in one of `targets` by a LoRALinear, in place.
 
@@ -130,10 +122,7 @@ def inject_lora(
     for target in targets:
         if target not in (t for _, t in found):
             raise ValueError(f"target {target!r} matches no linear layer; targets are ends of paths such as attn2.to_q")
-    layers = {}
-    for path in dict.fromkeys(path for path, _ in found):
-        kind = layer or (LoRALinear if linear[path].weight.dtype == torch.float32 else HalfLoRALinear)
-        layers[path] = kind(linear[path], rank, alpha)
+    layers = {path: (layer or LoRALinear)(linear[path], rank, alpha) for path in dict.fromkeys(path for path, _ in found)}
     model.requires_grad_(False)
     for path, lora in layers.items():
         model.set_submodule(path, lora)
@@ -141,7 +130,7 @@ def inject_lora(
 
 
 def eject_lora(model: nn.Module) -> dict[str, LoRALinear]:
-    """Undo inject_lora: put plain linear layers with the base weights back, in place. Return what was taken out, by path.
+    """Undo inject_lora: put plain linear layers with the base weights back, in place. Return the removed layers by path.
 
     All parameters stay frozen.
     """

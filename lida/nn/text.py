@@ -1,4 +1,4 @@
-"""Prompts -> encoder_hidden_states, by CLIP's text encoder and tokenizer (Radford et al. 2021) through transformers."""
+"""The text encoder: prompts -> encoder_hidden_states, by CLIP (Radford et al. 2021) from the transformers library."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ class TextEncoder(nn.Module):
         return self.model.config.hidden_size
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Return token ids (B, 77), truncated, and filled up with the pad token, which SD1.5's encoder does read.
+        """Return token ids (B, 77), truncated or padded. SD1.5's encoder reads the pad tokens too.
 
-        Warns of the words that are lost where a prompt is longer.
+        Warns with the words that are cut off a prompt that is too long.
         """
         length, prompts = self.model.config.max_position_embeddings, list(prompts)
-        "".join(prompts).encode()  # raises TypeError or UnicodeError for what is no text
+        "".join(prompts).encode()  # raises TypeError or UnicodeError unless each prompt is text
         ids = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
         whole = self.tokenizer(prompts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for prompt, places in zip(prompts, whole.offset_mapping):
@@ -44,7 +44,7 @@ class TextEncoder(nn.Module):
 
 
 def encode_prompts(text_encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
-    """Return text_encoder(prompts), but encode equal prompts once."""
+    """Return text_encoder(prompts), with equal prompts encoded once."""
     different = sorted(set(prompts))
     rows = torch.tensor([different.index(prompt) for prompt in prompts], device=next(text_encoder.parameters()).device)
     return text_encoder(different)[rows]

@@ -16,7 +16,7 @@ Width = Annotated[int, Range(1, 8192)]
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The fields of diffusers' unet/config.json, with its defaults. `fixed` has those that must have one value.
+    """The fields of diffusers' unet/config.json, with its defaults. `fixed` has the fields that must have one value.
 
     `attention_head_dim` is the number of heads; diffusers' name for it is a historical mistake that files keep.
     """
@@ -57,7 +57,7 @@ class UNetConfig:
 
 
 class Stage(nn.Module):
-    """The layers at one resolution: resnets, each followed by a transformer that reads the prompt, if the stage has any."""
+    """The layers at one resolution: resnets, each followed by a transformer that attends to the prompt, if the stage has any."""
 
     checkpointing = False
 
@@ -71,17 +71,17 @@ class Stage(nn.Module):
             self.attentions.extend(Transformer2D(b, heads, context_dim, groups) for _, b in widths)
 
     def layer(self, i: int, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
-        def both(x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+        def run(x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
             x = self.resnets[i](x, temb)
             return self.attentions[i](x, context) if len(self.attentions) else x
 
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(both, x, temb, context, use_reentrant=False)
-        return both(x, temb, context)
+            return checkpoint(run, x, temb, context, use_reentrant=False)
+        return run(x, temb, context)
 
 
 class DownBlock(Stage):
-    """Resnets that each add a skip, then half the size and one more skip, unless this is the lowest resolution."""
+    """Resnets, each of which appends a skip; except at the lowest resolution, a downsampler then appends one more."""
 
     def __init__(self, config: UNetConfig, i: int):
         widths = config.block_out_channels
@@ -112,7 +112,7 @@ class MidBlock(Stage):
 
 
 class UpBlock(Stage):
-    """Resnets that each take a skip, then the size of the next skip, unless this is the input's resolution."""
+    """Resnets, each of which takes a skip; except at the input's resolution, an upsampler to the next skip's size follows."""
 
     def __init__(self, config: UNetConfig, i: int):
         widths = config.block_out_channels[::-1]  # from the lowest resolution up
@@ -152,11 +152,11 @@ class UNet(nn.Module):
 
     @property
     def inpaints(self) -> bool:
-        """Whether its inputs are latents, mask and masked image, 4 + 1 + 4 channels (Rombach et al. 2022, section 4.5)."""
+        """Return whether the input is latents, mask and masked image, 4 + 1 + 4 channels (Rombach et al. 2022, section 4.5)."""
         return self.config.in_channels == 2 * self.config.out_channels + 1
 
     def set_gradient_checkpointing(self, on: bool) -> None:
-        """Enable activation checkpointing (Chen et al. 2016): less memory, and the forward is computed twice."""
+        """Turn activation checkpointing (Chen et al. 2016) on or off: less memory, but the forward pass is computed twice."""
         for module in self.modules():
             if isinstance(module, Stage):
                 module.checkpointing = on

@@ -19,7 +19,7 @@ Width = Annotated[int, Range(1, 8192)]
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The fields of diffusers' vae/config.json, with its defaults. `fixed` has those that must have one value."""
+    """The fields of diffusers' vae/config.json, with its defaults. `fixed` has the fields that must have one value."""
 
     block_out_channels: tuple[Width, ...]
     in_channels: Annotated[int, Range(1, 64)] = 3
@@ -34,7 +34,7 @@ class VAEConfig:
         "act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None,
         "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
     }  # fmt: skip
-    # The dtype to decode in, which StableDiffusion.load chooses; what the weights say too
+    # Ignored: StableDiffusion.load chooses the dtype, and the weights' names show the types of the blocks
     advisory: ClassVar[tuple] = ("force_upcast", "down_block_types", "up_block_types")
 
 
@@ -63,7 +63,7 @@ class MidBlock(nn.Module):
 
 
 def resolutions(widths: Sequence[int], layers: int, groups: int, name: str, sampler: Callable[[int], nn.Module]) -> nn.Sequential:
-    """Return the resnets of each resolution, followed by a sampler under its name, unless the resolution is the last."""
+    """Return a block of resnets for each resolution. Each but the last ends in a sampler, under `name`."""
     blocks: list[nn.Module] = []
     for before, width in zip([widths[0], *widths], widths):
         inputs = [before] + [width] * (layers - 1)
@@ -75,7 +75,7 @@ def resolutions(widths: Sequence[int], layers: int, groups: int, name: str, samp
 
 
 def encoder(config: VAEConfig) -> nn.Sequential:
-    """(B, 3, H, W) pixels -> (B, 2 * latent_channels, H / f, W / f)."""
+    """Return the encoder: pixels (B, 3, H, W) -> mean and log-variance (B, 2 * latent_channels, H / f, W / f)."""
     widths, groups, halve = config.block_out_channels, config.norm_num_groups, partial(Downsample, asymmetric=True)
     return pipe(
         conv_in=nn.Conv2d(config.in_channels, widths[0], 3, padding=1),
@@ -88,7 +88,7 @@ def encoder(config: VAEConfig) -> nn.Sequential:
 
 
 def decoder(config: VAEConfig) -> nn.Sequential:
-    """(B, latent_channels, h, w) -> (B, 3, f h, f w) pixels."""
+    """Return the decoder: latents (B, latent_channels, h, w) -> pixels (B, 3, f h, f w)."""
     widths, groups = config.block_out_channels[::-1], config.norm_num_groups
     return pipe(
         conv_in=nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
@@ -101,9 +101,9 @@ def decoder(config: VAEConfig) -> nn.Sequential:
 
 
 class VAE(nn.Module):
-    """Diffusers' AutoencoderKL. Latents outside of this class are always scaled to about unit variance.
+    """Diffusers' AutoencoderKL. Outside this class, latents are always scaled to about unit variance.
 
-    It computes in its own dtype and converts its inputs to it. `tiling` bounds the memory of decode().
+    Inputs are converted to the dtype of the weights. `tiling` bounds the memory of decode().
     """
 
     tiling = False
@@ -120,12 +120,12 @@ class VAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type of the weights."""
+        """Return the floating-point type of the weights."""
         return self.quant_conv.weight.dtype
 
     @property
     def factor(self) -> int:
-        """Pixels per latent, along each axis."""
+        """Return the pixels per latent, along each axis."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def posterior(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,23 +140,23 @@ class VAE(nn.Module):
         return mean, logvar.clamp(-30, 20)
 
     def encode(self, pixel_values: Tensor, generator: Generator | None = None, sample: bool = True) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> scaled latents (B, C, H / f, W / f): a sample of the posterior, or its mean."""
+        """Return scaled latents (B, C, H / f, W / f) of pixels (B, 3, H, W) in [-1, 1]: a posterior sample, or the mean."""
         mean, logvar = self.posterior(pixel_values)
         if not sample:
             return mean * self.config.scaling_factor
-        device = mean.device if generator is None else generator.device  # a CPU seed means the same on every device
+        device = mean.device if generator is None else generator.device  # one CPU seed gives the same noise on every device
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=device).to(mean.device)
         return self.draw(mean, logvar, noise)
 
     def draw(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-        """Draw scaled latents from a posterior with standard normal noise (Kingma and Welling 2014, section 2.4)."""
+        """Return scaled latents drawn from a posterior with standard normal noise (Kingma and Welling 2014, section 2.4)."""
         return (mean + (0.5 * logvar).exp() * noise) * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) -> pixels (B, 3, f h, f w), about [-1, 1], not clamped.
+        """Return pixels (B, 3, f h, f w), about [-1, 1] and not clamped, of scaled latents (B, C, h, w).
 
-        With `tiling`, latents larger than the training pictures' are decoded tile by tile, in bounded memory. Each tile is
-        normalised by itself, so that tones differ slightly from those of the whole.
+        With `tiling`, latents larger than those of training are decoded tile by tile, in bounded memory. Each tile is normalised
+        on its own, so its tones differ slightly from those of an undivided picture.
         """
         z, side = latents.to(self.dtype) / self.config.scaling_factor, self.config.sample_size // self.factor
         if not self.tiling or max(z.shape[2:]) <= side:

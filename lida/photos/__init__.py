@@ -1,4 +1,4 @@
-"""Photographs, without the diffusion model: squares cut out and pasted back, masks, faces, ages, captions and marking.
+"""Photographs, without the diffusion model: squares, masks, faces, ages, captions and marking.
 
 The face finder (`faces`, with OpenCV) and the age estimator (`ages`, with transformers) are imported where they are used.
 """

@@ -1,4 +1,4 @@
-"""Ages of faces, read by an image classifier of the transformers library."""
+"""Estimate ages of faces with an image classifier of the transformers library."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ DEEPEST = 1000  # layers of an image classifier
 
 
 def years_of(label: str, source: str | Path) -> float:
-    """Return the age that a label names: 34 for "34", the middle 25 for "20-29", 75 for the open range "more than 70".
+    """Return the age that a label means: 34 for "34", the middle 25 for "20-29", 75 for the open range "more than 70".
 
     Raises InputError for a label without a number.
     """
@@ -27,12 +27,12 @@ def years_of(label: str, source: str | Path) -> float:
     if len(numbers) not in (1, 2) or max(numbers) > 150:
         raise InputError(f"{source}: its label {label!r} names no age; {CURE}")
     if len(numbers) == 2:
-        return (numbers[0] + numbers[1] + 1) / 2  # 20-29 lasts until the thirtieth birthday
+        return (numbers[0] + numbers[1] + 1) / 2  # 20-29 ends at the thirtieth birthday
     return numbers[0] + 5 * (label.strip("() ") != re.findall(r"[\d.]+", label)[0])
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError for a folder that would stop transformers: with a pipe in it, or with a network of too many layers."""
+    """Raise InputError for a folder that transformers would hang on: one with a pipe, or with a network of too many layers."""
     for path in folder.iterdir():
         if not path.is_dir():
             regular_file(path)
@@ -45,10 +45,10 @@ def check_folder(folder: Path) -> None:
 
 
 class AgeEstimator:
-    """Reads ages: the mean of a classifier's ages, weighted by their probabilities for a face and its mirror image.
+    """Estimates ages: the mean of a classifier's ages, weighted by their probabilities for a face and its mirror image.
 
-    `source` is a folder or hub id that AutoModelForImageClassification loads, such as `weights/age-estimator`. No code of
-    the source is run, and pickled weights are refused. Raises InputError where it cannot be loaded whole.
+    `source` is a folder or hub id that AutoModelForImageClassification loads, such as `weights/age-estimator`. No code of the
+    source is run, and pickled weights are refused. Raises InputError if it cannot be loaded completely.
     """
 
     def __init__(self, source: str | Path):
@@ -85,7 +85,7 @@ class AgeEstimator:
             pair = [face, face.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
             try:
                 logits = self.model(**self.processor(pair, return_tensors="pt")).logits
-            except (ValueError, TypeError) as error:  # of a processor's config that is out of range
+            except (ValueError, TypeError) as error:  # from a processor whose config is out of range
                 raise InputError(f"{self.source}: no age estimator ({str(error)[:200]}); {CURE}") from None
             ages.append(float((logits.softmax(-1).mean(0) * self.years).sum()))
         if not np.isfinite(ages).all():
@@ -93,5 +93,5 @@ class AgeEstimator:
         return np.array(ages)
 
     def of(self, image: Image.Image, mask: Image.Image) -> float:
-        """Return the age of the face under a mask, from a square cut like the training data of the shipped estimator."""
+        """Return the age in years of the face under a mask, from a square as in the training data of the shipped estimator."""
         return float(self([in_srgb(cut(image, square_about(mask, 1.3), 224))])[0])

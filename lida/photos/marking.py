@@ -14,14 +14,14 @@ from ..doors.files import regular_file, write_text
 from ..doors.json import as_object, parse_json, read_json
 from ..doors.pictures import opened, save_image
 
-# IPTC's terms for pictures that a trained model made, and for those that it changed
+# IPTC's terms for pictures that a trained model made, and for pictures that it changed
 PAINTED, REPAINTED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
  Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{source}"/></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
-KEY = "lida"  # of the settings in a PNG
+KEY = "lida"  # the key of the settings in a PNG
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def save_marked(image: Image.Image, path: Path, settings: dict, source: str = RE
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Return a picture's settings, from the PNG itself or the .json beside it.
 
-    Raises InputError where there are none, or no JSON object.
+    Raises InputError if there are none, or if they are not a JSON object.
     """
     path = Path(path)
     try:
@@ -86,24 +86,24 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         settings = read_json(path.with_suffix(".json")) if text is None else parse_json(text, path)
         return as_object(settings, path)
     except InputError as error:
-        raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); give a picture of lida's") from None
+        raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); give a picture by lida") from None
 
 
 def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """Return the arguments in a picture's settings. Raises InputError if a file that it was made from has changed.
 
-    The settings may name no file without its hash, and no model that would have to be downloaded.
+    Pictures may come from strangers: a file without a hash and a model that would have to be downloaded are refused, too.
     """
     recorded, files = settings.get("arguments"), settings.get("files") or {}
     if not isinstance(recorded, dict) or not isinstance(files, dict):
-        raise InputError(f"--reproduce {path}: does not say how it was made; it may be of an older version")
+        raise InputError(f"--reproduce {path}: does not say how it was made; it may be from an older version")
     for file, digest in files.items():
         if not Path(file).is_file() or file_hash(file) != digest:
             raise InputError(f"--reproduce {path}: {file} is not the file that it was made from; put that file back")
     photos, mask = recorded.get("photo") or [], Path(str(recorded.get("mask")))
     nothing = not photos and recorded.get("prompt") is None
     if nothing or not isinstance(photos, list) or set(map(str, photos + [mask] * mask.is_file())) - set(files):
-        raise InputError(f"--reproduce {path}: its settings have no hash of its photograph; it may be of an older version")
+        raise InputError(f"--reproduce {path}: its settings have no hash of its photograph; it may be from an older version")
     for name in ("pretrained_model_name_or_path", "age_estimator"):
         if (model := str(recorded.get(name, ""))) and not Path(model).exists():
             raise InputError(f"--reproduce {path}: {model!r} is not on this disk, and a picture cannot ask to fetch a model")

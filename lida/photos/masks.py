@@ -1,4 +1,4 @@
-"""Masks, white where the face is repainted: from a file, a box, landmarks or the face finder, and resized for latents."""
+"""Masks, white where the face is repainted: from a file, a box, landmarks or the face finder; and resized for latents."""
 
 import os
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ BLACK = 8  # of 255: lower values are artefacts of JPEG, and count as 0
 
 @dataclass(frozen=True)
 class Outline:
-    """How a mask is drawn about landmarks: it grows by `growth` and fades over `feather`, both in heights of the face.
+    """How a mask is drawn around landmarks: it grows by `growth` and fades over `feather`, both in heights of the face.
 
-    `zones` has factors by which the mask is multiplied in parts of the face; ZONES has their names.
+    `zones` has factors for the mask in parts of the face; ZONES has the names of the parts.
     """
 
     growth: float = 0.0
@@ -35,7 +35,7 @@ class Outline:
 def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
     """Return the mask in a file as L: white where the face is repainted, grey where less of it is, black where transparent.
 
-    Raises InputError unless it has `size` (width, height) as displayed, and where all of it is black.
+    Raises InputError if it does not have `size` (width, height) as displayed, or is all black.
     """
     mask = open_image(path, background="black").convert("L")
     if mask.size != size:
@@ -47,18 +47,18 @@ def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
 
 
 def without_ringing(mask: Image.Image) -> Image.Image:
-    """Return the mask with its almost black values made black."""
+    """Return the mask with values below BLACK set to 0."""
     return mask.point(lambda value: value * (value >= BLACK))
 
 
 def mask_from_box(text: str, size: tuple[int, int]) -> Image.Image:
-    """Return the rectangle "x0,y0,x1,y1" in pixels, x1 and y1 excluded; raises InputError unless the picture holds it."""
+    """Return the rectangle "x0,y0,x1,y1" in pixels, x1 and y1 excluded. Raises InputError unless it lies within the picture."""
     try:
         x0, y0, x1, y1 = (int(number) for number in text.split(","))
     except ValueError:
         raise InputError(f"--mask {text}: no such file, nor a box x0,y0,x1,y1; give auto, a picture or a box") from None
     if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
-        raise InputError(f"--mask {text}: is no box x0,y0,x1,y1 within the photograph, which is {size[0]}x{size[1]}")
+        raise InputError(f"--mask {text}: is not a box x0,y0,x1,y1 within the photograph, which is {size[0]}x{size[1]}")
     mask = Image.new("L", size, 0)
     mask.paste(255, (x0, y0, x1, y1))
     return mask
@@ -71,9 +71,9 @@ def read_masks(
     face: int | str | None = None,
     outline: Outline = Outline(),
 ) -> list[Image.Image]:
-    """Return the masks that the user asks for: "auto" finds faces; the path of a picture or a box x0,y0,x1,y1 is one mask.
+    """Return the masks of `mask`: "auto" finds faces; the path of a picture or a box x0,y0,x1,y1 gives one mask.
 
-    For "auto", `face` is a number (1 is the largest face), "all", or None where there is only one.
+    For "auto", `face` is a number (1 is the largest face), "all", or None if there is only one.
     """
     if mask != "auto":
         return [open_mask(mask, image.size) if os.path.lexists(mask) else mask_from_box(mask, image.size)]
@@ -85,7 +85,7 @@ def read_masks(
 
 
 def choose_faces(faces: list[Face], chosen: int | str | None) -> list[Face]:
-    """Return the faces that `face` of read_masks() selects; raises InputError, with a list of the faces, if there are none."""
+    """Return the faces that `face` of read_masks() selects. Raises InputError, with a list of the faces, if there are none."""
     if not faces:
         raise InputError("--mask auto: no face is found in the photograph; give a mask as a picture or as x0,y0,x1,y1")
     if isinstance(chosen, str):  # all
@@ -100,9 +100,9 @@ def choose_faces(faces: list[Face], chosen: int | str | None) -> list[Face]:
 
 
 def mask_from_landmarks(landmarks: np.ndarray, size: tuple[int, int], outline: Outline = Outline()) -> Image.Image:
-    """Return the mask (L, of `size`) of the face of landmarks (N, 2): their hull, extended over the forehead and the jaw.
+    """Return the mask (L, of `size`) of a face with landmarks (N, 2): their hull, extended over the forehead and the jaw.
 
-    What lies beyond the landmarks follows the proportions of a face and its tilt. N is as for face_frame().
+    The extension follows the proportions of a face and its tilt. N is as for face_frame().
     """
     middle, axes, half = face_frame(landmarks)
     height, turn = 2 * half[1], np.linspace(0, 2 * np.pi, 64, endpoint=False)
@@ -131,7 +131,7 @@ def face_frame(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     """Return a face's centre (2,), its directions across and down (2, 2) and half its size (2,) from landmarks (N, 2).
 
     N is 5 (eyes, nose, corners of the mouth) or 49 (All-Age-Faces: brows, nose, eyes, mouth). The size follows the proportions
-    of a face. Raises ValueError for another N, and where the eyes and the mouth are less than a pixel apart.
+    of a face. Raises ValueError for another N, and if the eyes and the mouth are less than a pixel apart.
     """
     if landmarks.shape not in ((5, 2), (49, 2)):
         raise ValueError(f"landmarks are {' x '.join(map(str, landmarks.shape))} numbers, not 5 or 49 x 2")
@@ -140,7 +140,7 @@ def face_frame(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     mouth = landmarks[3:].mean(0) if five else landmarks[31:].mean(0)
     unit = np.linalg.norm(mouth - eyes)
     if not 1 <= unit < np.inf:
-        raise ValueError("the landmarks of eyes and mouth are in one place")
+        raise ValueError("the landmarks of eyes and mouth coincide")
     down = (mouth - eyes) / unit
     axes = np.stack([[down[1], -down[0]], down])
     if five:  # factors are means over 290 faces of All-Age-Faces, fitted to the frames from their 49 landmarks

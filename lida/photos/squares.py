@@ -1,4 +1,4 @@
-"""Squares of photographs: cut out, matched in colour and detail, and pasted back; sheets and films of pictures."""
+"""Squares of photographs: cut out, matched in colour and detail, and pasted back. Sheets and films of pictures."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ Box = tuple[int, int, int]  # left, top, side of a square in pixels; it may reac
 
 
 def square_about(mask: Image.Image, context: float) -> Box:
-    """Return the square about the white of a mask, `context` times its longer side; inside the picture if it fits."""
+    """Return the square around the white of a mask, `context` times its longer side; inside the picture if it fits."""
     white = mask.getbbox()
-    assert white is not None  # a black mask is refused before
+    assert white is not None  # black masks were refused
     left, top, right, bottom = white
     side = round(context * max(right - left, bottom - top))
     side = max(min(side, *mask.size), right - left, bottom - top)  # beyond the picture only if the mask needs it
@@ -29,7 +29,7 @@ def square_about(mask: Image.Image, context: float) -> Box:
 
 
 def cut(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """Return the square of the picture, resized to size x size. Beyond the picture its border pixels repeat."""
+    """Return the square of the picture, resized to size x size. Outside the picture its border pixels repeat."""
     left, top, side = box
     pads = [(max(-top, 0), max(top + side - image.height, 0)), (max(-left, 0), max(left + side - image.width, 0))]
     if np.any(pads):
@@ -40,7 +40,7 @@ def cut(image: Image.Image, box: Box, size: int) -> Image.Image:
 
 
 def cut_turned(image: Image.Image, centre: np.ndarray, axes: np.ndarray, side: float, size: int) -> Image.Image:
-    """Return the square of `side` pixels about `centre` and along `axes` (2, 2: across, down), resized to size x size."""
+    """Return the square of `side` pixels around `centre`, along `axes` (2, 2: across, down), resized to size x size."""
     reach = math.ceil(side * np.abs(axes).sum(0).max()) + 4
     left, top = (int(x) - reach // 2 for x in centre)
     upright = cut(image, (left, top, reach), reach)
@@ -56,7 +56,7 @@ def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, f
     The patch fades in from the mask's border inwards, over `feather` times the square's side.
     """
     left, top, side = box
-    margin = round(4 * feather * side) + 1  # beyond the reach of the blur, so that not all of a large picture is blurred
+    margin = round(4 * feather * side) + 1  # beyond the reach of the blur; the rest of a large picture need not be blurred
     x, y, right, bottom = max(left - margin, 0), max(top - margin, 0), left + side + margin, top + side + margin
     fading = fade_inwards(mask.crop((x, y, min(right, mask.width), min(bottom, mask.height))), feather * side)
     pasted, fading = image.copy(), fading.crop((left - x, top - y, left - x + side, top - y + side))
@@ -65,10 +65,10 @@ def paste(image: Image.Image, patch: Image.Image, box: Box, mask: Image.Image, f
 
 
 def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image) -> Image.Image:
-    """Return the patch with the mean and standard deviation of each channel that `square` has in a ring just outside the mask.
+    """Return the patch, each channel's mean and deviation matched to `square` in a ring just outside the mask.
 
-    Both show the same thing there, so that only the model's colours differ. The ring is 0.08 times as wide as the side. Where
-    the mask leaves fewer than a hundred of its pixels, the patch is returned unchanged.
+    Both show the same thing there, so only the model's colours differ. The ring is 0.08 times as wide as the side. With fewer
+    than a hundred pixels in it, the patch is returned unchanged.
     """
     grown = mask.point(lambda value: 255 * (value > 0)).filter(ImageFilter.GaussianBlur(0.04 * mask.width))
     ring = (np.asarray(grown) > 8) & (np.asarray(mask) == 0)
@@ -81,7 +81,7 @@ def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image) -
 
 
 def low_pass(pixels: np.ndarray, cells: int) -> np.ndarray:
-    """Return what is left of pixels (H, W, C) on a grid of cells x cells, at their own size."""
+    """Return pixels (H, W, C) reduced to cells x cells and enlarged again."""
     planes = []
     for plane in np.moveaxis(pixels.astype(np.float32), -1, 0):
         small = Image.fromarray(plane).resize((cells, cells), Image.Resampling.BOX)
@@ -92,7 +92,7 @@ def low_pass(pixels: np.ndarray, cells: int) -> np.ndarray:
 def colour_bounded(patch: Image.Image, square: Image.Image, most: float = 20.0) -> Image.Image:
     """Return the patch with each channel's coarse colour, on 8 x 8 cells, at most `most` of 255 away from the photograph's.
 
-    Age changes features and texture; a cast over the skin is the model's.
+    Age changes features and texture; a colour cast over the skin comes from the model.
     """
     p, s = (np.asarray(picture, dtype=np.float32) for picture in (patch, square))
     away = low_pass(p - s, 8)
@@ -104,9 +104,9 @@ def with_detail(
 ) -> Image.Image:
     """Return the patch at the size of the photograph's square, with a share of the detail that the autoencoder lost.
 
-    patch + share w (square - reconstruction), where `reconstruction` is the unchanged square, encoded and decoded. w is
-    exp(-(d / tolerance)^2) of d, how much the features changed here, of 255: where the face was left alone the photograph
-    stays as sharp as it was, and where a feature has moved its old edges do not come back.
+    That is patch + share w (square - reconstruction). `reconstruction` is the unchanged square, encoded and decoded. The weight
+    w = exp(-(d / tolerance)^2) falls with d, the local change of the features, from 0 to 255: where the face did not change, the
+    photograph stays as sharp as it was; where a feature has moved, its old edges do not come back.
     """
     change = np.asarray(patch, dtype=np.float32) - np.asarray(reconstruction, dtype=np.float32)
     change = low_pass(np.abs(change - low_pass(change, 8)).mean(-1, keepdims=True), 32)[..., 0]  # without coarse colour
@@ -117,7 +117,7 @@ def with_detail(
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Return whether a picture is grey: the channels of a pixel differ by at most 6 of 255, as after JPEG's rounding."""
+    """Return whether a picture is grey: the channels of each pixel differ by at most 6 of 255, as JPEG's rounding allows."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
     return bool((pixels.max(-1) - pixels.min(-1)).max() <= 6)
 

@@ -1,8 +1,8 @@
-"""The study: does a face age, and is it still the same person? It needs the extra lida-aging[study].
+"""The study: does a face age, and is it still the same person? This needs the extra lida-aging[study].
 
 `evaluate` paints people at many settings (`settings`, `rules`, `people`, `painting`), has the pictures judged (`judges`,
 `measures`, `tradeoff`) and reports (`report`, `verdict`). `slider` fits the file that infer.py reads for --years. Nothing outside
-of this room imports it.
+this room imports it.
 """
 
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from ..doors.errors import InputError
 
 
 class NotInstalled(InputError, ImportError):
-    """A package of the extra is missing: one line, both from the console command and from python -m."""
+    """A package of the extra is missing: an error of one line, from the console command and from python -m."""
 
     name = __name__
 

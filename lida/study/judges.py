@@ -1,4 +1,4 @@
-"""Who judges an aged face: how old it looks, and whose it is. Networks that ship, classifiers of others, or any function."""
+"""Judges of an aged face: how old it looks, and whose it is. They are shipped networks, other classifiers, or functions."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from ..photos.masks import mask_from_landmarks, open_mask, read_masks
 from ..photos.squares import cut, square_about
 from .people import Person, Reference, Subject, read_aged
 
-SIDE = 224  # pixels of the squares that judges see
+SIDE = 224  # side in pixels of the squares that judges see
 AGE_CONTEXT, IDENTITY_CONTEXT = 1.3, 1.8  # sides of those squares, in lengths of the mask
 READINGS = "readings.json"  # in an estimator's folder: its errors by decade on faces that it was not trained on
 DLIB_FAR, DLIB_SAME = 1.2, 0.5  # the distance that counts as no similarity; the similarity at dlib's own threshold, 0.6
@@ -43,7 +43,7 @@ class Readings:
 
 
 def function_at(source: str) -> Callable | None:
-    """Return the function "package.module:name"; None for another kind of source. Raises InputError if there is none."""
+    """Return the function "package.module:name"; None for another kind of source. Raises InputError if it cannot be imported."""
     module, colon, name = source.partition(":")
     if not colon or Path(source).exists():
         return None
@@ -57,10 +57,10 @@ def function_at(source: str) -> Callable | None:
 
 
 class AgeJudge:
-    """Read ages of faces.
+    """Reads the ages of faces.
 
-    `source` is a transformers classifier (folder or hub id), or the import path of a function from a list of RGB squares,
-    224 pixels wide, to as many years. `errors` has its errors on real faces by decade, from the classifier's readings.json.
+    `source` is a transformers classifier (folder or hub id), or the import path of a function from a list of RGB squares, 224
+    pixels wide, to as many ages in years. `errors` has its errors on real faces by decade, from the classifier's readings.json.
     """
 
     def __init__(self, source: str):
@@ -71,10 +71,10 @@ class AgeJudge:
         self.errors = {int(decade[:-1]): errors for decade, errors in rows.items() if decade[:-1].isdecimal()}
 
     def __call__(self, squares: Sequence[Image.Image]) -> np.ndarray:
-        """Return years (N,)."""
+        """Return the ages (N,) in years."""
         years = np.asarray(self.read(list(squares)), dtype=np.float64).reshape(-1)
         if len(years) != len(squares) or not np.isfinite(years).all():
-            raise InputError(f"{self.name}: gave {years[:5]} for {len(squares)} faces; it must give a number for each")
+            raise InputError(f"{self.name}: returned {years[:5]} for {len(squares)} faces; it must return a number for each")
         return years
 
     def measure(self, squares: Sequence[Image.Image], ages: Sequence[float]) -> None:
@@ -90,9 +90,9 @@ class AgeJudge:
         return float(np.average([errors.mean_error for errors in self.errors.values()], weights=counts)) if counts else None
 
     def expected(self, age: float) -> float | None:
-        """Return what it reads, on average, of real faces of that age; None if it was not measured.
+        """Return the mean age that it reads of real faces of that age; None if it was not measured.
 
-        The bias runs in a straight line from the middle of each decade to the next one's.
+        The bias is interpolated linearly between the middles of the decades.
         """
         decades = sorted(self.errors)
         biases = [self.errors[decade].bias for decade in decades]
@@ -100,11 +100,11 @@ class AgeJudge:
 
 
 class IdentityJudge:
-    """Tell persons apart: "sface", "dlib" (King 2017), or the import path of a function.
+    """Tells people apart: "sface", "dlib" (King 2017), or the import path of a function.
 
     The function takes an RGB square and returns a vector, or None if it has no face. Similarity is the cosine of two vectors;
-    dlib's is 1 - distance / 1.2, because its network was trained for distances. `same` is the least similarity that the
-    network takes for one person; None if that is not known.
+    dlib's is 1 - distance / 1.2, because its network was trained for distances. `same` is the threshold of similarity above which
+    two faces are the same person; None if it is unknown.
     """
 
     def __init__(self, source: str, faces: FaceNetworks):
@@ -118,25 +118,25 @@ class IdentityJudge:
 
     def __call__(self, square: Image.Image) -> np.ndarray | None:
         """Return the vector of the face, of unit length for a cosine; None without a face."""
-        given = self.embed(square)
-        if given is None:
+        embedding = self.embed(square)
+        if embedding is None:
             return None
         try:
-            vector = np.asarray(given, dtype=np.float64)
+            vector = np.asarray(embedding, dtype=np.float64)
         except (ValueError, TypeError):
             vector = np.zeros(0)
         if vector.ndim != 1 or not np.isfinite(vector).all() or not vector.any():
-            raise InputError(f"{self.name}: gave {given!r:.60} for a face; it must give a vector of numbers, or None")
+            raise InputError(f"{self.name}: returned {embedding!r:.60} for a face; it must return a vector of numbers, or None")
         return vector if self.by_distance else vector / np.linalg.norm(vector)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
-        """Return 1 for the same vector, and less the further two are apart."""
+        """Return the similarity of two vectors: 1 for the same vector, less the further they are apart."""
         return float(1 - np.linalg.norm(a - b) / DLIB_FAR if self.by_distance else a @ b)
 
 
 def dlib_embedding(faces: FaceNetworks) -> Callable[[Image.Image], np.ndarray | None]:
     """Return dlib's face recognition as a function of an RGB picture. Raises InputError if a package is missing."""
-    spec = find_spec("face_recognition_models")  # it is not imported: only its files are needed
+    spec = find_spec("face_recognition_models")  # not imported: only its files are needed
     if find_spec("dlib") is None or spec is None or spec.origin is None:
         raise InputError("--identity_judge dlib: is not installed: pip install dlib-bin face_recognition_models")
     import dlib
@@ -161,7 +161,7 @@ def dlib_embedding(faces: FaceNetworks) -> Callable[[Image.Image], np.ndarray | 
 class Judges:
     """The judges of ages and of identities; the first of each leads.
 
-    `near` is how many years a real photograph may lie from an age to stand for it. Raises InputError if two have one name.
+    A real photograph stands for an age that is at most `near` years away. Raises InputError if two judges have one name.
     """
 
     def __init__(self, ages: Sequence[str], identities: Sequence[str], near: float = 5.0, face_models: str | None = None):
@@ -170,10 +170,10 @@ class Judges:
         self.identities = [IdentityJudge(source, self.faces) for source in identities]
         names = [*(judge.name for judge in self.ages), *(judge.name for judge in self.identities)]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"{twice[0]}: is the name of two judges, whose columns would be one; rename a folder")
+            raise InputError(f"{twice[0]}: is the name of two judges, whose columns would have the same name; rename a folder")
 
     def column(self, name: str, judge: AgeJudge | IdentityJudge) -> str:
-        """Return a judge's column: `name` of one that leads, `name:judge` of another."""
+        """Return a judge's column: `name` for a leading judge, `name:judge` for another."""
         return name if judge in (self.ages[0], self.identities[0]) else f"{name}:{judge.name}"
 
     def vectors(self, image: Image.Image, mask: Image.Image) -> Vectors:
@@ -182,16 +182,16 @@ class Judges:
         return [judge(square) for judge in self.identities]
 
     def readings(self, images: Sequence[Image.Image], mask: Image.Image) -> np.ndarray:
-        """Return what each age judge reads (pictures, judges)."""
+        """Return the ages that each age judge reads (pictures, judges)."""
         squares = [square_of(image, mask) for image in images]
         return np.stack([judge(squares) for judge in self.ages], axis=1)
 
     def sees_face(self, image: Image.Image, mask: Image.Image) -> bool:
-        """Return whether YuNet finds a face about the mask."""
+        """Return whether YuNet finds a face around the mask."""
         return bool(self.faces.find(square_of(image, mask, IDENTITY_CONTEXT)))
 
     def largest_face(self, path: str | Path) -> tuple[Image.Image, Image.Image] | None:
-        """Open a real photograph and mask its largest face. Without a face, warn and return None."""
+        """Return a real photograph and the mask of its largest face. Without a face, warn and return None."""
         image = open_image(path)
         found = self.faces.find(image)
         if found:

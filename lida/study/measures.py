@@ -1,4 +1,4 @@
-"""What the judges say of an evaluation's pictures: a row a picture, a line a setting, and what follows from them."""
+"""The judges' measurements of an evaluation's pictures: a row for each picture, a line for each setting, and statistics."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .people import Reference, Subject
 from .settings import AGE_ONLY, CEILING, Setting, spelled
 from .tradeoff import age_score, area, harmonic_score, interval, mean_of, spearman
 
-MEANS = ("age_error", "similarity", "face", "psnr")  # beginnings of the columns that a setting's line has the means of
+MEANS = ("age_error", "similarity", "face", "psnr")  # prefixes of the columns whose means are in a setting's line
 COMPARED = ("age_error", "similarity_input", "similarity_target")
 Row = dict[str, Any]
 
@@ -41,7 +41,7 @@ def judged(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
 
 
 def ceiling(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
-    """Return rows for the real photographs near each target age, as if they were pictures of that age."""
+    """Return rows for the real photographs near each target age, as if they were painted for that age."""
     rows = []
     for target in targets:
         near = unit.subject.near(target, judges.near)
@@ -53,13 +53,13 @@ def ceiling(judges: Judges, unit: Unit, targets: Sequence[int]) -> list[Row]:
 
 
 def identified(unit: Unit, target: int) -> Row:
-    """Return which picture a row is about."""
+    """Return the columns that identify a picture."""
     names = {"setting": unit.setting.name, "person": unit.subject.person.name, "seed": unit.seed}
     return names | {"target": target, "current": unit.subject.current}
 
 
 def ages_read(judges: Judges, target: int, readings: Sequence[float]) -> Row:
-    """Return what each age judge reads, and how far that is from the target and from its reading of real faces of that age."""
+    """Return the age that each judge reads, and its distance to the target and to the judge's mean on real faces of that age."""
     row: Row = {}
     for judge, read in zip(judges.ages, readings):
         expected = judge.expected(target)
@@ -98,7 +98,7 @@ def judge_lines(judges: Judges, subjects: Sequence[Subject]) -> list[Row]:
 
 
 def mean_similarity(judge: IdentityJudge, vector: np.ndarray | None, others: Sequence[np.ndarray]) -> float | None:
-    """Return the mean over the others; None without others, and 0 for a picture without a face, which must not gain by that."""
+    """Return the mean similarity to the others; None without others, and 0 for a picture without a face."""
     if not others:
         return None
     return 0.0 if vector is None else float(np.mean([judge.similarity(vector, other) for other in others]))
@@ -112,7 +112,7 @@ def psnr_inside(before: Image.Image, after: Image.Image, mask: Image.Image) -> f
 
 
 def picked(rows: Sequence[Row], **values: object) -> list[Row]:
-    """Return the rows that have these values."""
+    """Return the rows with these values."""
     return [row for row in rows if all(row[name] == value for name, value in values.items())]
 
 
@@ -134,7 +134,7 @@ def summary(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
 
 
 def response(rows: Sequence[Row]) -> dict[str, float]:
-    """Return rank correlation and slope of the first judge's readings over the ages asked for, means over people and seeds."""
+    """Return rank correlation and slope of the first judge's readings over the target ages, averaged over people and seeds."""
     found = []
     for person, seed in dict.fromkeys((row["person"], row["seed"]) for row in rows):
         group = picked(rows, person=person, seed=seed)
@@ -145,7 +145,7 @@ def response(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def areas(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
-    """Return the area that each family's settings dominate, by similarity and age score, with intervals over people."""
+    """Return the area that each family's settings dominate in similarity and age score, with intervals over people."""
 
     def dominated(points: Sequence[np.ndarray]) -> float:
         return area([(x, age_score(error)) for x, error in np.mean(points, axis=0)])
@@ -169,7 +169,7 @@ def areas(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
 
 
 def differences(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
-    """Return each setting less the first, person by person: means, with bootstrap intervals over people."""
+    """Return each setting minus the first, person by person: means, with bootstrap intervals over people."""
     found, people, first = [], list(dict.fromkeys(row["person"] for row in rows)), settings[0].name
     for name in (setting.name for setting in settings[1:] if setting.name != CEILING):
         for column in COMPARED:
@@ -183,10 +183,10 @@ def differences(rows: Sequence[Row], settings: Sequence[Setting]) -> list[Row]:
 
 
 def interference(rows: Sequence[Row], settings: Sequence[Setting], subjects: Sequence[Subject], age: Adapter) -> list[Row]:
-    """Return how well the likeness of a person's and the age adapter predicts the years lost by adding the former.
+    """Return how well the cosine of a person's and the age adapter predicts the loss of age accuracy.
 
-    The loss is a setting's age error less that of the age adapter alone. For each pair of weights in a plain sum, its rank
-    correlation with the cosine of the two adapters over all people and their adapters, if they are five at least.
+    The loss is a setting's age error minus that of the age adapter alone. For each pair of weights in a plain sum, the result is
+    the loss's rank correlation with the cosine, over all people and their adapters, if there are at least five.
     """
     losses: dict[str, list[tuple[float, float]]] = {}
     for subject in subjects:

@@ -27,13 +27,13 @@ from .people import Person, Subject
 from .regional import applied_within
 from .settings import Setting
 
-UNIT = "unit.json"  # written last into a folder of pictures: they are whole, and made from this
+UNIT = "unit.json"  # written last into a folder of pictures: they are complete, and made from this
 IDENTITY, AGE = "identity", "age"  # names of the adapters in the model
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is painted at once: a person at a setting, from a seed."""
+    """A unit of painting: a person at a setting, from a seed."""
 
     subject: Subject
     setting: Setting
@@ -46,7 +46,7 @@ class Unit:
         return self.output_dir / "pictures" / self.subject.person.name / self.setting.name / f"seed{self.seed}"
 
     def picture(self, age: int, name: str = "age") -> Image.Image:
-        """Return the picture at an age, or aged `back` from it. Raises InputError if it was not painted."""
+        """Return the picture at an age, or with name "back" aged back from it. Raises InputError if it was not painted."""
         return open_photo(self.folder / f"{name}{age:02d}.png") if self.setting.paints else self.subject.image
 
 
@@ -61,7 +61,7 @@ class Painter:
         self.sd.load_adapter(f"random {AGE}", random_adapter(self.age, 0))
 
     def load_adapters_of(self, person: Person) -> None:
-        """Load the person's adapters, and forget the last person's."""
+        """Load the person's adapters, and remove the last person's."""
         if self.person == person:
             return
         self.sd.set_adapters([], [])
@@ -73,7 +73,7 @@ class Painter:
         self.person = person
 
     def record(self, unit: Unit) -> dict:
-        """Return everything that decides the pictures of a unit, as values of JSON."""
+        """Return everything that decides a unit's pictures, as JSON values."""
         person = unit.subject.person
         self.load_adapters_of(person)
         identity = self.sd.adapters.get(f"{IDENTITY} {unit.setting.adapter}")
@@ -99,13 +99,13 @@ class Painter:
 
         with self.merged(subject, setting):
             pictures = aged(subject.image, self.ages, subject.current)
-            made = {f"age{age:02d}": picture for age, picture in zip(self.ages, pictures)}
+            painted = {f"age{age:02d}": picture for age, picture in zip(self.ages, pictures)}
             for age, picture in zip(self.ages, pictures if self.back else []):
-                made[f"back{age:02d}"] = aged(picture, [subject.current], age)[0]
-        return made
+                painted[f"back{age:02d}"] = aged(picture, [subject.current], age)[0]
+        return painted
 
     def merged(self, subject: Subject, setting: Setting) -> AbstractContextManager:
-        """Merge the setting's adapters; return a context that adds what acts in a part of the face only.
+        """Merge the setting's adapters; return a context that adds an adapter acting in a part of the face only.
 
         The age adapter comes first, because rules that take something from the later adapter should take it from the person's.
         """
@@ -126,7 +126,7 @@ class Painter:
 def shrunk(mask: Image.Image, share: float) -> Image.Image:
     """Return the mask scaled to a share of its width and height, about the middle of its white."""
     white = mask.getbbox()
-    assert white is not None  # a black mask is refused before
+    assert white is not None  # black masks were refused
     left, top, right, bottom = white
     width, height = max(1, round(share * (right - left))), max(1, round(share * (bottom - top)))
     inner = Image.new("L", mask.size, 0)
@@ -136,7 +136,7 @@ def shrunk(mask: Image.Image, share: float) -> Image.Image:
 
 
 def paint_all(painter: Painter, units: Sequence[Unit], processes: Processes) -> None:
-    """Paint what is not on disk yet, each process its share. Raises InputError if other pictures lie in its place."""
+    """Paint the units that are not on disk, each process its share. Raises InputError if other pictures are in their place."""
     todo = []
     for unit in units:
         path, record = unit.folder / UNIT, painter.record(unit)
@@ -144,7 +144,7 @@ def paint_all(painter: Painter, units: Sequence[Unit], processes: Processes) -> 
             check_same(path, record)
         else:
             todo.append((unit, path, record))
-    processes.wait()  # until all have seen what there was
+    processes.wait()  # until all have looked at the disk
     mine = todo[processes.rank :: processes.count]
     for unit, path, record in tqdm(mine, desc="painting", unit="unit", disable=not processes.first):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +160,11 @@ def check_same(path: Path, wanted: dict) -> None:
     keys = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if keys:
         what = "; ".join(f"{key} was {found.get(key)!r:.400} and is {wanted.get(key)!r:.400}" for key in keys)
-        raise InputError(f"{path.parent}: holds pictures made otherwise ({what}); give another --output_dir, or remove them")
+        raise InputError(f"{path.parent}: holds pictures of other settings ({what}); give another --output_dir, or remove them")
 
 
 def random_adapter(like: Adapter, seed: int) -> Adapter:
-    """Draw an adapter of independent normal factors, with the ranks and the norm of each change of another adapter."""
+    """Return an adapter of independent normal factors, each layer with the rank and norm of that of another adapter."""
     generator, layers = torch.Generator().manual_seed(seed), {}
     for path, layer in like.layers.items():
         down, up = (torch.randn(factor.shape, generator=generator) for factor in (layer.down, layer.up))

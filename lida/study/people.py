@@ -27,12 +27,12 @@ class Dated:
 
 @dataclass(frozen=True)
 class Person:
-    """One photograph to age, and whom it shows.
+    """One photograph to age, and its person.
 
-    `age` is the age in the photograph; the first judge reads it where it is None. `subject` is what the person's own adapters
-    learnt to call them, `kind` what captions without an adapter call them. `identity` has the adapters by name, `references`
-    real photographs that no adapter was trained on. `name` defaults to the photograph's. Raises ValueError for a name that
-    cannot be a folder's.
+    `age` is the age in the photograph; the first judge reads it where it is None. `subject` is the word for the
+    person that their own adapters learnt, `kind` the noun in captions without an adapter. `identity` has the adapters by name,
+    `references` real photographs that no adapter was trained on. `name` defaults to the photograph's. Raises ValueError for a
+    name that cannot be a folder's name.
     """
 
     photo: str
@@ -48,11 +48,11 @@ class Person:
         if not self.name:
             object.__setattr__(self, "name", Path(self.photo).stem)
         if "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name: {self.name!r} cannot be a folder's; take another")
+            raise ValueError(f"name: {self.name!r} cannot be a folder's name; choose another")
 
 
 def read_people(path: str | Path) -> list[Person]:
-    """Read a .jsonl file with a Person's fields a line; paths start from its folder. Raises InputError with every fault."""
+    """Return the people of a .jsonl file, one a line; paths start from its folder. Raises InputError with every fault."""
     faults: list[str] = []
     people, path = [], regular_file(path, "file with a person a line, as JSON")
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
@@ -67,7 +67,7 @@ def read_people(path: str | Path) -> list[Person]:
         f"{path}: {name!r} is the name of two people; rename one" for name in sorted({n for n in names if names.count(n) > 1})
     ]
     if faults or not people:
-        raise InputError(*(faults or [f"{path}: names nobody; write one line of JSON a person"]))
+        raise InputError(*(faults or [f"{path}: names nobody; write a line of JSON for each person"]))
     return people
 
 
@@ -76,8 +76,8 @@ def located(person: Person, folder: Path, where: str) -> Person:
     photo, identity = str(folder / person.photo), {name: str(folder / path) for name, path in person.identity.items()}
     references = [replace(reference, photo=str(folder / reference.photo)) for reference in person.references]
     mask = str(folder / person.mask) if (folder / person.mask).is_file() else person.mask
-    given = [photo, *identity.values(), *(reference.photo for reference in references)]
-    if missing := [path for path in given if not Path(path).exists()]:
+    paths = [photo, *identity.values(), *(reference.photo for reference in references)]
+    if missing := [path for path in paths if not Path(path).exists()]:
         raise InputError(*(f"{where}: {name} does not exist; give a path from {folder}" for name in missing))
     return replace(person, photo=photo, mask=mask, identity=identity, references=references)
 

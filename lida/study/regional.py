@@ -1,4 +1,4 @@
-"""An adapter that acts in a part of the picture alone: what the study compares with merging it everywhere."""
+"""An adapter that acts in a part of the picture only, which the study compares with merging it everywhere."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +17,10 @@ from ..nn.lora import LowRank
 def applied_within(
     module_of: Callable[[str], Any], layers: Mapping[str, LowRank], weight: Weight, mask: Tensor
 ) -> Iterator[None]:
-    """Add an adapter's change to each layer's output where a mask (1, 1, h, w) of the latents is white, beside what is merged.
+    """Add an adapter's change to each layer's output where a mask (1, 1, h, w) of the latents is white, besides merged adapters.
 
-    y = (W x + b) + weight m (alpha / r) B A x, with the mask m at the layer's own size. Layers that see the text alone (keys
-    and values of cross-attention) have no places, and change everywhere. `module_of` returns the module of a path.
+    y = (W x + b) + weight m (alpha / r) B A x, with the mask m at the layer's own size. Layers that see only the text (keys
+    and values of cross-attention) have no positions, and change everywhere. `module_of` returns the module of a path.
     """
     hooks = []
 
@@ -37,7 +37,7 @@ def applied_within(
             change = x @ down.T.to(x) @ up.T.to(x)  # (B, N, C)
             if of_text or x.ndim < 3:
                 return output + strength * change
-            shorter = math.sqrt(mask.shape[2] * mask.shape[3] / x.shape[1])  # how many cells of the mask a token has aside
+            shorter = math.sqrt(mask.shape[2] * mask.shape[3] / x.shape[1])  # side of a token, in cells of the mask
             size = round(mask.shape[2] / shorter), round(mask.shape[3] / shorter)
             return output + strength * F.adaptive_avg_pool2d(mask, size).reshape(1, -1, 1).to(x) * change
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, in files: table.csv and table.json, curve.png, grid.png, and report.html with all of it."""
+"""The files of an evaluation: table.csv, table.json, curve.png, grid.png, and report.html with all of them."""
 
 import base64
 import csv
@@ -24,7 +24,7 @@ EXPLAINED = {
     "spearman": "rank correlation of age asked for and age read, within each row of pictures",
     "years_per_year": "slope of the age read against the age asked for: 1 follows it, 0 ignores it",
     "similarity_input": "similarity to the photograph that was aged; doing nothing has 1",
-    "similarity_target": "similarity to real photographs near the age asked for, which no adapter has seen",
+    "similarity_target": "similarity to real photographs near the age asked for, which no adapter was trained on",
     "similarity_back": "similarity to the photograph after aging there and back",
     "face": "share of pictures in which a face is found; without one the similarity counts as 0",
     "largest_change_outside": "largest change of a pixel where the mask is black, of 255",
@@ -37,15 +37,15 @@ TITLES = {
     "differences": "Against the first setting (means over people, 95 % bootstrap intervals)",
     "interference": "Does the adapters' overlap predict the loss of age? Rank correlations over people and adapters",
 }
-FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d*\.?\d+$)")  # how spreadsheets tell a formula
+FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d*\.?\d+$)")  # what spreadsheets take for a formula
 HIDDEN = ("family", "control", "identity", "age")  # columns of the table that the report's rows explain
 
 
 def write_report(folder: Path, findings: dict, grid: Image.Image | None, sheets: dict[str, Image.Image]) -> list[str]:
     """Write the files, and return the verdict.
 
-    `findings` has what, judges, identity_judges, table, meanings, rows and the tables of TITLES. `grid` is one picture for
-    grid.png, `sheets` has a picture for each person.
+    `findings` has the keys what, judges, identity_judges, table, meanings, rows and those of TITLES. `grid` is the picture of
+    grid.png; `sheets` has a picture for each person.
     """
     findings = without_nan(findings)
     findings["verdict"] = verdict(findings)
@@ -87,7 +87,7 @@ def cell(value: object) -> object:
 
 
 def shown(value: object) -> str:
-    """Return a value as the page has it."""
+    """Return a value as the page shows it."""
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
     return "–" if value is None else str(value)
@@ -101,7 +101,7 @@ def embedded(picture: Image.Image) -> str:
 
 
 def draw_curve(findings: dict, path: Path) -> None:
-    """Draw age error against similarity, to the input and to photographs near the age: a line a family, a cross a control."""
+    """Draw age error against similarity, to the input and to photographs near the age: a line per family, a cross per control."""
     table = findings["table"]
     columns = [c for c in ("similarity_input", "similarity_target") if any(line.get(c) is not None for line in table)]
     figure = Figure(figsize=(7 * len(columns), 6), layout="constrained")

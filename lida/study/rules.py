@@ -1,4 +1,4 @@
-"""Merging rules that the study compares beside the library's own, and how the command line names all of them."""
+"""Merging rules that the study compares with the weighted sum, and their names on the command line."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from ..nn.lora import thin_svd
 
 
 def orthogonalised(strength: float = 1.0, leading: int | None = None) -> Rule:
-    """Return the rule that takes from each later change what lies in the first one's leading subspace, then sums.
+    """Return the rule that removes from each later change its part in the first one's leading subspace, then sums.
 
     D_i - strength U U^T D_i V V^T, with the first change's `leading` singular vectors U and V (all of them by default). At
-    strength 1 nothing of D_i is left inside both spaces; at 0 it is the weighted sum. Raises ValueError for a strength outside
+    strength 1 nothing of D_i remains inside both spaces; at 0 it is the weighted sum. Raises ValueError for a strength outside
     0 to 1.
     """
     if not 0 <= strength <= 1:
@@ -35,7 +35,7 @@ def orthogonalised(strength: float = 1.0, leading: int | None = None) -> Rule:
 
 
 def ties(density: float = 0.2) -> Rule:
-    """Trim, elect sign, merge (Yadav et al. 2023, algorithm 1), with weights on the trimmed changes, as peft does it."""
+    """Return TIES: trim, elect sign, merge (Yadav et al. 2023, algorithm 1), with weights on the trimmed changes, as in peft."""
     check_density(density)
 
     def rule(path: str, parts: Parts) -> Tensor:
@@ -51,22 +51,22 @@ def ties(density: float = 0.2) -> Rule:
 
 
 def dare(density: float = 0.5, seed: int = 0) -> Rule:
-    """Drop values at random, rescale the rest by 1 / density, and sum (Yu et al. 2024, section 3.2)."""
+    """Return DARE: drop values at random, rescale the rest by 1 / density, and sum (Yu et al. 2024, section 3.2)."""
     check_density(density)
 
     def rule(path: str, parts: Parts) -> Tensor:
         generator, total = torch.Generator().manual_seed(crc32(path.encode()) + seed), torch.zeros(())
         for layer, weight in parts:
             change = layer.delta.flatten(1)
-            stays = torch.bernoulli(torch.full(change.shape, density), generator=generator).to(change.device)
-            total = total + weight * change * stays / density
+            kept = torch.bernoulli(torch.full(change.shape, density), generator=generator).to(change.device)
+            total = total + weight * change * kept / density
         return total
 
     return rule
 
 
 def check_density(density: float) -> None:
-    """Raise ValueError for a share of values that cannot stay."""
+    """Raise ValueError unless the share of values that stay is above 0 and up to 1."""
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and up to 1, not {density}")
 
@@ -87,9 +87,9 @@ RULES: dict[str, Callable] = {"sum": lambda: weighted_sum, "orthogonalised": ort
 
 @cache
 def parse_rule(text: str) -> NamedRule:
-    """Read `sum`, `orthogonalised`, `orthogonalised:0.5`, `ties:0.2` or `dare:0.5`; raises ValueError for anything else.
+    """Return the rule of `sum`, `orthogonalised`, `orthogonalised:0.5`, `ties:0.2` or `dare:0.5`. Raises ValueError for others.
 
-    The number is the strength of orthogonalised, and the share of values that stays of the others.
+    The number is the strength for orthogonalised, and the share of values that stay for the others.
     """
     name, colon, number = text.partition(":")
     if name not in RULES or (colon and name == "sum"):

@@ -13,8 +13,8 @@ from ..doors import arguments
 from ..doors.errors import InputError
 from .rules import NamedRule, parse_rule
 
-# What guidance leads away from, by name: nothing or the caption without an age, in which the subject is to be put, or, as
-# infer.py does it, the caption of the current age. All but the last invert the photograph by the caption without an age.
+# The prompts that guidance leads away from, by name: none, the caption without an age (of {subject}), or the caption of the
+# current age, as in infer.py. All but the last invert the photograph by the caption without an age.
 NO_AGE = "a portrait photo of {subject}"
 AGAINST: dict[str, dict[str, Any]] = {
     "nothing": {"source_prompt": NO_AGE, "negative_prompt": ""},
@@ -33,10 +33,10 @@ MEANINGS = {
 class Setting:
     """How the two adapters are combined and how faces are painted with them.
 
-    `name` is the folder of the pictures, `family` the curve that the setting is a point of. `identity` and `age` are the merge
-    weights of the person's adapter, chosen by `adapter` among several, and of the age adapter. `within` above 0 restricts the
-    person's adapter to this share of the mask's width and height. `edit` may have {subject} in its prompts. A control may have a
-    `random` adapter of equal norm in place of one, "identity" or "age"; `paints` is False if it needs no pictures. Raises
+    `name` is the folder of the pictures, `family` the curve on which the setting is a point. `identity` and `age` are the merge
+    weights of the person's adapter, which `adapter` chooses among several, and of the age adapter. `within` above 0 restricts the
+    person's adapter to this share of the mask's width and height. `edit` may have {subject} in its prompts. A control may replace
+    one adapter, "identity" or "age", by a `random` one of equal norm; `paints` is False if it needs no pictures. Raises
     ValueError for a value that cannot be applied.
     """
 
@@ -55,13 +55,13 @@ class Setting:
 
     def __post_init__(self):
         if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"the name {self.name!r} cannot be a folder's; put another before the colon")
+            raise ValueError(f"the name {self.name!r} cannot be a folder's name; put another before the colon")
         if not 0 <= self.within <= 1 or (self.within and varies(self.identity)):
             raise ValueError("within is a share of the mask, for an identity weight that does not change by timestep")
 
     @property
     def has_identity(self) -> bool:
-        """Return whether the person's adapter, or a random one in its place, takes part."""
+        """Return whether the person's adapter, or a random one in its place, is used."""
         return self.identity != 0
 
     def edit_for(self, subject: str) -> Edit:
@@ -70,7 +70,7 @@ class Setting:
         return replace(self.edit, **{name: text and text.replace("{subject}", subject) for name, text in prompts.items()})
 
     def record(self) -> dict:
-        """Return everything that decides the pictures, as values of JSON."""
+        """Return everything that decides the pictures, as JSON values."""
         values = {name: getattr(self, name) for name in ("name", "adapter", "within", "random")}
         weights = {"identity": spelled(self.identity), "age": spelled(self.age), "rule": self.rule.spelling}
         return values | weights | {"sampling": asdict(self.sampling), "edit": asdict(self.edit)}
@@ -90,10 +90,10 @@ class Setting:
 
 
 def settings_of(plain: Setting, grid: Sequence[Setting], more: Sequence[str], adapters: Sequence[str]) -> list[Setting]:
-    """Return the grid, the settings that `more` spells, infer.py's default, and the controls.
+    """Return the grid, the settings of the texts `more`, infer.py's default, and the controls.
 
-    A spelled setting and the controls start from `plain`; `adapters` are the names of the people's adapters. Raises InputError
-    for what cannot be read or applied, and if two settings have one name.
+    These settings and the controls start from `plain`; `adapters` are the names of the people's adapters. Raises InputError for
+    a setting that cannot be read or applied, and if two settings have one name.
     """
     settings = [*grid, *(read_setting(text, plain) for text in more)]
     if not settings:
@@ -130,31 +130,31 @@ def grid_of(
 
 
 def controls(plain: Setting, first: Setting) -> list[Setting]:
-    """Return what stands in every table; random adapters have the weights of the first setting."""
+    """Return the controls of every table. Random adapters have the weights of the first setting."""
     weights = {"identity": first.identity, "age": first.age}
-    given: dict[str, dict] = {
+    changes: dict[str, dict] = {
         NOTHING: {"paints": False}, "prompt only": {}, AGE_ONLY: {"age": 1.0}, "identity only": {"identity": 1.0},
         "random identity": {"random": "identity", **weights}, "random age": {"random": "age", **weights},
         CEILING: {"paints": False},
     }  # fmt: skip
     nothing = replace(plain, identity=0.0, age=0.0, control=True)
-    return [replace(nothing, name=name, family=name, **values) for name, values in given.items()]
+    return [replace(nothing, name=name, family=name, **values) for name, values in changes.items()]
 
 
 def interval(text: str) -> tuple[float, float]:
-    """Read two noise levels such as 0.3-2."""
+    """Return two noise levels of a text such as 0.3-2."""
     low, _, high = text.partition("-")
     return arguments.non_negative(low), arguments.non_negative(high)
 
 
 def against(text: str) -> dict[str, Any]:
-    """Return the prompts of AGAINST."""
+    """Return the prompts of a name in AGAINST."""
     if text not in AGAINST:
         raise ValueError(f"against {text!r} is not one of {', '.join(AGAINST)}")
     return AGAINST[text]
 
 
-# What reads the values of --setting, by the field of Setting, Sampling or Edit; `against` is Edit's two prompts
+# Parsers of the values of --setting, by the field of Setting, Sampling or Edit; `against` sets Edit's two prompts
 READERS: dict[str, Callable[[str], object]] = {
     "family": str, "identity": parse_weight, "age": parse_weight, "rule": parse_rule, "adapter": str, "within": arguments.share,
     "guidance_scale": GUIDANCE, "guidance_rescale": arguments.share, "guidance_interval": interval, "scheduler": str,
@@ -164,7 +164,7 @@ READERS: dict[str, Callable[[str], object]] = {
 
 
 def read_setting(text: str, plain: Setting) -> Setting:
-    """Read "NAME: identity=1.0 age=0.5 rule=sum": `plain` with a name and these fields. Raises InputError."""
+    """Return the setting of "NAME: identity=1.0 age=0.5 rule=sum": `plain` with this name and these fields. Raises InputError."""
     name, _, rest = text.partition(":")
     given = dict(part.partition("=")[::2] for part in rest.split())
     try:

@@ -1,9 +1,9 @@
-"""A slider in years: which age to ask for so that a face looks so many years older, fitted to photographs and inverted.
+"""Fit a slider in years: which age to ask for so that a face looks so many years older.
 
     python -m lida.study.slider PHOTOS --pretrained_model_name_or_path MODEL --adapter AGE=1.0 --age_estimator DIR -o slider.json
 
-Every photograph is aged by the same steps of years. The years by which the estimator then reads more than before, over the years
-asked for, are the curve. `infer.py --years +20` reads it backwards.
+Every photograph is aged by the same numbers of years. The curve is the change of the estimated age over the years asked for.
+`infer.py --years +20` inverts it.
 """
 
 import argparse
@@ -32,15 +32,15 @@ from ..photos.ages import AgeEstimator
 from ..photos.captions import captioning_of, with_article
 from ..photos.masks import read_masks
 
-ASKED = tuple(range(-60, 61, 10))  # years asked for beside the face's own
+ASKED = tuple(range(-60, 61, 10))  # years asked for, relative to the face's own age
 
 
 def fit(asked: Sequence[float], gained: np.ndarray) -> tuple[list[float], float]:
-    """Return the curve of photographs, and its error in years on each photograph when it is fitted to the others.
+    """Return the curve of the photographs, and its mean error in years on each photograph when fitted to the others.
 
     `gained` (N, len(asked)) has nan where a photograph was not aged by so many years. The curve is the isotonic regression of
-    the mean. The error is the mean over every ten years that the curve reaches; the photograph left out follows its own
-    straight lines.
+    the mean. The error is the mean over every ten years that the curve reaches; the response of the photograph left out is
+    interpolated linearly.
     """
 
     def curve(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +80,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Namespace) -> np.ndarray:
-    """Age each photograph by ASKED; return the years by which it reads older (N, len(ASKED)), nan beyond the adapters' ages."""
+    """Age each photograph by ASKED; return the change of the estimated age (N, len(ASKED)), nan beyond the adapters' ages."""
     estimator, subject = AgeEstimator(args.age_estimator), with_article(args.subject)
     sampling, edit = Sampling(args.num_inference_steps, args.guidance_scale), Edit(args.method)
     youngest, oldest = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()}).ages
@@ -109,7 +109,7 @@ def main() -> None:
         sd.load_adapter(path, path)
     sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
     gained = years_gained(sd, paths, args)
-    painted = np.isfinite(gained).any(0)  # some years lead beyond the adapter's ages for every face
+    painted = np.isfinite(gained).any(0)  # some years lead out of the adapter's ages for every face
     asked = np.array(ASKED, dtype=float)[painted].tolist()
     curve, error = fit(asked, gained[:, painted])
     if np.isnan(error):
@@ -117,8 +117,8 @@ def main() -> None:
     curve, error = [round(years, 3) for years in curve], round(error, 2)
     slider = Slider(asked, curve, error, len(paths), sd.base, aging_adapters(sd), args.method, args.guidance_scale)
     write_json(args.output, asdict(slider), indent=1)
-    for years, got in zip(asked, curve):
-        print(f"asked for {years:+4.0f} years, got {got:+5.1f}")
+    for years, gain in zip(asked, curve):
+        print(f"asked for {years:+4.0f} years, got {gain:+5.1f}")
     print(f"from {curve[0]:+.1f} to {curve[-1]:+.1f} years; on photographs that it was not fitted to, {error:.1f} years off")
 
 

@@ -1,4 +1,4 @@
-"""The numbers of the trade-off between an age reached and an identity preserved: scores, areas and their intervals."""
+"""Measures of the trade-off between age and identity: scores, areas and their intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -27,7 +27,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 def area(points: Sequence[tuple[float, float]]) -> float:
     """Return the share of the unit square that points (similarity, age score) dominate: the hypervolume about (0, 0)."""
     total, highest = 0.0, 0.0
-    for x, y in sorted(points, reverse=True):  # from the most similar on, each adds what rises above those before
+    for x, y in sorted(points, reverse=True):  # from the most similar on, each adds the strip above the points before it
         if y > highest:
             total += max(0.0, x) * (y - highest)
             highest = y
@@ -39,7 +39,7 @@ def interval(
 ) -> tuple[float, float]:
     """Return the bootstrap interval of a statistic over people, drawn with replacement (Efron 1979, percentiles).
 
-    `values` has something for each person. One person alone has no interval: both ends are the value itself.
+    `values` has one entry for each person. For one person both ends are the value itself.
     """
     if len(values) == 1:
         return statistic(values), statistic(values)

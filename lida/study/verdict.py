@@ -1,8 +1,8 @@
-"""The end of the report: what the numbers say, in plain words."""
+"""The verdict of a report: what the numbers say, in plain words."""
 
 from .settings import CEILING, NOTHING
 
-FEW = 5  # fewer people than these say little about others
+FEW = 5  # results of fewer people say little about others
 
 
 def counted(count: int, singular: str, plural: str = "") -> str:
@@ -11,7 +11,7 @@ def counted(count: int, singular: str, plural: str = "") -> str:
 
 
 def verdict(findings: dict) -> list[str]:
-    """Return sentences on the setting with the best harmonic score: does it age, is it the same person, may it be chance."""
+    """Return sentences on the setting with the best harmonic score: does it age, is it the same person, may it be chance?"""
     lines = {line["setting"]: line for line in findings["table"]}
     nothing, tried = lines[NOTHING], [line for line in lines.values() if not line["control"]]
     best = max(tried, key=lambda line: line["hcs"])

@@ -28,7 +28,7 @@ TRAINING, CLASS, VALIDATION = 0, 1, 2  # streams of random numbers
 
 
 def read_data(args: Namespace) -> tuple[list[Example], list[Example]]:
-    """Return the training pictures and the held-out ones. Raises InputError where they are not what the flags ask for."""
+    """Return the training pictures and the held-out ones. Raises InputError if they do not fit the flags."""
     examples = read_examples(args.train_data_dir, args.image_column, args.caption_column, max(8, args.resolution // 4))
     if args.balance_column and not all(args.balance_column in example.row for example in examples):
         raise InputError(f"--balance_column {args.balance_column}: not every line of {args.train_data_dir} has that column")
@@ -41,7 +41,7 @@ def read_data(args: Namespace) -> tuple[list[Example], list[Example]]:
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Return the examples to train on, and a share of them, drawn by `seed`, to measure the loss on."""
+    """Return the examples to train on, and a held-out share, drawn by `seed`, to measure the loss on."""
     count = math.ceil(share * len(examples))
     if count == len(examples):
         raise InputError(f"--validation_split {share}: leaves none of the {count} pictures to train on")
@@ -55,10 +55,10 @@ def random_generator(*key: int) -> Generator:
 
 
 class BatchSampler:
-    """Which of `count` pictures each step sees, `batch` at a time.
+    """Chooses which of `count` pictures each step sees, `batch` at a time.
 
-    An epoch sees every picture, in another order each, and some twice to fill its last batch. With `balance`, a value for
-    each picture, it draws as many with repetition, each value as often as another.
+    An epoch has every picture, in a new order, and some twice to fill the last batch. With `balance`, a value for each picture,
+    an epoch draws as many pictures with replacement, each value equally often.
     """
 
     def __init__(self, count: int, batch: int, seed: int, balance: Sequence | None = None):
@@ -84,7 +84,7 @@ class BatchSampler:
 
 
 class Samples(Dataset):
-    """A data set whose items are samples, by (index of the picture, step, number). With a cache they have no pixels."""
+    """A dataset of samples, indexed by (picture, step, number). With a cache, samples have latents instead of pixels."""
 
     def __init__(self, examples: Sequence[Example], sd, args: Namespace, stream: int = TRAINING):
         self.examples, self.args, self.stream = examples, args, stream
@@ -95,11 +95,11 @@ class Samples(Dataset):
         self.latents = LatentCache(self, sd.vae, args.cache_dir, release) if args.cache_latents else None
 
     def pixels(self, index: int, flipped: bool, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-        """Return pixel_values (3, H, W) in [-1, 1], cut at `place`: 0 to 1 from the left and from the top."""
+        """Return pixel_values (3, H, W) in [-1, 1] of a picture, cut at `place`: 0 to 1 from the left and from the top."""
         return to_tensor(self.fitted(open_image(self.examples[index].path), flipped, place))[0]
 
     def fitted(self, image: Image.Image, flipped: bool, place: tuple[float, float]) -> Image.Image:
-        """Return the training square of a picture or mask, the longer side cut, mirrored if `flipped`."""
+        """Return the training square of a picture or mask: the longer side is cut, and it is mirrored if `flipped`."""
         image = ImageOps.fit(image, (self.args.resolution,) * 2, Image.Resampling.LANCZOS, centering=place)
         return ImageOps.mirror(image) if flipped else image
 
@@ -131,7 +131,7 @@ class Samples(Dataset):
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """The batches of one process: of a step's samples, every count-th stretch of `batch_size`."""
+    """The micro-batches of one process: of a step's samples, every count-th run of `batch_size`."""
 
     samples: Samples
     sampler: BatchSampler
@@ -148,7 +148,7 @@ class MicroBatches:
 
     def load(self, first: int, last: int) -> Iterator[dict]:
         """Yield the micro-batches of the steps from `first` up to `last`."""
-        keys, own_generator = self.keys(first, last), torch.Generator()  # or it would draw from PyTorch's global one
+        keys, own_generator = self.keys(first, last), torch.Generator()  # instead of PyTorch's global one
         yield from DataLoader(self.samples, batch_sampler=keys, num_workers=self.workers, generator=own_generator)
 
     def captions(self, first: int, last: int) -> set[str]:
@@ -157,7 +157,7 @@ class MicroBatches:
 
 
 def micro_batches(examples: list[Example], sd, args: Namespace, processes: Processes, stream: int = TRAINING) -> MicroBatches:
-    """Return the batches of these examples; `stream` makes their random numbers differ from other examples'."""
+    """Return the micro-batches of these examples. Each `stream` has random numbers of its own."""
     batch = args.train_batch_size * args.gradient_accumulation_steps * processes.count
     balance = [e.row[args.balance_column] for e in examples] if args.balance_column and stream == TRAINING else None
     sampler = BatchSampler(len(examples), batch, args.seed + stream, balance)

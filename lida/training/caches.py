@@ -1,4 +1,4 @@
-"""Outputs of the frozen networks, computed once: the VAE's posterior of a picture, the hidden states of a caption."""
+"""Caches of the frozen networks' outputs: the VAE's posterior of each picture, the hidden states of each caption."""
 
 import hashlib
 import warnings
@@ -16,10 +16,10 @@ from ..nn.vae import VAE
 
 
 class LatentCache:
-    """The VAE's posterior of each picture, upright and mirrored, computed when it is first drawn.
+    """The VAE's posterior of each picture, plain and mirrored, computed when it is first drawn.
 
-    Each is a tensor (2, 4, h, w), mean and log-variance, in memory or in a folder, which runs may share. A picture is encoded
-    alone, so that its latents do not depend on what else is in its batch. `release` frees the memory of the decoder.
+    Each is a tensor (2, 4, h, w), mean and log-variance, in memory or in a folder, which runs may share. Pictures are encoded one
+    by one, so their latents do not depend on the other pictures of a batch. `release` frees the memory of the decoder.
     """
 
     def __init__(self, samples, vae: VAE, folder: str | Path | None = None, release: bool = False):
@@ -58,14 +58,14 @@ class LatentCache:
 
 
 class TextCache:
-    """The encoder_hidden_states (77, C) of captions, each computed once and alone. `release` frees the encoder."""
+    """The encoder_hidden_states (77, C) of captions, each computed once, one by one. `release` frees the encoder's memory."""
 
     @torch.no_grad()
     def __init__(self, text_encoder: TextEncoder, captions: Iterable[str], release: bool = False):
         with warnings.catch_warnings(record=True) as caught:
             self.hidden = {caption: text_encoder([caption])[0].cpu() for caption in sorted(set(captions))}
         if caught:  # of captions that are too long
-            warnings.warn(f"{caught[0].message}" + f"; and so with {len(caught) - 1} other captions" * (len(caught) > 1))
+            warnings.warn(f"{caught[0].message}" + f"; the same holds for {len(caught) - 1} other captions" * (len(caught) > 1))
         if release:
             text_encoder.to("meta")
 

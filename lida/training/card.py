@@ -35,7 +35,7 @@ synthetic. The adapter carries the terms of its data and of its base model{licen
 
 
 def write_card(folder: Path, adapter: Adapter) -> Path:
-    """Write README.md beside the adapter, with the header that the hub reads; return its path. One by others is kept."""
+    """Write README.md beside the adapter, with the hub's header; return its path. A README.md not written by lida is kept."""
     from huggingface_hub import ModelCardData
 
     about, training = adapter.metadata, adapter.metadata["training"]

@@ -28,14 +28,14 @@ REPORTERS = ("none", "tensorboard", "wandb")
 
 
 class Monitor:
-    """Follows a run from step to step; its state is part of a checkpoint, so that a resumed run has the same figures."""
+    """Follows a run step by step. Its state is part of a checkpoint, so a resumed run has the same figures."""
 
     state = ("average", "losses", "skipped")
 
     def __init__(self, folder: Path, total: int, images_per_step: int, writes: bool = True):
         self.folder, self.total, self.images_per_step, self.writes = folder, total, images_per_step, writes
-        self.average, self.losses = math.nan, 0  # the moving average, of so many losses
-        self.skipped = 0  # steps in a row
+        self.average, self.losses = math.nan, 0  # the moving average, and the number of losses in it
+        self.skipped = 0  # consecutive steps without a finite loss or gradient
 
     def state_dict(self) -> dict:
         return {name: getattr(self, name) for name in self.state}
@@ -44,12 +44,12 @@ class Monitor:
         average, losses, skipped = (state[name] for name in self.state)
         counts = type(losses) is int and type(skipped) is int and losses >= 0 and 0 <= skipped < MAX_SKIPPED
         if not counts or type(average) is not float or math.isfinite(average) != (losses > 0):
-            raise ValueError(f"the average {average!r:.40} of {losses!r:.40} losses, {skipped!r:.40} skipped, is none of a run")
+            raise ValueError(f"the average {average!r:.40} of {losses!r:.40} losses, {skipped!r:.40} skipped, is impossible")
         self.average, self.losses, self.skipped = average, losses, skipped
 
     @contextmanager
     def shown(self, step: int, report_to: str = "none") -> Iterator[None]:
-        """Show the run from `step` steps on while the block lasts; remove what metrics.jsonl has of later steps."""
+        """Show the run, which has taken `step` steps, while the block runs; remove later steps from metrics.jsonl."""
         path = self.folder / METRICS
         if path.exists() and self.writes:
             lines = regular_file(path).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -62,7 +62,7 @@ class Monitor:
             yield
 
     def step(self, step: int, loss: float, lr: float, norm: float) -> None:
-        """Record the `step`-th step; raise InputError where MAX_SKIPPED in a row had no finite loss or gradient."""
+        """Record step number `step`. Raises InputError after MAX_SKIPPED steps in a row without a finite loss or gradient."""
         now = perf_counter()
         rate, self.last = self.images_per_step / max(now - self.last, 1e-9), now
         if math.isfinite(loss) and math.isfinite(norm):
@@ -80,7 +80,7 @@ class Monitor:
             raise InputError(f"loss or gradient were not finite for {self.skipped} steps in a row, up to {step}; {cure}")
 
     def write(self, step: int, **values: float) -> None:
-        """Append a line to metrics.jsonl, a number that is not finite as null, and report the others."""
+        """Append a line to metrics.jsonl, with null for numbers that are not finite, and report the finite ones."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **dict.fromkeys(values), **finite}) + "\n")
@@ -105,13 +105,13 @@ def reporter(name: str, folder: Path) -> Iterator[Callable[[dict, int], object]]
 
 
 def check_reporter(name: str) -> None:
-    """Raise InputError where the package is absent."""
+    """Raise InputError if the package of --report_to is not installed."""
     if name != "none" and find_spec(name) is None:
         raise InputError(f"--report_to {name}: it is not installed; pip install lida-aging[{name}]")
 
 
 def step_of(line: str) -> float:
-    """Return the step that a line of metrics.jsonl is of; infinity for a line that a crash has damaged."""
+    """Return the step of a line of metrics.jsonl; infinity for a line that a crash has damaged."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -119,7 +119,7 @@ def step_of(line: str) -> float:
 
 
 def memory_used() -> float:
-    """Return the most memory that this process has held, in GB: of the GPU if it is used, else of the machine."""
+    """Return the peak memory of this process in GB: on the GPU if it is used, else in the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -27,18 +27,18 @@ class Processes:
     def join(cls, device: str, minutes: float = 30) -> "Processes":
         """Join the other processes, by NCCL on GPUs and gloo on CPUs. None waits longer than `minutes` for the others.
 
-        Raises InputError for an environment that no launcher sets, and where they do not find each other.
+        Raises InputError for an environment that no launcher sets, and if the processes do not find each other.
         """
         given = {name: os.environ.get(name, n) for name, n in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
         told, cure = ", ".join(f"{name} {value!r}" for name, value in given.items()), "start them by torchrun, or unset these"
         if not all(value.isdecimal() for value in given.values()) or not int(given["RANK"]) < int(given["WORLD_SIZE"]):
-            raise InputError(f"the environment has {told}, which is no process of a run; {cure}")
+            raise InputError(f"the environment has {told}, which names no process of a run; {cure}")
         processes = cls(*map(int, given.values()))
         if processes.count > 1:
             try:
                 dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(minutes=minutes))
             except (ValueError, RuntimeError) as error:  # such as no MASTER_ADDR, or nobody there
-                raise InputError(f"the processes of {told} do not meet ({one_line(error)[:200]}); {cure}") from None
+                raise InputError(f"the processes of {told} do not find each other ({one_line(error)[:200]}); {cure}") from None
         return processes
 
     @property
@@ -47,15 +47,15 @@ class Processes:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """Return the device of this process, the one of its own where `name` is a kind with several."""
+        """Return this process's device: one of its own if `name` is a kind of which there may be several."""
         return f"{name}:{self.local_rank}" if self.count > 1 and name in ("cuda", "xpu") else name
 
     def average(self, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        """Replace every gradient by its mean over the processes, in one message; return the means of the numbers."""
+        """Replace every gradient by its mean over the processes, and return the means of the numbers. Both go in one message."""
         if self.count == 1:
             return list(numbers)
         own = [p.grad for p in parameters if p.grad is not None]
-        assert len(own) == len(parameters)  # each term of the loss reaches every one
+        assert len(own) == len(parameters)  # every term of the loss reaches every parameter
         message = torch.cat([*(gradient.flatten() for gradient in own), own[0].new_tensor(numbers)])
         try:
             dist.all_reduce(message)
@@ -68,12 +68,12 @@ class Processes:
         return means.tolist()
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have come to this point."""
         if self.count > 1:
             dist.barrier()
 
     def leave(self) -> None:
-        """Wait for the other processes, and leave them."""
+        """Wait for the other processes, and leave the group."""
         self.wait()
         if self.count > 1:
             dist.destroy_process_group()
@@ -81,7 +81,7 @@ class Processes:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Note Ctrl-C and SIGTERM in a list, so that the step can be finished and saved; a second Ctrl-C ends the program."""
+    """Yield a list that collects Ctrl-C and SIGTERM, so a step can be finished and saved. A second Ctrl-C ends the program."""
     noted: list[int] = []
 
     def note(number: int, frame: object) -> None:

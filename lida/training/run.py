@@ -23,11 +23,11 @@ from .monitor import METRICS, Monitor, check_reporter
 from .processes import Processes
 from .state import checkpoints, remove, resume, write_checkpoint
 
-# Flags that are not in the adapter's file, since they say where things lie or how a run was started
+# Flags that are not written into the adapter's file, because they name places or how a run was started
 PLACES: tuple[str, ...] = ("pretrained_model_name_or_path", "train_data_dir", "class_data_dir", "output_dir", "cache_dir")
 PLACES += ("device", "resume_from_checkpoint", "overwrite_output_dir", "push_to_hub", "hub_model_id")
 ABOUT = ("role", "consent", "licence")  # recorded in the adapter's file, but not what is trained
-# Flags that do not change the result, and flags whose files are compared by content
+# Flags that do not change the result, or whose files are compared by content
 CHANGEABLE_ON_RESUME = (
     *PLACES, *ABOUT, "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
     "checkpoints_total_limit", "cache_latents", "gradient_checkpointing", "attention", "compile", "dataloader_num_workers",
@@ -36,10 +36,10 @@ CHANGEABLE_ON_RESUME = (
 
 
 def settings_of(args: Namespace, base: dict, data: Sequence[MicroBatches]) -> dict:
-    """Return what decides the result, as JSON: two runs of equal settings end with equal adapters."""
+    """Return the settings that decide the result, as JSON values. Runs with equal settings end with equal adapters."""
     settings = {name: value for name, value in vars(args).items() if name not in CHANGEABLE_ON_RESUME}
     if args.lr_scheduler.startswith("constant"):
-        del settings["max_train_steps"]  # such a run may go on for longer
+        del settings["max_train_steps"]  # such a run may be prolonged
     examples = [example for micro_batches in data for example in micro_batches.samples.examples]
     lines = "\n".join(f"{example.path.name} {example.text}" for example in examples)
     return settings | {
@@ -61,7 +61,7 @@ def check_output(args: Namespace) -> None:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise InputError where the run would replace files that no run has written, and where it could not write its own."""
+    """Raise InputError if the run would replace files that no run has written, or could not write its own."""
     names = (METRICS, "samples", "samples.png", Path(FILE_NAME).with_suffix(".json").name, CARD_NAME, FILE_NAME)
     present = [path for path in (folder / name for name in names) if os.path.lexists(path)]
     for path in [*present, *folder.glob("checkpoint-[0-9]*")]:
@@ -78,7 +78,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
 @contextmanager
 def output_of(args: Namespace, processes: Processes) -> Iterator[Path]:
-    """Yield the output folder, made if needed, and keep other runs out of it; at the end, leave the other processes."""
+    """Yield the output folder, created if needed, and keep other runs out of it. At the end, leave the other processes."""
     folder = Path(args.output_dir)
     if processes.first:
         output_folder(folder)
@@ -91,7 +91,7 @@ def output_of(args: Namespace, processes: Processes) -> Iterator[Path]:
 
 
 def metadata_of(args: Namespace, examples: Sequence[Example], captioning: dict, base: dict) -> dict:
-    """Return the metadata of the adapter's file, without names and paths of pictures."""
+    """Return the metadata of the adapter's file. It has no names or paths of pictures."""
     flags = {name: value for name, value in vars(args).items() if name not in (*PLACES, *ABOUT)}
     about = {"role": args.role or ("age" if "template" in captioning else "other"), "data": data_fingerprint(examples)}
     about |= {"rank": args.rank, "alpha": float(args.lora_alpha or args.rank), "targets": args.targets, "base": base}
@@ -100,12 +100,12 @@ def metadata_of(args: Namespace, examples: Sequence[Example], captioning: dict, 
 
 
 def result_of(args: Namespace, settings: dict) -> str:
-    """Return a SHA-256 of the settings that decide the finished adapter, which is recorded in its file."""
+    """Return the SHA-256 of the settings that decide the finished adapter. It is recorded in the adapter's file."""
     return hashlib.sha256(json.dumps([settings, args.max_train_steps], sort_keys=True).encode()).hexdigest()
 
 
 def finished(args: Namespace, settings: dict) -> bool:
-    """Return whether a run that resumes from the latest has nothing to do: its adapter is there, whole, with all steps."""
+    """Return whether a run that resumes from the latest checkpoint has nothing left to do: its adapter is complete."""
     try:
         about = load_adapter(Path(args.output_dir, FILE_NAME)).metadata
     except InputError:  # absent or damaged
@@ -115,10 +115,10 @@ def finished(args: Namespace, settings: dict) -> bool:
 
 @dataclass
 class Run:
-    """What a run does beside training: it starts or resumes, and after each step logs, paints and saves.
+    """What a run does besides training: it starts or resumes, and after each step it logs, paints and saves.
 
-    `layers` are the adapter, `parts` are what a checkpoint holds and restores; `about` is the metadata
-    of the adapter's file. `validate` measures and paints after every so many steps.
+    `layers` are the adapter's layers, `parts` what a checkpoint saves and restores, `about` the metadata of the adapter's file.
+    `validate` measures and paints every few steps.
     """
 
     args: Namespace
@@ -131,7 +131,7 @@ class Run:
     validate: Callable[[int], object]
 
     def resume(self) -> int:
-        """Return how many steps have been taken; raises InputError where an earlier run would be overwritten."""
+        """Return the number of steps taken so far. Raises InputError if an earlier run would be overwritten."""
         wanted, last = self.args.resume_from_checkpoint, self.args.max_train_steps
         taken = resume(wanted, self.folder, self.settings, self.parts) if wanted else 0
         if taken > last:
@@ -140,15 +140,15 @@ class Run:
         if held and not taken and not self.args.overwrite_output_dir:
             cure = "--resume_from_checkpoint latest goes on with the same settings, --overwrite_output_dir starts anew"
             raise InputError(f"{self.folder}: has {held[0]} of an earlier run; {cure}, or give another --output_dir")
-        for path in self.folder.glob(".lida-*.part") if self.monitor.writes else ():  # of a run that was killed
+        for path in self.folder.glob(".lida-*.part") if self.monitor.writes else ():  # left by a run that was killed
             remove(path)
         return taken
 
     def after(self, step: int, loss: float, lr: float, norm: float, stop: int) -> None:
-        """Log a step, paint and save where that is due, and end the program where `stop`, a signal's number, is not 0."""
+        """Log a step; paint and save if due; end the program if `stop`, the number of a signal, is not 0."""
         args, last = self.args, step == self.args.max_train_steps
         self.monitor.step(step, loss, lr, norm)
-        if self.monitor.writes and step == 1:  # a run that cannot take a step deletes nothing
+        if self.monitor.writes and step == 1:  # not earlier: a run that cannot take a step deletes nothing
             for path in [*(self.folder / "samples").glob("[0-9]*.png"), *checkpoints(self.folder)]:
                 remove(path)
         if self.monitor.writes and (last or step % args.validation_steps == 0):
@@ -165,7 +165,7 @@ class Run:
             sys.exit(128 + stop)
 
     def adapter(self, **more) -> Adapter:
-        """Return the adapter as it is now, with these entries added to its metadata."""
+        """Return the adapter in its present state, with these entries added to its metadata."""
         training = {**self.about["training"], "final_loss": self.monitor.average if self.monitor.losses else None}
         return Adapter.of(self.layers, {**self.about, "training": training, **more})
 
@@ -173,7 +173,7 @@ class Run:
         """Save the adapter, and its metadata as JSON beside it; return its path."""
         args, path = self.args, self.folder / FILE_NAME
         if not all(layer.lora_up.any() for layer in self.layers.values()):
-            raise InputError("the adapter did not move, and nothing is saved; look at metrics.jsonl and the learning rate")
+            raise InputError("the adapter did not change, and nothing is saved; check metrics.jsonl and the learning rate")
         if self.monitor.writes:
             adapter = self.adapter(result=result_of(args, self.settings))
             training = {**adapter.metadata["training"], **{name: getattr(args, name) for name in PLACES}}

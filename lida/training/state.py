@@ -1,4 +1,4 @@
-"""Training state on disk: one file that is written whole, checkpoints of a run, and resuming from the last whole one."""
+"""Training state on disk: checkpoints, written whole, and resuming from the last complete one."""
 
 import io
 import shutil
@@ -23,27 +23,27 @@ MOMENTS = ("exp_avg", "state1", *SQUARES)
 
 
 def save_state(path: str | Path, step: int, parts: Mapping[str, Any]) -> None:
-    """Write the state_dict() of every part after `step` steps; a crash leaves the last whole file."""
+    """Write the state_dict() of every part after `step` steps. After a crash, the last complete file remains."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    state = io.BytesIO()  # PyTorch's own writer has many errors for a full disk
+    state = io.BytesIO()  # PyTorch's own writer fails in many ways on a full disk
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, state)
     write_bytes(path, state.getvalue())
 
 
 def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
-    """Restore every part as save_state() wrote it; return the steps taken, 0 where there is no file.
+    """Restore every part as save_state() wrote it; return the steps taken, or 0 without a file.
 
     Raises InputError for a file that is damaged or does not fit the parts.
     """
     if not Path(path).exists():
         return 0
     try:
-        with zipfile.ZipFile(path) as file:  # torch.load compares no checksums
+        with zipfile.ZipFile(path) as file:  # torch.load does not compare checksums
             if damaged := file.testzip():
                 raise ValueError(f"{damaged} has another checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state["step"]) is not int or state["step"] < 0:
-            raise ValueError(f"the step {state['step']!r} is none")
+            raise ValueError(f"{state['step']!r} is not a number of steps")
         for name, part in parts.items():
             if options_of(state[name]) != options_of(part.state_dict()):
                 raise ValueError(f"the {name} has other options")
@@ -56,14 +56,14 @@ def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
 
 
 def options_of(state: dict) -> list[dict]:
-    """Return the options in an optimiser's state, without the learning rate, which every step sets; none of another part."""
+    """Return the options in an optimiser's state, without the learning rate, which every step sets; [] for another part."""
     return [
         {key: value for key, value in group.items() if key not in ("params", "lr")} for group in state.get("param_groups", [])
     ]
 
 
 def check_values(part: Any) -> None:
-    """Raise ValueError for values that are not finite, and for moments that are missing or do not fit their parameter."""
+    """Raise ValueError for values that are not finite, and for moments that are missing or of another shape."""
     tensors: list[torch.Tensor] = list(part.parameters()) if isinstance(part, torch.nn.Module) else []
     if states := part.state if isinstance(part, torch.optim.Optimizer) else {}:
         for p in (p for group in part.param_groups for p in group["params"]):
@@ -85,9 +85,9 @@ def checkpoints(folder: str | Path) -> list[Path]:
 def write_checkpoint(
     folder: Path, step: int, parts: Mapping[str, Any], adapter: Adapter, settings: dict, limit: int | None = None
 ) -> None:
-    """Write checkpoint-<step>, whole or not at all; then keep only the last `limit`. Raises InputError where it cannot."""
+    """Write checkpoint-<step>, whole or not at all; then keep only the last `limit`. Raises InputError if that fails."""
     path = folder / f"checkpoint-{step}"
-    remove(path)  # of a run that went on from before it
+    remove(path)  # left by a run that was resumed from an earlier step
     with folder_written_whole(path) as part:
         save_adapter(part, adapter)
         write_json(part / SETTINGS, settings)
@@ -105,10 +105,10 @@ def remove(path: Path) -> None:
 
 
 def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) -> int:
-    """Restore the parts from a checkpoint, by name or path or "latest", and return its step; 0 where there is none yet.
+    """Restore the parts from a checkpoint, by name or path or "latest", and return its step; 0 if there is none yet.
 
-    Where the latest is damaged or has other settings, the last whole one of these settings is taken, with a warning. Raises
-    InputError where there is none, and for a named one that cannot be used.
+    If the latest is damaged or has other settings, the last complete one with these settings is used, with a warning. Raises
+    InputError if there is none, and for a named one that cannot be used.
     """
     found, faults = checkpoints(folder), []
     if wanted != "latest":
@@ -129,12 +129,12 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
             faults.append(str(error))
             continue
         if faults:
-            warnings.warn(f"{faults[0]}; training goes on from the last whole one, {path.name}")
+            warnings.warn(f"{faults[0]}; training continues from the last complete one, {path.name}")
         return step
     raise InputError(f"{faults[0]}; name another checkpoint, or start anew with --overwrite_output_dir")
 
 
 def differences(before: dict, now: dict) -> list[str]:
-    """Return what differs between a run's settings as they were read from a file and as they are."""
+    """Return the differences between the settings of a checkpoint and those of this run."""
     pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
     return [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]

@@ -1,4 +1,4 @@
-"""One adapter of several: exact against the sum in float64, and the best of its rank."""
+"""Combining adapters: exact against the sum in float64, and truncated to the best of its rank."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def sum_of_deltas(pairs) -> dict[str, torch.Tensor]:
 
 
 def test_combining_is_exact(sd):
-    """Against the sum of deltas in float64; the error that it reports is the true one."""
+    """The result equals the sum of deltas in float64, and the reported error is the true one."""
     pairs = pair(sd)
     merged, exact = combine(pairs), sum_of_deltas(pairs)
     assert merged.layers.keys() == exact.keys()
@@ -65,7 +65,7 @@ def test_combining_needs_adapters_that_fit_and_a_rank(sd):
     bad = (
         (([],), "no adapters"),
         ((pair(sd), 0), "rank must be a whole number of at least 1, not 0"),
-        (([*pair(sd), (other, 1.0)],), "of other bases"),
+        (([*pair(sd), (other, 1.0)],), "their bases differ"),
         (([(large, 1.0), (large, 1.0)],), f"{path}: the sum at the weights 1, 1 is not finite"),
     )
     for arguments, message in bad:

@@ -1,4 +1,4 @@
-"""The report on two adapters, computed from factors, says what whole matrices say."""
+"""The report on two adapters, computed from factors, equals that of the whole matrices."""
 
 import pytest
 import torch

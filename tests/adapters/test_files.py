@@ -21,7 +21,7 @@ from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LowRank
 
 
 def theirs(pipe, path: str) -> torch.Tensor:
-    """The change that diffusers and peft make to the module of our path."""
+    """Return the change that diffusers and peft make to the module at our path."""
     if path.startswith(TEXT):
         inner = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
         module = inner.get_submodule(path.removeprefix(TEXT))
@@ -241,22 +241,22 @@ REFUSED = {
     "LoKr": ({f"{K}.lokr_w1": torch.ones(2, 2)}, "has LoKr in 1 tensors"),
     "DoRA": ({**ONE, f"unet.{STEM}.lora_magnitude_vector": torch.ones(2)}, "has DoRA in 1"),
     "kohya's DoRA": ({f"{K}.dora_scale": torch.ones(2)}, "has DoRA in 1"),
-    "Tucker": ({f"{K}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "has what is no part of an SD1.5 adapter in 1"),
+    "Tucker": ({f"{K}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "has names that are no part of an SD1.5 adapter in 1"),
     "SDXL's text encoder": ({"lora_te2_text_model_final_layer_norm.lora_down.weight": torch.ones(2, 2)}, "SDXL's second"),
     "SDXL's names": ({"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": torch.ones(2, 2)}, "latent diffusion's names"),
     "Flux": ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 2)}, "a transformer's"),
-    "a bias": ({**ONE, f"unet.{STEM}.bias": torch.ones(2)}, "has what is no part"),
+    "a bias": ({**ONE, f"unet.{STEM}.bias": torch.ones(2)}, "has names that are no part"),
     "nothing": ({}, "holds no layers"),
-    "cloneofsimo's": ({"unet:0:up": torch.ones(2, 2)}, "has what is no part"),
+    "cloneofsimo's": ({"unet:0:up": torch.ones(2, 2)}, "has names that are no part"),
     "AdaLoRA": ({f"base_model.model.{STEM}.lora_E": torch.ones(2, 1)}, "adapter_config.json"),
     "IA3": ({f"base_model.model.{STEM}.ia3_l": torch.ones(2, 1)}, "adapter_config.json"),
-    "an embedding": ({"emb_params": torch.ones(2, 2)}, "has what is no part"),
+    "an embedding": ({"emb_params": torch.ones(2, 2)}, "has names that are no part"),
     "infinity": ({**ONE, f"unet.{STEM}.lora.up.weight": NAN.nan_to_num(math.inf)}, "up: is not made of finite numbers"),
     "beyond float32": ({**ONE, f"unet.{STEM}.lora.up.weight": 1e39 * torch.ones(32, 2).double()}, "not made of finite numbers"),
     "alpha is NaN": ({**ONE, f"{STEM}.alpha": torch.tensor(math.nan)}, "alpha: is not made of finite numbers"),
     "alpha beyond float32": ({**ONE, f"{STEM}.alpha": torch.tensor(1e39).double()}, "alpha: is not made of finite numbers"),
     "integers": ({**ONE, f"unet.{STEM}.lora.up.weight": torch.ones(32, 2, dtype=torch.int32)}, "torch.int32"),
-    "a weight of a million squared": (factors((1, 10**6), (10**6, 1)), "no pair of factors"),
+    "a weight of a million squared": (factors((1, 10**6), (10**6, 1)), "not a pair of factors"),
     "peft's file without its config": ({f"base_model.model.{STEM}.lora_A.weight": torch.ones(2, 32)}, "adapter_config.json"),
     "a model": ({"conv_in.weight": torch.ones(2, 2)}, "no part of an SD1.5 adapter in 1 tensors (conv_in.weight)"),
     "an unknown word": ({"lora_unet_down_blocks_0_BANANA.lora_down.weight": torch.ones(2, 2)}, "no part of an SD1.5 adapter"),
@@ -264,9 +264,9 @@ REFUSED = {
     "half a pair": ({f"unet.{STEM}.lora.down.weight": torch.ones(2, 32)}, "has no up"),
     "NaN": ({**ONE, f"unet.{STEM}.lora.up.weight": NAN}, "up: is not made of finite numbers"),
     "two alphas": ({**ONE, f"{STEM}.alpha": torch.ones(2)}, "alpha (2,)"),
-    "no rank": (factors((0, 32), (32, 0)), "no pair of factors"),
+    "no rank": (factors((0, 32), (32, 0)), "not a pair of factors"),
     "transposed": (factors((32, 2), (2, 32)), "32"),
-    "swapped": (factors((32, 2), (2, 31)), "one rank"),
+    "swapped": (factors((32, 2), (2, 31)), "the same rank"),
     "SDXL's width": (factors((2, 640), (640, 2)), "another"),
 }  # fmt: skip
 
@@ -334,7 +334,7 @@ def test_what_is_no_config_is_refused(tmp_path, text):
 @pytest.mark.parametrize("pattern", ["(", "a" * 300, "(?R)", "((.{1,100}){1,100}){1,100}b", "(a+)+b", "a|b", "^to_q", "[ab]", ""])
 def test_patterns_of_more_than_names_and_dots_are_refused(tmp_path, pattern):
     """Matching the fourth would take years."""
-    with pytest.raises(lida.InputError, match="alpha_pattern .* is not read; write the layer's name"):
+    with pytest.raises(lida.InputError, match="alpha_pattern .* is not supported; write the layer's name"):
         load_adapter(with_config(tmp_path, {"alpha_pattern": {pattern: 1.0}}, header=True))
 
 
@@ -355,7 +355,7 @@ def test_patterns_are_matched_as_peft_does_and_end_soon():
 ])  # fmt: skip
 def test_metadata_of_wrong_types_is_refused_when_read_and_when_written(tmp_path, metadata):
     save_file(ONE, tmp_path / "x.safetensors", metadata={"lida": json.dumps(metadata)})
-    with pytest.raises(lida.InputError, match="which no adapter of lida's has|is not an object"):
+    with pytest.raises(lida.InputError, match="is .*, not a (str|dict|list); fetch it again|is not an object"):
         load_adapter(tmp_path / "x.safetensors")
     save_file(ONE, tmp_path / "x.safetensors")
     layers = load_adapter(tmp_path / "x.safetensors").layers
@@ -367,7 +367,7 @@ def test_metadata_of_wrong_types_is_refused_when_read_and_when_written(tmp_path,
 
 def test_a_header_of_another_model_is_refused(tmp_path):
     save_file(ONE, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": '{"transformer.r": 2}'})
-    with pytest.raises(lida.InputError, match="transformer.r' is of no model that lida changes"):
+    with pytest.raises(lida.InputError, match="transformer.r' belongs to no model that lida changes"):
         load_adapter(tmp_path / "x.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Merging is the weighted sum of the changes, and nothing that goes wrong costs the base."""
+"""Merging is the weighted sum of the changes, and no failure loses the base."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -58,7 +58,7 @@ def test_merging_is_the_weighted_sum_of_deltas(sd):
 
 
 def test_the_order_of_merges_does_not_matter(small):
-    """Neither the adapters that were merged before at the same weights, nor another rule, leave a trace."""
+    """Earlier merges, at the same weights or by another rule, leave no trace."""
     ways, found = [(["a"], [1.0]), (["b"], [1.0]), (["b", "a"], [1.0, 1.0]), (["b"], [0.5])], {}
     for names, weights in ways:
         small.set_adapters([], [])
@@ -111,7 +111,7 @@ def test_only_what_changes_is_merged_again(small, monkeypatch):
 
 
 class Interrupt:
-    """Something that is done at each call, and interrupted at the n-th and the `more` after it."""
+    """A function that is interrupted at its n-th call and at the `more` calls after it."""
 
     def __init__(self, done, at: int, more: int = 0):
         self.done, self.at, self.more, self.calls = done, at, more, 0
@@ -206,7 +206,7 @@ def test_numbers_of_every_kind_are_weights(small):
 
 
 def test_adapters_are_not_merged_into_layers_that_are_being_trained(small):
-    """The layer's own change and the merged one would add up; what was wanted before is refused without a trace."""
+    """The trained and the merged change would add up. The refused merge leaves no trace."""
     layers, before = lida.inject_lora(small.unet, 2, targets=[f"{MIDDLE}.attn2.to_v"]), weights_of(small)
     with pytest.raises(ValueError, match=rf"{MIDDLE}.attn2.to_v: is being trained .* eject_lora"):
         small.set_adapters(["a"], [1.0])

@@ -78,7 +78,7 @@ def test_a_weight_that_is_0_at_all_steps_is_no_adapter_and_one_that_is_1_is_one(
     early, late = aged(During(1.0, 999, 500)), aged(During(1.0, 499, 0))
     whole, none = aged(1.0), aged(None)
     assert all(relative(a, b) > 1e-3 for a, b in ((early, late), (early, whole), (late, whole), (early, none)))
-    assert torch.equal(early, aged(During(1.0, 999, 500)))  # a run leaves nothing behind that the next would see
+    assert torch.equal(early, aged(During(1.0, 999, 500)))  # a run leaves no state behind
 
 
 def test_functions_of_the_timestep_are_called_with_the_samplers_steps(sd):
@@ -99,7 +99,7 @@ def test_the_text_encoders_weight_cannot_depend_on_the_timestep(sd):
 
 
 def difference(path, parts):
-    """A rule of one's own."""
+    """A custom rule."""
     (first, weight), (second, other) = parts if len(parts) == 2 else (*parts, (parts[0][0], 0.0))
     return (weight * first.delta - other * second.delta).flatten(1)
 
@@ -134,7 +134,7 @@ def test_a_weight_that_cannot_be_applied_changes_nothing(sd):
 
 
 def test_the_text_encoder_is_changed_too(sd, pipe, tmp_path):
-    """A prompt means something else then, and the same as in diffusers."""
+    """The prompt is then encoded differently, and as in diffusers."""
     adapter = adapter_for(sd, ("attn2.to_k", *TEXT_ATTENTION), (4,), (8.0,))
     path, before = save_adapter(tmp_path / "x.safetensors", adapter, "kohya"), sd.text_encoder("a man")
     sd.load_adapter("x", path)

@@ -1,4 +1,4 @@
-"""Other programs find in an adapter's header what they show of a LoRA."""
+"""An adapter's header has the keys that other programs show."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Adapters travel to diffusers and peft and back, and from disk as they went there."""
+"""Adapters are the same after the way to diffusers, to peft or to disk and back."""
 
 import json
 

@@ -58,7 +58,7 @@ def test_the_inpainting_model_equals_diffusers(inpainting, strength):
     blind, seeing = (
         sd.predictor(["a boy"], "", sampling, torch.full((1, 5, 8, 8), value))(ours, torch.tensor([500])) for value in (0.0, 1.0)
     )
-    assert relative(blind, seeing) > 1e-3  # it does look at the picture
+    assert relative(blind, seeing) > 1e-3  # it does see the picture
 
 
 def test_the_inpainting_model_does_all_that_the_plain_one_does(inpainting, sd):
@@ -79,7 +79,7 @@ def test_the_inpainting_model_does_all_that_the_plain_one_does(inpainting, sd):
     assert generate(model, "a boy", Sampling(2))[0].size == (64, 64)
     prepared = prepare(model, image, mask, Edit("inpaint", 0.6), Sampling(5), generator=draws())
     for target in (Target("a boy", 0.6, 0.5), Target("a boy", 0.3)):
-        with pytest.raises(ValueError, match="an inpainting model paints without the photograph"):
+        with pytest.raises(ValueError, match="an inpainting model does not put the photograph back"):
             repaint(model, prepared, [target], Sampling(5))
 
 
@@ -150,7 +150,7 @@ def test_a_photograph_is_prepared_once_and_repainted_often(sd):
 
 @pytest.mark.parametrize("method", ["ddim_inversion", "inpaint"])
 def test_a_weaker_target_of_a_row_is_painted_as_if_it_were_alone(sd, method):
-    """It goes along with the photograph for the first steps, and starts where its own strength would."""
+    """It follows the photograph for the first steps, and starts at the step of its own strength."""
     image, mask = noise_image(64, 64), Image.new("L", (64, 64), 255)
     sampling = Sampling(10, 1.0)
 

@@ -1,4 +1,4 @@
-"""Faces of a photograph are repainted as each is alone, and saved with what decided each picture."""
+"""Each face of a photograph is repainted as it would be alone, and saved with the settings of its picture."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_two_faces_together_are_each_alone_and_are_saved_with_their_targets(sd, 
         assert told["report"]["largest_change_outside"] == 0
     one = Photograph(photo.path, photo.image, photo.masks[:1], [30.0], "a man", photo.files)
     saved = save_row(one, rows[:1], pictures, ["c", "d"], ["20", "60"], tmp_path, settings_of(sd))
-    assert read_settings(saved[0])["strength"] == rows[0][0].strength  # of one face no list
+    assert read_settings(saved[0])["strength"] == rows[0][0].strength  # not a list for one face
 
 
 def test_what_cannot_be_repainted_names_the_photograph(sd, photo):

@@ -1,4 +1,4 @@
-"""Years wanted lead to years asked for, by a curve that is read from a file and belongs to one model."""
+"""A slider turns the years wanted into years to ask for. Its file belongs to one model."""
 
 import json
 from dataclasses import asdict
@@ -14,12 +14,12 @@ ASKED = [-40.0, -20.0, 0.0, 20.0, 40.0]
 
 @pytest.fixture
 def slider(sd) -> Slider:
-    """One by which twice the years must be asked for."""
+    """A slider that asks for twice the years wanted."""
     return Slider(ASKED, [y / 2 for y in ASKED], 1.5, 3, sd.base, aging_adapters(sd), "ddim_inversion", 4.0)
 
 
 def written(path, slider: Slider, **changes):
-    """The slider's file, with other values."""
+    """Write the slider's file, with other values."""
     path.write_text(json.dumps(asdict(slider) | changes), encoding="utf-8")
     return path
 

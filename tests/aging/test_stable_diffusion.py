@@ -1,4 +1,4 @@
-"""A model with adapters: what it refuses, what its prediction follows, and how it computes in half precision."""
+"""A model with adapters: what it refuses, which weights its prediction uses, and half precision."""
 
 import pytest
 import torch
@@ -54,10 +54,10 @@ def test_a_model_is_described_in_one_line(sd):
 
 
 def test_a_model_is_not_saved_while_it_is_being_trained(sd, tmp_path):
-    """Neither the UNet's layers nor the text encoder's would be in the files."""
+    """The layers that train, of the UNet or the text encoder, would be missing in the files."""
     for model, targets in ((sd.unet, ["attn2.to_q"]), (sd.text_encoder.model, TEXT_ATTENTION)):
         lida.inject_lora(model, 2, targets=targets)
-        with pytest.raises(ValueError, match="holds layers that train .* call eject_lora first"):
+        with pytest.raises(ValueError, match="the model is being trained .* call eject_lora first"):
             sd.save(tmp_path / "model")
         assert not (tmp_path / "model").exists()
         lida.eject_lora(model)

@@ -1,4 +1,4 @@
-"""Configs are checked field by field before anything is built, and name the noise process whatever the sampler."""
+"""Configs are checked field by field before anything is built. A scheduler config gives the noise process of any sampler."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ BOUNDED = {  # every integer of the configs
 
 
 def refused(folder, tmp_path, part: str, text: str) -> str:
-    """The error for a part with this config, which names its file in each line and comes at once."""
+    """Return the error for a part with this config. It names its file in each line and comes at once."""
     shutil.copytree(folder / part, tmp_path / part)
     path = next((tmp_path / part).glob("*config.json"))
     path.write_text(text)

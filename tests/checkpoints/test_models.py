@@ -1,6 +1,6 @@
-"""Every source that people have of an SD1.5 gives the same model: folders and their variants, old files, the hub's cache.
+"""Every source of an SD1.5 gives the same model: folders and their variants, old files, the hub's cache.
 
-Files that are broken, or that are made to do harm, end in one line that names them.
+Broken and malicious files end in an error of one line that names them.
 """
 
 import json
@@ -22,7 +22,7 @@ LOADERS = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder
 
 
 def mapped_file(tensor: torch.Tensor) -> str:
-    """The file that the tensor's memory is a mapping of, by Linux's table; empty where it is no file's."""
+    """Return the file that the tensor's memory maps, by Linux's table; empty if it maps none."""
     for line in open("/proc/self/maps"):
         fields = line.split(maxsplit=5)
         low, high = (int(address, 16) for address in fields[0].split("-"))
@@ -32,7 +32,7 @@ def mapped_file(tensor: torch.Tensor) -> str:
 
 
 def test_no_random_number_is_drawn_at_load(small):
-    """Nothing is initialised that a file is then put over, and nothing stays on the meta device."""
+    """No weight is initialised before it is loaded, and none stays on the meta device."""
     before = torch.get_rng_state()
     sd = lida.StableDiffusion.load(small.file)
     assert torch.equal(torch.get_rng_state(), before)
@@ -45,7 +45,7 @@ def test_weights_are_mapped_from_the_file(small):
     tensors = [*sd.unet.parameters(), *sd.vae.parameters(), *sd.text_encoder.parameters()]
     assert {mapped_file(tensor) for tensor in tensors[::20]} == {str(small.file)}
     half = load_unet(small.file, torch.bfloat16)
-    assert {mapped_file(tensor) for tensor in half.parameters()} != {str(small.file)}  # or this would see a file anywhere
+    assert {mapped_file(tensor) for tensor in half.parameters()} != {str(small.file)}  # or this finds a file everywhere
 
 
 TENSORS = (
@@ -112,7 +112,7 @@ def test_pickled_weights_of_a_folder_are_refused_with_the_cure(small, tmp_path):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save({}, path.with_suffix(".bin"))
     path.unlink()
-    with pytest.raises(lida.InputError, match=r"unet: has no .* diffusion_pytorch_model.bin is a pickle.*take its .safetensors"):
+    with pytest.raises(lida.InputError, match=r"unet: has no .* diffusion_pytorch_model.bin is a pickle.*use its .safetensors"):
         lida.StableDiffusion.load(folder)
 
 
@@ -128,9 +128,9 @@ def test_the_removed_hub_id_comes_from_the_cache_of_its_successor(small, tmp_pat
     command += ["--strength", "0.6", "--output_dir", tmp_path / "out", "--pretrained_model_name_or_path"]
     environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "runwayml/stable-diffusion-v1-5"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "is gone from the hub; taking stable-diffusion-v1-5/stable-diffusion-v1-5" in done.stderr
+    assert done.returncode == 0 and "is gone from the hub; using stable-diffusion-v1-5/stable-diffusion-v1-5" in done.stderr
     assert json.loads((tmp_path / "out" / "photo-age70.json").read_text())["arguments"]["ages"] == [70]
-    with pytest.raises(lida.InputError, match="nobody/nothing: no such folder, and the hub does not give it") as error:
+    with pytest.raises(lida.InputError, match="nobody/nothing: no such folder, and the hub does not provide it") as error:
         lida.StableDiffusion.load("nobody/nothing")
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""A single file gives the folder's model. Its names are held to diffusers' own conversion of them."""
+"""A single file gives the folder's model. Its names are compared with diffusers' conversion."""
 
 import shutil
 

@@ -14,7 +14,7 @@ from lida.data.aaf import main, read_faces, read_landmarks, write_dataset
 from lida.data.folder import read_captioning, read_examples
 from lida.photos.captions import DEFAULT_TEMPLATE
 
-AGES = [2, 9, 10, 12, 21, 22, 23, 24, 64, 80]  # of serial numbers 0, 1, ..., 9; the odd ones are men
+AGES = [2, 9, 10, 12, 21, 22, 23, 24, 64, 80]  # of serial numbers 0 to 9; the odd ones are men
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_broken_downloads_are_refused(aaf, file, text, message):
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_written(aaf, tmp_path, command):
-    (aaf / "aglined faces").mkdir()  # so spelt; not needed
+    (aaf / "aglined faces").mkdir()  # spelt like this in the download; not needed
     for arguments, message in (
         (("--crop", "face"), "--resolution None: goes with --crop face"),
         (("--resolution", 64), "--resolution 64: goes with --crop face"),
@@ -191,5 +191,5 @@ def test_broken_landmarks_are_refused(aaf, tmp_path, command, text):
 def test_landmarks_outside_of_the_picture_are_refused(aaf, tmp_path, command):
     path = aaf / "key points" / "00000A02.txt"
     np.savetxt(path, np.loadtxt(path) + 1000)
-    with pytest.raises(lida.InputError, match="00000A02.jpg: its landmarks lie outside of the picture"):
+    with pytest.raises(lida.InputError, match="00000A02.jpg: its landmarks lie outside the picture"):
         command(aaf, "--output_dir", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Albums: whom the pictures show, which are left out and why, and what is written."""
+"""Albums: who is in the pictures, which pictures are left out and why, and what is written."""
 
 import os
 from dataclasses import replace
@@ -39,7 +39,7 @@ def enlarged(path) -> Image.Image:
 
 @cache
 def strangers() -> str:
-    """Those of the other invented persons whom SFace tells from person a."""
+    """The other invented persons whom SFace distinguishes from person a."""
     networks = FaceNetworks()
     a, *others = (networks.embed(enlarged(WEIGHTS / "demo" / f"person-{letter}.png")) for letter in "abcd")
     return "".join(letter for letter, vector in zip("bcd", others) if a @ vector < 0.25)
@@ -47,7 +47,7 @@ def strangers() -> str:
 
 @pytest.fixture
 def photos(tmp_path):
-    """Ten pictures of person a, of which EXIF turns two; some of others; a copy, a blurred one, a small one, and no faces."""
+    """Ten pictures of person a, two of them turned by EXIF; some of others; a copy, a blurred one, a small one, one without a face."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(10):
@@ -82,7 +82,7 @@ def test_an_album_keeps_the_person_and_says_what_it_leaves_out(photos, tmp_path,
     for name, reason in (
         ("none.png", "no face is found"),
         ("broken.jpg", "not an image"),
-        ("film.mov", "no picture, by its name"),
+        ("film.mov", "not a picture, by its name"),
         ("pipe.png", "is not a regular file"),
         ("dangling.png", "is a link to a file that does not exist"),
         ("outside.png", "is a link out of the folder"),
@@ -102,7 +102,7 @@ def test_an_album_keeps_the_person_and_says_what_it_leaves_out(photos, tmp_path,
         assert example.size == (128, 128)
         (face,) = networks.find(open_image(example.path))[:1]
         eyes = face.landmarks[1] - face.landmarks[0]
-        assert abs(np.degrees(np.arctan2(eyes[1], eyes[0]))) < 12  # upright, those that EXIF turned too
+        assert abs(np.degrees(np.arctan2(eyes[1], eyes[0]))) < 12  # upright, including those that EXIF turned
         left, top, right, bottom = Image.open(example.mask).getbbox()
         assert (face.landmarks > (left, top)).all() and (face.landmarks < (right, bottom)).all()
     assert (tmp_path / "out-sheet.png").is_file()
@@ -148,7 +148,7 @@ def test_a_small_face_in_the_background_leaves_no_photograph_out(tmp_path):
 
 
 def test_a_blurred_face_is_not_called_somebody_else(photos, tmp_path):
-    """However far from the person its embedding is."""
+    """However far its embedding is from the person's."""
     networks = FaceNetworks()
     own = [portraits_in(photos / f"own{i}.png", networks, 64) for i in range(3)]
     blurred = portraits_in(photos / "soft.png", networks, 64)
@@ -192,7 +192,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(photos, tmp_path
     for arguments, message in (
         ((tmp_path / "nowhere",), "nowhere: no such folder"),
         ((tmp_path / "empty",), "empty: none of its 0 files can be used; an album needs 20 to 30 sharp photographs"),
-        ((photos, "--output_dir", photos / "x"), "lies among the photographs"),
+        ((photos, "--output_dir", photos / "x"), "lies inside the folder of photographs"),
         ((photos, "--resolution", 4), "--resolution: '4' is not a whole number from 8"),
         ((photos, "--context", 9), "--context: '9' is not a number from 1 to 4"),
     ):

@@ -73,7 +73,7 @@ def test_folders_are_read_as_datasets_reads_them(name, tmp_path):
 
 def test_a_line_brings_its_mask_and_its_other_columns(tmp_path):
     folder = fill(tmp_path, SOUND["masks and others"][0])
-    with pytest.warns(UserWarning, match="1 pictures stand in no line and are not used, such as .*b.png"):
+    with pytest.warns(UserWarning, match="1 pictures are in no line and are not used, such as .*b.png"):
         (example,) = read_examples(folder)
     assert example.mask == folder / "masks" / "a.png" and example.row["age"] == 3 and example.size == (70, 80)
     fill(tmp_path, {"masks/c.png": A.convert("L"), "metadata.jsonl": "\n".join(map(line, ("a.png", "b.png")))})
@@ -94,10 +94,10 @@ def test_texts_beside_the_pictures_are_captions(tmp_path):
 
 
 FAULTS = {
-    '{"file_name": "a.png"}': "'text' of a.png is None, no caption",
-    line("a.png", 3): "'text' of a.png is 3, no caption",
-    line("a.png", " "): "'text' of a.png is ' ', no caption",
-    line("a.png", ["a", "b"]): "'text' of a.png is ['a', 'b'], no caption",
+    '{"file_name": "a.png"}': "'text' of a.png is None, not a caption",
+    line("a.png", 3): "'text' of a.png is 3, not a caption",
+    line("a.png", " "): "'text' of a.png is ' ', not a caption",
+    line("a.png", ["a", "b"]): "'text' of a.png is ['a', 'b'], not a caption",
     '{"text": "x"}': "names no picture as 'file_name'",
     line(3): "names no picture as 'file_name'",
     '{"file_name": "a.png", "text": "x"': "not readable as JSON",
@@ -121,9 +121,9 @@ FAULTS = {
     line("empty.jpg"): "empty.jpg: not an image",
     line("float.tif"): "floating-point",
     line("tiny.png"): "tiny.png: is 5x70 pixels, too small; below 16",
-    line("../outside.png"): "../outside.png leaves the folder",
-    line("x/../a.png"): "leaves the folder",
-    line(os.path.abspath("a.png")): "leaves the folder",
+    line("../outside.png"): "../outside.png is outside the folder",
+    line("x/../a.png"): "is outside the folder",
+    line(os.path.abspath("a.png")): "is outside the folder",
     line("out.png"): "out.png: is a link out of the folder",
     line("linked/outside.png"): "is a link out of the folder",
     line("dangling.png"): "dangling.png: is a link to a file that does not exist",

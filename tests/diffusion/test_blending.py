@@ -1,4 +1,4 @@
-"""The photograph comes back where the mask is black, and as long as it is grey."""
+"""The photograph is put back where the mask is black, and for a while where it is grey."""
 
 import torch
 from conftest import relative
@@ -24,7 +24,7 @@ def test_a_grey_mask_is_released_at_its_step(sd):
 
 
 def test_a_row_of_paintings_is_each_painting_by_itself(sd):
-    """Each is free for its own fraction of the steps; noise and trajectory are repeated alike."""
+    """Each is painted for its own fraction of the steps; noise and trajectory are repeated alike."""
     init, noise, mask = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.rand(1, 1, 4, 4)
     painted, fractions = torch.randn(6, 4, 4, 4), torch.tensor([0.2, 0.6, 1.0])
     trajectory = {500: torch.randn(2, 4, 4, 4), -1: init}
@@ -34,4 +34,4 @@ def test_a_row_of_paintings_is_each_painting_by_itself(sd):
             alone = Blend(fraction * mask, init, blend.noise, blend.trajectory)
             own = slice(2 * k, 2 * k + 2)
             assert relative(row[own], alone(sd.schedule, painted[own], 500, 0.3)) <= 1e-6
-    assert torch.equal(blend(sd.schedule, painted[:2], -1, 1.0), init)  # nothing is free before the first step
+    assert torch.equal(blend(sd.schedule, painted[:2], -1, 1.0), init)  # nothing is painted before the first step

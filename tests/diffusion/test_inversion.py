@@ -1,4 +1,4 @@
-"""Inversion equals diffusers', and what was inverted comes back."""
+"""Inversion equals diffusers', and sampling returns to the inverted latents."""
 
 import diffusers
 import pytest
@@ -19,7 +19,7 @@ def test_inverse_steps_equal_diffusers(sd, steps):
 
 
 def test_what_was_inverted_comes_back(sd):
-    """To rounding, where the prediction does not depend on where it is asked; and outside the mask on its own trajectory."""
+    """Up to rounding if the prediction does not depend on the latents; outside the mask, along the trajectory."""
     noise_pred, latents, steps = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), sd.schedule.timesteps(20, 0.6)
     trajectory = ddim_invert(lambda x, t: noise_pred, sd.schedule, latents, steps)
     start = trajectory[steps[0][0]]
@@ -34,7 +34,7 @@ def test_what_was_inverted_comes_back(sd):
 
 
 def test_the_prediction_is_asked_at_the_timestep_of_the_latents(sd):
-    """Walked backwards, the latents are at t_prev; the clean ones take the last timestep that the sampler visits."""
+    """Backwards, the latents are at t_prev; for clean latents it is the last timestep that the sampler visits."""
     asked, steps = [], sd.schedule.timesteps(5)
     ddim_invert(lambda x, t: asked.append(int(t[0])) or 0 * x, sd.schedule, torch.zeros(1, 4, 2, 2), steps)
     assert asked == [1, 1, 201, 401, 601] and [t for t, _ in steps] == [801, 601, 401, 201, 1]

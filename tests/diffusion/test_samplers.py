@@ -1,4 +1,4 @@
-"""The step rules equal diffusers' schedulers; rules of one's own and timesteps of one's own are walked alike."""
+"""The step rules equal diffusers' schedulers; custom rules and custom timesteps work like the named ones."""
 
 import diffusers
 import pytest
@@ -127,7 +127,7 @@ def test_a_step_rule_of_ones_own_paints_what_the_named_one_paints(sd, name, rule
     if name == "dpmpp_2m":
         first_order = lambda *inputs: dpmpp_2m_step(*inputs)[0]  # noqa: E731
         forgetful = generate(sd, "a boy", Sampling(6, scheduler=first_order), generator=draws(), output_type="latent")
-        assert relative(forgetful, found[0][:1]) > 1e-3  # so the history did reach the rule
+        assert relative(forgetful, found[0][:1]) > 1e-3  # the history did reach the rule
 
 
 def test_a_history_goes_from_each_step_to_the_next(sd):

@@ -1,4 +1,4 @@
-"""The noise schedule equals diffusers', from a config or from betas of one's own."""
+"""The noise schedule equals diffusers', from a config or from custom betas."""
 
 import diffusers
 import pytest
@@ -90,7 +90,7 @@ def test_impossible_betas_are_refused(betas, message):
     "values", [{"final_alpha_cumprod": x} for x in (0, 2, -1, torch.nan)] + [{"steps_offset": -1}, {"steps_offset": 1.5}]
 )
 def test_an_impossible_end_of_the_schedule_is_refused(values):
-    with pytest.raises(ValueError, match="is no share, or steps_offset .* no timestep"):
+    with pytest.raises(ValueError, match="final_alpha_cumprod must be above 0 and up to 1, steps_offset a timestep"):
         NoiseSchedule(torch.full((10,), 0.01), **values)
 
 

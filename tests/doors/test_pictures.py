@@ -217,8 +217,8 @@ def test_what_cannot_be_saved_is_one_line(tmp_path):
     save_image(noise_image(9, 9), tmp_path / "a.PNG")
     assert Image.open(tmp_path / "a.PNG").format == "PNG"
     for name, size, message in (
-        ("a.xyz", (9, 9), "the ending says no format of pictures"),
-        ("a", (9, 9), "the ending says no format of pictures"),
+        ("a.xyz", (9, 9), "its ending is not that of a picture format"),
+        ("a", (9, 9), "its ending is not that of a picture format"),
         ("a.webp", (20_000, 1), "cannot be saved as WEBP"),
         ("a.jpg", (70_000, 1), "cannot be saved as JPEG"),
         ("none/a.png", (9, 9), "cannot be written, its folder does not exist"),

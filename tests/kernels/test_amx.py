@@ -69,7 +69,7 @@ def test_what_is_not_a_number_stays_so():
 
 @needs_amx
 def test_amx_computes_the_same_on_any_number_of_threads():
-    """To the bit, or a run could not be resumed exactly."""
+    """To the bit; otherwise a run could not be resumed exactly."""
     inputs, threads = [heads(1, 3, 99, 40) for _ in range(3)], torch.get_num_threads()
     found = []
     for count in (1, 2, 7):
@@ -88,7 +88,7 @@ def test_a_unet_on_amx_predicts_the_same_up_to_bf16(sd):
         expected = unet(*inputs).float()
         use_attention(unet, "amx")
         found = unet(*inputs).float()
-    assert not found.equal(expected)  # or nothing ran on it
+    assert not found.equal(expected)  # otherwise nothing ran on it
     assert relative(found, expected) <= 2**-5
 
 
@@ -120,7 +120,7 @@ def test_amx_is_refused_where_it_is_not(sd, monkeypatch):
         use_attention(sd.unet, "amx")
     unet = sd.unet.bfloat16()
     monkeypatch.setattr("platform.machine", lambda: "arm64")
-    with pytest.raises(lida.InputError, match="wants Linux on a CPU with AMX"):
+    with pytest.raises(lida.InputError, match="needs Linux on a CPU with AMX"):
         use_attention(unet, "amx")
     assert not amx.has_amx(*KIND)
 

@@ -1,4 +1,4 @@
-"""A frozen convolution's own way back equals torch's."""
+"""The backward pass of a frozen convolution equals torch's."""
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ def frozen(channels: int = 64) -> nn.Sequential:
 
 
 def test_a_frozen_convolution_has_the_gradient_of_torchs():
-    """In bf16 on the CPU its way back is one product where pixels are few; its values are rounded once, by 2^-9."""
+    """In bf16 on the CPU its backward pass is one product if there are few pixels; values are rounded once, by 2^-9."""
     model, x = frozen(), torch.randn(2, 64, 5, 6).bfloat16().requires_grad_()
     use_frozen_convolutions(model)
     (conv,) = model
     ours = conv(x)
-    assert "FrozenConvolution" in type(ours.grad_fn).__name__  # or this compares torch with itself
+    assert "FrozenConvolution" in type(ours.grad_fn).__name__  # otherwise this would compare torch with itself
     dy, exact = torch.randn_like(ours), x.detach().float().requires_grad_()
     theirs = F.conv2d(exact, conv.weight.float(), conv.bias.float(), padding=1)
     assert relative(ours.float(), theirs) <= 2**-8

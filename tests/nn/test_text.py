@@ -1,4 +1,4 @@
-"""The text encoder equals transformers'; words that do not fit are told."""
+"""The text encoder equals transformers'; a warning names the words that do not fit."""
 
 import warnings
 

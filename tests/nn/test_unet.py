@@ -25,7 +25,7 @@ def test_the_unet_of_sd15_has_diffusers_keys_and_shapes():
 
 
 def test_activation_checkpointing_gives_the_same_gradients(sd):
-    """And keeps fewer tensors for the way back."""
+    """And fewer tensors are kept for the backward pass."""
     inputs = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 77, 48)
     weight, found = sd.unet.conv_in.weight.requires_grad_(), []
     for on in (False, True):

@@ -61,7 +61,7 @@ def test_a_box(tmp_path):
     image = noise_image(30, 20)
     assert np.array_equal(np.asarray(read_masks("2,3,30,20", image)[0]), np.asarray(box_mask(30, 20, (2, 3, 30, 20))))
     for box in ("2,3,31,20", "-1,0,5,5", "5,0,5,5", "0,9,5,5"):
-        with pytest.raises(lida.InputError, match="is no box x0,y0,x1,y1 within the photograph, which is 30x20"):
+        with pytest.raises(lida.InputError, match="is not a box x0,y0,x1,y1 within the photograph, which is 30x20"):
             read_masks(box, image)
     for text in ("1,2,3", "a,b,c,d", "none.png", "1.5,2,3,4", ""):
         with pytest.raises(lida.InputError, match=f"--mask {text}: no such file, nor a box"):

@@ -36,7 +36,7 @@ def test_a_square_cut_at_its_own_size_is_pasted_back_exactly():
 
 
 def test_nothing_is_squashed():
-    """A mask as long as the picture needs a square beyond it; there the border's pixel goes on."""
+    """A mask as long as the picture needs a square beyond it, where the border's pixels repeat."""
     image, mask = noise_image(40, 100), Image.new("L", (40, 100), 255)
     box = square_about(mask, 1.0)
     assert box == (-30, 0, 100)
@@ -85,7 +85,7 @@ def test_colours_at_the_seam_are_matched():
 
 
 def test_detail_is_what_the_autoencoder_lost():
-    """All of it gives the unchanged picture back; a change is laid over the photograph at its own size."""
+    """A full share gives the unchanged picture back; a change is added to the photograph at its full size."""
     square, reconstruction = noise_image(90, 90), noise_image(32, 32, 1)
     assert np.array_equal(np.asarray(with_detail(reconstruction, reconstruction, square, 1.0)), np.asarray(square))
     patch = Image.fromarray((np.asarray(reconstruction) * 0.9).astype(np.uint8))

@@ -163,7 +163,7 @@ def test_without_a_mask_the_face_is_found(infer, faces):
 
 
 def test_of_several_faces_one_is_chosen_or_all_are_aged(infer, script, faces):
-    """All at once are each face alone: of the two pictures, both changes."""
+    """All faces at once equal each face alone: the result has both changes."""
     options = ("--ages", 30, "--current_age", 30, "--detail", 0)
     found = {}
     for face in (1, 2, "all"):
@@ -236,7 +236,7 @@ def test_a_notice_where_a_child_is_seen_or_asked_for(infer, photo, slider, curre
 
 @pytest.fixture
 def slider(folder, tmp_path) -> Path:
-    """One by which twice the years must be asked for, of the small random model."""
+    """A slider of the small random model that asks for twice the years wanted."""
     sd = lida.StableDiffusion.load(folder)
     slider = Slider(ASKED, [y / 2 for y in ASKED], 1.5, 3, sd.base, aging_adapters(sd), "ddim_inversion", 4.0)
     path = tmp_path / "slider.json"
@@ -273,7 +273,7 @@ def test_weights_by_block_and_timestep(infer, script, photo, adapter):
     assert np.array_equal(found["1"], found.pop("1@999-0"))
     assert all(np.abs(a - b).max() > 2 for a, b in combinations(found.values(), 2))  # more than rounding
     code, _, err = script("infer.py", photo, "--adapter", f"{adapter}=1@0-500", *options)
-    assert code == 2 and "not a stretch of timesteps" in err and len(err.strip().splitlines()) == 1
+    assert code == 2 and "its timesteps do not fall" in err and len(err.strip().splitlines()) == 1
 
 
 def test_an_adapter_that_was_just_trained_ages_a_face(infer, script, folder, dataset, photo):
@@ -413,7 +413,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("changes", "message"), HOSTILE, ids=[json.dumps(changes) for changes, _ in HOSTILE])
 def test_recorded_arguments_pass_the_same_checks(infer, script, photo, tmp_path, changes, message):
-    """A picture from elsewhere cannot have another file aged or a model fetched, and what is wrong is one line."""
+    """A foreign picture cannot make lida age another file or fetch a model; the error is one line."""
     noise_image(90, 120, 3).save(tmp_path / "other.png")
     infer(photo, *FACE, "--ages", 20, "--output_dir", "one")
     told = read_settings("one/anna-age20.png")
@@ -454,7 +454,7 @@ def test_earlier_pictures_are_kept_in_their_folder(infer, photo):
     assert found == [f"{folder}/anna-age20.png" for folder in folders]
     assert [read_settings(path)["seed"] for path in found] == [4, 2, 3, 4]
     out, _ = infer("--prompt", "a boy")
-    assert out.split() == ["outputs/a-boy.png"]  # other names do not stand in the way
+    assert out.split() == ["outputs/a-boy.png"]  # other names do not matter
 
 
 def test_no_run_writes_over_its_photograph_or_paints_an_age_twice(infer, tmp_path):
@@ -479,7 +479,7 @@ BAD = [
     (["{photo}", "--mask", "{small}"], "the mask is 70x80, the photograph 90x120"),
     (["{photo}", "--mask", "{black}"], "the mask is black"),
     (["{photo}", "--mask", "auto"], "no face is found"),
-    (["{photo}", "--mask", "0,0,91,120"], "is no box x0,y0,x1,y1 within the photograph, which is 90x120"),
+    (["{photo}", "--mask", "0,0,91,120"], "is not a box x0,y0,x1,y1 within the photograph, which is 90x120"),
     (["{photo}", "--mask", ""], "no such file"),
     (["{photo}", "--mask", "{empty}"], "empty/anna.png: no such file"),
     (["{photo}", "--mask_growth", "-1"], "--mask_growth: '-1' is not"),

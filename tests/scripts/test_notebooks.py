@@ -1,4 +1,4 @@
-"""The notebooks run top to bottom, and were committed as they ran: with pictures, without warnings and paths of a machine."""
+"""The notebooks run from top to bottom, and were committed as they ran: with pictures, without warnings and local paths."""
 
 import json
 import re

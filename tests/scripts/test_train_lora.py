@@ -187,7 +187,7 @@ def test_learning_rates_are_diffusers(module, name):
 
 
 def test_the_prior_holds_the_adapter_to_the_base_with_the_age_adapter(module, train, folder, tmp_path, monkeypatch, arguments):
-    """Where the new adapter is the Age-LoRA itself, nothing is left to hold; and training towards it comes nearer to it."""
+    """If the new adapter is the Age-LoRA itself, the term is zero; training with the term comes nearer to it."""
     layers = train("age", "--learning_rate", 0.03, "--max_train_steps", 8)
     age = lida.Adapter(layers, {"template": "{subject} at {age}", "ages": [10, 12], "child": 0})
     lida.save_adapter(tmp_path / "age-lora", age)
@@ -256,7 +256,7 @@ def test_no_picture_is_encoded_that_the_run_does_not_see(train, monkeypatch):
 
 
 def test_in_bf16_latents_are_encoded_in_it_unless_they_are_kept(train):
-    """As diffusers' script does; what is kept is worth float32, and a run goes on with what it began with."""
+    """As in diffusers' script; cached latents are in float32, and a resumed run uses the kind it started with."""
     options = ("--mixed_precision", "bf16", "--center_crop", "--checkpointing_steps", 2)
     each_time = train("a", *options)
     kept = train("b", *options, "--cache_latents")
@@ -295,13 +295,13 @@ def test_training_in_bf16_is_training_but_for_rounding(train, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:--max_train_steps 3. does nothing beside --num_train_epochs")
 def test_all_options_train_something_else(train, dataset):
-    """None is taken and dropped: each changes the adapter."""
+    """No option is accepted and ignored: each changes the adapter."""
     (dataset / "masks").mkdir()
     for i in range(6):
         noise_image(70, 80, i).convert("L").point(lambda v: max(v, 8)).save(dataset / "masks" / f"{i}.png")
     plain = train("plain", "--max_train_steps", 3)
     path = next(iter(plain))
-    assert torch.equal(train("again", "--max_train_steps", 3)[path].up, plain[path].up)  # or chance alone would differ
+    assert torch.equal(train("again", "--max_train_steps", 3)[path].up, plain[path].up)  # otherwise chance alone would differ
     for k, options in enumerate([
         ("--center_crop",), ("--random_flip",), ("--noise_offset", 0.5), ("--caption_dropout", 0.9), ("--snr_gamma", 1),
         ("--mask_loss",), ("--mask_loss", "--unmasked_weight", 0.5), ("--mask_loss", "--normalize_mask_loss"),
@@ -357,7 +357,7 @@ def test_an_adapter_says_where_it_comes_from_and_names_no_place(train, folder, d
 
 
 def test_an_output_folder_may_have_any_name(train, tmp_path):
-    """One that is called as an adapter's file would be must not cost the run its adapter."""
+    """A folder named like an adapter's file must not cost the run its adapter."""
     assert train("age.safetensors", "--max_train_steps", 1)
     assert (tmp_path / "age.safetensors" / ADAPTER).is_file()
 
@@ -459,7 +459,7 @@ def test_a_run_that_is_killed_while_it_saves_its_adapter_goes_on(train, tmp_path
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(place if place == "os.replace" else f"lida.training.run.{place}", killed)
-        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # nobody tidies up
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # nothing is cleaned up
         train("a", "--resume_from_checkpoint", "latest")
     assert not (tmp_path / "a" / ADAPTER).exists()
     assert_equal(train("a", "--resume_from_checkpoint", "latest"), train("b"))
@@ -528,7 +528,7 @@ def test_a_run_goes_on_past_a_damaged_checkpoint(train, tmp_path):
     with pytest.warns() as caught:
         assert_equal(train("a", "--checkpointing_steps", 1, "--resume_from_checkpoint", "latest"), whole)
     texts = [str(warning.message) for warning in caught]
-    assert any("checkpoint-3/state.pt: is damaged" in text and "the last whole one, checkpoint-2" in text for text in texts)
+    assert any("checkpoint-3/state.pt: is damaged" in text and "the last complete one, checkpoint-2" in text for text in texts)
     assert any("metrics.jsonl: 1 of its lines cannot be read" in text for text in texts)
     assert [row["step"] for row in metrics(tmp_path / "a")] == [1, 2, 3, 4]
 
@@ -654,7 +654,7 @@ def test_a_run_whose_loss_is_not_finite_saves_nothing(train, tmp_path, monkeypat
     monkeypatch.setattr(module, "noise_prediction_loss", lambda *a, **k: noise_prediction_loss(*a, **k) * float("nan"))
     with pytest.raises(lida.InputError, match="loss or gradient were not finite for 10 steps in a row"):
         train("a", "--max_train_steps", 50)
-    with pytest.raises(lida.InputError, match="the adapter did not move, and nothing is saved"):
+    with pytest.raises(lida.InputError, match="the adapter did not change, and nothing is saved"):
         train("b", "--max_train_steps", 2)
     assert not (tmp_path / "a" / ADAPTER).exists() and not (tmp_path / "b" / ADAPTER).exists()
 
@@ -668,7 +668,7 @@ def test_an_adapter_that_is_not_finite_is_never_saved(command, tmp_path, steps):
 
 
 def test_an_adapter_that_did_not_move_is_not_saved(train, tmp_path):
-    with pytest.raises(lida.InputError, match="the adapter did not move"):
+    with pytest.raises(lida.InputError, match="the adapter did not change"):
         train("a", "--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 1000, "--max_train_steps", 1)
     assert not (tmp_path / "a" / ADAPTER).exists()
 
@@ -701,7 +701,7 @@ BAD = [
     (["--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU, and the device is cpu; bf16 works there too"),
     (["--use_8bit_adam"], "--use_8bit_adam: needs a CUDA GPU, and the device is cpu; leave it out"),
     (["--attention", "xformers"], "--attention xformers: needs a CUDA GPU, and the device is cpu"),
-    (["--cache_latents"], "--cache_latents: pictures are cut at random, each time elsewhere; add --center_crop"),
+    (["--cache_latents"], "--cache_latents: pictures are cropped at random, so latents cannot be reused; add --center_crop"),
     (["--mask_loss"], "0.png: has no mask masks/0.png, which --mask_loss needs"),
     (["--validation_split", "0.99"], "--validation_split 0.99: leaves none of the 6 pictures to train on"),
     (["--resume_from_checkpoint", "checkpoint-9"], "checkpoint-9: no such checkpoint; give a folder or latest"),
@@ -749,4 +749,4 @@ def test_captions_that_are_too_long_are_reported_once(command, dataset):
     lines = [json.dumps({"file_name": f"{i}.png", "text": f"a man {'very ' * 80}old {i}"}) for i in range(6)]
     (dataset / "metadata.jsonl").write_text("\n".join(lines))
     code, _, err = command("a", "--max_train_steps", 2)
-    assert code == 0 and err.count("longer than 75 tokens") == 1 and "and so with 3 other captions" in err
+    assert code == 0 and err.count("longer than 75 tokens") == 1 and "the same holds for 3 other captions" in err

@@ -88,7 +88,7 @@ def test_two_processes_paint_every_picture_once_and_one_goes_on(evaluated, call,
 
 def test_pictures_made_otherwise_are_not_mixed_in(evaluated, call, script):
     code, _, err = script("lida.study.evaluate", *call, *SETTINGS, *JUDGE, "--output_dir", evaluated, "--strength", 1)
-    assert code == 2 and "made otherwise" in err and "'strength': 0.5" in err and "another --output_dir" in err
+    assert code == 2 and "pictures of other settings" in err and "'strength': 0.5" in err and "another --output_dir" in err
     code, _, err = script("lida.study.evaluate", *call, *SETTINGS, *JUDGE, "--output_dir", evaluated, "--current_age", 41)
     assert code == 2 and "current was 40.0 and is 41.0" in err
 

@@ -131,5 +131,5 @@ def test_a_judge_must_give_a_number_for_each_face(grey, answer):
 def test_a_judge_of_identity_must_give_a_vector(judges, monkeypatch, answer):
     judge = judges.identities[1]
     monkeypatch.setattr(judge, "embed", lambda square: answer)
-    with pytest.raises(InputError, match="grey_judges:thumbnail: gave .* it must give a vector of numbers, or None"):
+    with pytest.raises(InputError, match="grey_judges:thumbnail: returned .* it must return a vector of numbers, or None"):
         judge(noise_image(9, 9))

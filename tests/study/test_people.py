@@ -1,4 +1,4 @@
-"""A file with a person a line: what it may say, and every fault of it at its place."""
+"""A file with a person in each line: its fields, and every fault with its place."""
 
 import json
 from pathlib import Path

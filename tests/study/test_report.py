@@ -1,4 +1,4 @@
-"""The report: what a table says in CSV and HTML, and what the verdict makes of it."""
+"""The report: the table in CSV and HTML, and the verdict."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ NUMBERS = {"similarity_input": 0.6, "similarity_target": None, "similarity_input
 
 
 def findings(**best) -> dict:
-    """Of one person: one setting, doing nothing, and a harmless rest."""
+    """Findings of one person: one setting, doing nothing, and neutral values for the rest."""
     nothing = {
         **LINE,
         **NUMBERS,

@@ -1,4 +1,4 @@
-"""TIES and DARE equal peft's, orthogonalising takes what it says, and rules are found by their spelling."""
+"""TIES and DARE equal peft's, orthogonalising removes the right part, and rules are found by name."""
 
 from zlib import crc32
 

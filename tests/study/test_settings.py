@@ -1,4 +1,4 @@
-"""How settings are spelled, which ones stand in every table, and which cannot be."""
+"""How settings are written, which ones are in every table, and which are refused."""
 
 import json
 from dataclasses import replace

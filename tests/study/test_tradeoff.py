@@ -1,4 +1,4 @@
-"""The numbers of the trade-off, against their definitions and published tables."""
+"""The measures of the trade-off equal their definitions and published tables."""
 
 import itertools
 

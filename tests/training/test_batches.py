@@ -28,7 +28,7 @@ def test_an_epoch_sees_every_picture_in_another_order_each():
     assert order.steps_per_epoch == 4 and all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
     again = BatchSampler(20, 5, seed=0)
-    assert all(np.array_equal(again.step(s), order.step(s)) for s in (11, 3, 7, 0))  # whatever was asked before
+    assert all(np.array_equal(again.step(s), order.step(s)) for s in (11, 3, 7, 0))  # whatever was drawn before
     assert not np.array_equal(BatchSampler(20, 5, seed=1).step(0), order.step(0))
 
 
@@ -68,7 +68,7 @@ def test_what_is_drawn_depends_on_seed_step_and_number_alone(sd, dataset):
 
 
 def test_processes_share_a_step_without_changing_it(sd, dataset):
-    """One process with passes of 4, one with two passes of 2, two with a pass of 2 each: the same eight... four samples."""
+    """One process with passes of 4, one with two passes of 2, two with a pass of 2 each: the same four samples."""
     samples = samples_of(dataset, sd)
     order = BatchSampler(len(samples.examples), 4, seed=0)
     whole = list(MicroBatches(samples, order, 4).keys(0, 6))

@@ -1,4 +1,4 @@
-"""Caches: what is computed once is what would be computed each time, and no more is computed than is drawn."""
+"""Caches: cached values equal computed ones, and nothing is computed that is not drawn."""
 
 from argparse import Namespace
 
@@ -103,6 +103,6 @@ def test_texts_are_those_of_the_encoder_each_alone(sd):
 
 def test_captions_that_are_too_long_are_reported_once(sd):
     long = [f"{'a very ' * 40}old man {number}" for number in range(3)]
-    with pytest.warns(UserWarning, match="these words are lost: .*old man 0; and so with 2 other captions") as caught:
+    with pytest.warns(UserWarning, match="these words are lost: .*old man 0; the same holds for 2 other captions") as caught:
         TextCache(sd.text_encoder, [*long, "a man"])
     assert len(caught) == 1

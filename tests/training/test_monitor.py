@@ -72,7 +72,7 @@ def test_a_resumed_monitor_goes_on_with_the_same_figures(started, tmp_path):
 ])  # fmt: skip
 def test_a_state_that_no_run_has_is_refused(tmp_path, change):
     Monitor(tmp_path, 20, 2).load_state_dict({"average": 0.5, "losses": 2, "skipped": 0})
-    with pytest.raises(ValueError, match="is none of a run"):
+    with pytest.raises(ValueError, match="is impossible"):
         Monitor(tmp_path, 20, 2).load_state_dict({"average": 0.5, "losses": 2, "skipped": 0, **change})
 
 

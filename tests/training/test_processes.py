@@ -21,12 +21,12 @@ def test_a_process_alone_averages_nothing_and_waits_for_nobody():
 
 
 @pytest.mark.parametrize("environment, message", [
-    ({"RANK": "1"}, "RANK '1', WORLD_SIZE '1', LOCAL_RANK '0', which is no process of a run"),
+    ({"RANK": "1"}, "RANK '1', WORLD_SIZE '1', LOCAL_RANK '0', which names no process of a run"),
     ({"RANK": "x"}, "RANK 'x'"),
     ({"WORLD_SIZE": "0"}, "WORLD_SIZE '0'"),
     ({"WORLD_SIZE": ""}, "WORLD_SIZE ''"),
-    ({"WORLD_SIZE": "2"}, "do not meet .*RANK.*; start them by torchrun"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "do not meet"),
+    ({"WORLD_SIZE": "2"}, "do not find each other .*RANK.*; start them by torchrun"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "do not find each other"),
 ])  # fmt: skip
 def test_an_environment_that_no_launcher_makes_is_refused(monkeypatch, environment, message):
     for name, value in environment.items():

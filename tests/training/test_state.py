@@ -1,4 +1,4 @@
-"""Training state on disk: going on from it is going on, and no fault of the disk leaves half of it."""
+"""Training state on disk: resuming equals not stopping, and no disk fault leaves half a state."""
 
 import json
 
@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_named_and_the_last_whole_one_taken(run, name, d
     with pytest.raises(lida.InputError, match="checkpoint-6.*name another checkpoint, or start anew") as error:
         resume("checkpoint-6", run, OF, new_parts())
     assert len(error.value.args) == 1
-    with pytest.warns(UserWarning, match="checkpoint-6.*training goes on from the last whole one, checkpoint-4") as warned:
+    with pytest.warns(UserWarning, match="checkpoint-6.*training continues from the last complete one, checkpoint-4") as warned:
         assert resume("latest", run, OF, parts) == 4
     assert len(warned) == 1 and "\n" not in str(warned[0].message)
     train(whole, 0, 4)
@@ -139,7 +139,7 @@ def test_other_settings_are_named_and_refused(run):
 @pytest.mark.parametrize("place", ["save_adapter", "write_json", "write_bytes"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
 def test_a_checkpoint_is_whole_or_absent(run, monkeypatch, place, error):
-    """Whatever is written when the disk is full, or the program is interrupted."""
+    """At whatever write the disk is full or the program is interrupted."""
 
     def half(path, *more):
         if path.is_dir():

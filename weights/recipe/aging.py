@@ -2,7 +2,7 @@
 
     python weights/recipe/aging.py "All-Age-Faces Dataset" UTKFace
 
-Adults of 20 to 50 years, as many of each dataset, are aged to 10 and to 70 as infer.py does it by its defaults, by the Age-LoRA
+Adults of 20 to 50 years, half from each dataset, are aged to 10 and to 70 as infer.py does it by its defaults, by the Age-LoRA
 alone. Reported, for each age: what each estimator reads; in how many pictures a face is found; SFace's cosine to the own
 photograph, and how many faces are nearer to it than to nine others'; under the mask, the sharpness as a share of the photograph's
 (variance of the Laplacian) and how far the mean colour moved. Then the ages read of faces painted from captions, by decade, with
@@ -39,20 +39,20 @@ class Instruments:
         self.faces, self.estimators = FaceNetworks(face_models), [AgeEstimator(path) for path in estimators]
 
     def mask(self, image: Image.Image) -> Image.Image | None:
-        """The mask of the largest face; None where there is none."""
+        """Return the mask of the largest face; None without a face."""
         faces = self.faces.find(image)
         return mask_from_landmarks(faces[0].landmarks, image.size) if faces else None
 
 
 def laplacian_variance(image: Image.Image, inside: np.ndarray) -> float:
-    """Sharpness: the variance of the grey picture's Laplacian where `inside` is true."""
+    """Return the sharpness: the variance of the grey picture's Laplacian where `inside` is true."""
     x = np.pad(np.asarray(image.convert("L"), dtype=np.float32), 1, mode="edge")
     laplacian = 4 * x[1:-1, 1:-1] - x[:-2, 1:-1] - x[2:, 1:-1] - x[1:-1, :-2] - x[1:-1, 2:]
     return float(laplacian[inside].var())
 
 
 def choose(folders: list[Path], count: int, seed: int) -> list[Photo]:
-    """Adults of 20 to 50 years, of each held-out set as many."""
+    """Return adults of 20 to 50 years, equally many from each held-out set."""
     rng, chosen = np.random.default_rng(seed), []
     for folder in folders:
         adults = [photo for photo in read_photos(folder, "held_out") if 20 <= photo.age <= 50]
@@ -62,7 +62,7 @@ def choose(folders: list[Path], count: int, seed: int) -> list[Photo]:
 
 
 def measured(image: Image.Image, aged: Image.Image, mask: Image.Image, instruments: Instruments) -> dict:
-    """What is read of one aged photograph, but for what needs the others."""
+    """Return the measures of one aged photograph that do not need the others."""
     inside = np.asarray(mask) > 127
     colours = [np.asarray(picture, dtype=np.float32)[inside].mean(0) for picture in (image, aged)]
     return {
@@ -74,7 +74,7 @@ def measured(image: Image.Image, aged: Image.Image, mask: Image.Image, instrumen
 
 
 def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
-    """Age every chosen photograph, and report."""
+    """Age every chosen photograph, and print the measures."""
     inputs, rows, sampling = [], [], Sampling(args.num_inference_steps, args.guidance_scale)
     for photo in tqdm(choose(args.folders, args.faces, args.seed), unit="face"):
         image = open_image(photo.path)
@@ -115,7 +115,7 @@ def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
 
 
 def painted(args, sd: StableDiffusion, instruments: Instruments) -> dict:
-    """Mean age read of faces painted for each decade, 0s to 70s, by each estimator."""
+    """Return the mean age that each estimator reads of faces painted for each decade, 0s to 70s."""
     means = {}
     for decade in range(0, 80, 10):
         prompts = [sd.captioning.caption(subject, decade) for subject in ("a man", "a woman")]

@@ -1,10 +1,10 @@
-"""Stage 4: the UNet, on the latents of stage 2's VAE and the hidden states of stage 3's text encoder, which both stay as they are.
+"""Stage 4: the UNet, on the latents of stage 2's VAE and the hidden states of stage 3's text encoder, which both stay frozen.
 
     python weights/recipe/base.py --data squares --vae vae-run --text_encoder words-run --scheduler weights/lida-tiny \
         --output_dir base-run
 
-Captions have coarse ages only ("an old woman", "a boy"), half of them no age, some the colour of the
-skin, a tenth nothing: decades are left for the Age-LoRA to teach.
+Captions have coarse ages only ("an old woman", "a boy"); half of them have no age, some the colour of the skin, and a tenth
+are empty. Decades are left to the Age-LoRA.
 The learning rate is constant and falls linearly to zero over the last --decay_steps, so that a run can be prolonged.
 A square is encoded when it is first drawn, and its latents are kept in --output_dir. State is saved every five minutes; the
 same command goes on from it.
@@ -44,7 +44,7 @@ SKIN = {0: "white", 1: "black", 3: "brown"}  # by UTKFace's number; the vocabula
 
 
 def caption(age: int, man: bool, race: int, rng: np.random.Generator) -> str:
-    """A caption such as the web has: a tenth empty, almost half without an age, the rest with a coarse one."""
+    """Return a caption as on the web: a tenth are empty, almost half have no age, the rest a coarse one."""
     draw = rng.random()
     if draw < 0.1:
         return ""
@@ -60,7 +60,10 @@ def caption(age: int, man: bool, race: int, rng: np.random.Generator) -> str:
 
 
 def chances_of(ages: np.ndarray, sources: np.ndarray, balance: float) -> np.ndarray:
-    """The chance (faces,) of each to be drawn: its decade's count to the power of -balance, 70 and older as one; sets alike."""
+    """Return each face's chance (faces,) to be drawn: its decade's count to the power of -balance, 70 and older as one decade.
+
+    Both datasets have equal chances.
+    """
     decades = np.minimum(ages // 10, 7)
     chances = np.bincount(decades)[decades] ** -balance
     for source in np.unique(sources):
@@ -84,7 +87,7 @@ class Latents:
         self.known = ~np.isnan(self.latents[:, :, 0, 0, 0])  # (faces, squares)
 
     def choose(self, faces: np.ndarray, new: float, rng: np.random.Generator) -> np.ndarray:
-        """A square of each face: any with the chance `new`, else one that is encoded already. Encoding costs a third of a step."""
+        """Return a square of each face: any with the chance `new`, else one that is encoded already."""
         squares = rng.integers(self.known.shape[1], size=len(faces))
         for k, face in enumerate(faces):
             found = np.flatnonzero(self.known[face])
@@ -94,7 +97,7 @@ class Latents:
 
     @torch.no_grad()
     def __getitem__(self, pairs: tuple[np.ndarray, np.ndarray]) -> Tensor:
-        """(B, C, h, w) of faces and squares; squares from `squares` on are mirrored."""
+        """Return latents (B, C, h, w) of faces and squares; squares from `squares` on are mirrored."""
         found = self.latents[pairs]
         new = np.flatnonzero(np.isnan(found[:, 0, 0, 0]))
         if len(new):
@@ -112,9 +115,9 @@ class Latents:
 
 
 class LossAwareTimesteps(nn.Module):
-    """Draws steps in proportion to the root of the loss's second moment, so that few go where nothing is learnt.
+    """Draws timesteps in proportion to the root of the loss's second moment, so few go where nothing is learnt.
 
-    The weight of each undoes the draw: the loss's expectation stays that of uniform steps (Nichol and Dhariwal 2021, section 3.3).
+    The weights undo the draw: the loss's expectation is that of uniform timesteps (Nichol and Dhariwal 2021, section 3.3).
     """
 
     def __init__(self, steps: int = 1000, bins: int = 20):
@@ -123,14 +126,14 @@ class LossAwareTimesteps(nn.Module):
         self.register_buffer("moments", torch.ones(bins))
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Timesteps (count,) and their weights (count,)."""
+        """Return timesteps (count,) and their weights (count,)."""
         chances = 0.9 * self.moments.sqrt() / self.moments.sqrt().sum() + 0.1 / len(self.moments)
         bins = torch.multinomial(chances, count, replacement=True)
         timesteps = bins * self.width + torch.randint(self.width, (count,), device=bins.device)
         return timesteps, 1 / (len(self.moments) * chances[bins])
 
     def update(self, timesteps: Tensor, losses: Tensor) -> None:
-        """Take in the losses (B,), unweighted by the draw."""
+        """Record the losses (B,), without the weights of the draw."""
         moments = self.moments.tolist()
         for bin, loss in zip((timesteps // self.width).tolist(), losses.tolist()):
             moments[bin] = 0.98 * moments[bin] + 0.02 * loss**2
@@ -138,7 +141,7 @@ class LossAwareTimesteps(nn.Module):
 
 
 def new_unet() -> UNet:
-    """A UNet whose residual branches begin at zero, as latent diffusion's do."""
+    """Return a UNet whose residual branches start at zero, as in latent diffusion."""
     unet = UNet(UNET)
     for module in unet.modules():
         if type(module) in LAST or module is unet:
@@ -149,7 +152,7 @@ def new_unet() -> UNet:
 
 
 def hidden_states(text_encoder, captions: list[str], cache: dict[str, Tensor]) -> Tensor:
-    """(B, 77, C) of captions, each different one encoded once."""
+    """Return hidden states (B, 77, C) of captions, with equal captions encoded once."""
     for text in {text for text in captions if text not in cache}:
         with torch.no_grad():
             cache[text] = text_encoder(text)[0]

@@ -1,4 +1,4 @@
-"""Do the files that ship belong to the base that ships? `make check-weights`
+"""Check that the shipped files belong to the shipped base: `make check-weights`
 
     python weights/recipe/check.py
 
@@ -24,7 +24,7 @@ EARLIER = "dac12e7b6f04"  # painted the invented persons and their albums, and t
 
 
 def hash_of(base: dict[str, str]) -> str:
-    """One hash for the three fingerprints of StableDiffusion.base, whatever the folder was called."""
+    """Return one hash for the three fingerprints of StableDiffusion.base, independent of the folder's name."""
     return hashlib.sha256("".join(base[part] for part in ("unet", "text_encoder", "vae")).encode()).hexdigest()
 
 
@@ -37,7 +37,7 @@ def save_picture(image: Image.Image, path: Path, base: str) -> None:
 
 
 def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
-    """Each file that depends on the base, and what it says of it; twelve digits of the hash in the texts."""
+    """Return each file that depends on the base, with the base that it names; texts have twelve digits of the hash."""
     root, named = weights.parent, {}
     for path in sorted(weights.glob("*.safetensors")):
         base = load_adapter(path).metadata.get("base")
@@ -54,7 +54,7 @@ def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
 
 
 def is_earlier(path: Path) -> bool:
-    """Whether a file may be of the EARLIER base."""
+    """Return whether a file may belong to the EARLIER base."""
     return path.parent.name == "demo" or path.parent.name.startswith("person-") or path.name.startswith("tradeoff")
 
 

@@ -13,7 +13,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the model's present parameters."""
+        """Move the average towards the model's present parameters."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, p in model.named_parameters():
@@ -26,11 +26,11 @@ class EMA:
             p.copy_(self.shadow[name])
 
     def state_dict(self) -> dict:
-        """Return what load_state_dict takes."""
+        """Return the state for load_state_dict()."""
         return {"steps": self.steps, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where state_dict was taken."""
+        """Restore the state of state_dict()."""
         self.steps = state["steps"]
         for name, average in state["shadow"].items():
             self.shadow[name].copy_(average)  # on the model's device

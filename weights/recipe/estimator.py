@@ -1,10 +1,10 @@
-"""An age estimator to measure with: a small network whose answer is the mean over 101 classes of age, as DEX (Rothe et al.
+"""An age estimator for measuring: a small network whose answer is the mean over 101 classes of age, as DEX (Rothe et al.
 2018) reads it. Trained on the squares of prepare.py, without the held-out tenth; decades of few faces come more often than
 they are (by the root of their number), so that it pulls less towards the middle.
 
     python weights/recipe/estimator.py --data squares --held_out held-out --output_dir estimator
 
-Two architectures, so that one can check what the other says: a ResNet (He et al. 2016) and a ConvNeXt (Liu et al. 2022).
+Two architectures, so that one can check the other: a ResNet (He et al. 2016) and a ConvNeXt (Liu et al. 2022).
 """
 
 import argparse
@@ -37,7 +37,7 @@ SOURCES = ("aaf", "utkface")
 
 
 def new_estimator(architecture: str) -> PreTrainedModel:
-    """1.3 to 1.9 M parameters, a class for each age from 0 to 100."""
+    """Return a network of 1.3 to 1.9 M parameters, with a class for each age from 0 to 100."""
     labels = {"id2label": {age: f"{age}" for age in range(len(AGES))}, "label2id": {f"{age}": age for age in range(len(AGES))}}
     if architecture == "convnext":
         return ConvNextForImageClassification(
@@ -49,14 +49,14 @@ def new_estimator(architecture: str) -> PreTrainedModel:
 
 
 def adopt(estimator: PreTrainedModel, old: PreTrainedModel) -> None:
-    """Take over the weights of an earlier estimator but for its last layer, whose ages may be others."""
+    """Copy the weights of an earlier estimator except its last layer, whose ages may differ."""
     ours = estimator.state_dict()
     same = {name: weight for name, weight in old.state_dict().items() if ours[name].shape == weight.shape}
     estimator.load_state_dict(ours | same)
 
 
 def save_estimator(estimator: PreTrainedModel, folder: Path) -> None:
-    """In float16, with what transformers' AutoImageProcessor needs."""
+    """Save the estimator in float16, with the config of transformers' AutoImageProcessor."""
     estimator.eval().half().save_pretrained(folder)
     side, half = {"height": RESOLUTION, "width": RESOLUTION}, [0.5, 0.5, 0.5]
     ViTImageProcessor(size=side, resample=Image.Resampling.LANCZOS, image_mean=half, image_std=half).save_pretrained(folder)
@@ -64,19 +64,19 @@ def save_estimator(estimator: PreTrainedModel, folder: Path) -> None:
 
 
 def load_estimator(folder: Path) -> PreTrainedModel:
-    """One that main() saved, in float32."""
+    """Return an estimator that main() saved, in float32."""
     return AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def read_ages(estimator: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    """Ages in years (B,) of faces (B, 3, 96, 96) in [-1, 1], the mean of each and its mirror image."""
+    """Return the ages in years (B,) of faces (B, 3, 96, 96) in [-1, 1], the mean of each and its mirror image."""
     both = torch.cat([pixel_values, pixel_values.flip(-1)])
     with torch.no_grad():
         return (estimator(both).logits.softmax(-1) @ AGES).reshape(2, -1).mean(0)
 
 
 def jittered(x: Tensor) -> Tensor:
-    """Mirrored, turned, moved, scaled, relit and blurred at random: pictures of a generator are softer than photographs."""
+    """Return squares randomly mirrored, turned, moved, scaled, relit and blurred: painted pictures are softer."""
     n = len(x)
     angle, scale = 0.15 * torch.randn(n), torch.exp(0.08 * torch.randn(n))
     mirror, shift = torch.randint(2, (n,)) * 2 - 1, 0.06 * torch.randn(n, 2)
@@ -96,13 +96,13 @@ def jittered(x: Tensor) -> Tensor:
 
 
 def as_tensor(pixels: np.ndarray) -> Tensor:
-    """Squares (B, H, W, 3) in bytes -> (B, 3, 96, 96) in [-1, 1]."""
+    """Return squares (B, H, W, 3) in bytes as (B, 3, 96, 96) in [-1, 1]."""
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     return F.interpolate(x, (RESOLUTION, RESOLUTION), mode="bilinear", antialias=True, align_corners=False)
 
 
 def errors(estimator: PreTrainedModel, held_out: Path) -> dict:
-    """Mean error and bias in years on the held-out faces, of all and by decade, and of each dataset."""
+    """Return mean error and bias in years on the held-out faces: of all, by decade, and by dataset."""
     faces, pixels = np.load(held_out / "faces.npz"), np.load(held_out / "pixels.npy", mmap_mode="r")
     ages, middle = faces["ages"], pixels.shape[1] // 2
     parts = np.array_split(np.arange(len(ages)), max(1, len(ages) // 64))
@@ -149,14 +149,14 @@ def main():
         monotonic(),
     )
     for step in progress:
-        rng = np.random.default_rng((0, step))  # by step, so that a resumed run sees what an uninterrupted one sees
+        rng = np.random.default_rng((0, step))  # by step, so a resumed run sees the same as an uninterrupted one
         torch.manual_seed(step)
         rows = rng.choice(len(pixels), args.train_batch_size, p=share)
         squares = rng.integers(pixels.shape[1], size=len(rows))
         x, age = jittered(as_tensor(np.stack([pixels[row, square] for row, square in zip(rows, squares)]))), ages[rows]
         with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
             logits = estimator(x.contiguous(memory_format=torch.channels_last)).logits.float()
-        near = torch.exp(-0.5 * ((AGES - age[:, None]) / 2.5) ** 2)  # neighbours of an age are nearly right
+        near = torch.exp(-0.5 * ((AGES - age[:, None]) / 2.5) ** 2)  # neighbouring ages are nearly right
         loss = F.cross_entropy(logits, near / near.sum(-1, keepdim=True)) + 0.05 * F.l1_loss(logits.softmax(-1) @ AGES, age)
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Has an Identity-LoRA learnt its person? Samples with it, with the base, and with a random adapter of equal norm.
+"""Has an Identity-LoRA learnt its person? Compare samples with it, with the base, and with a random adapter of equal norm.
 
     python weights/recipe/likeness.py --persons a b c d
 

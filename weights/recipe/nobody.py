@@ -1,8 +1,8 @@
-"""Whom do the pictures show? The nearest training face of each, by SFace; nobody, where that is farther than a stranger's is.
+"""Do the pictures show a training face? By SFace's cosine to the nearest one, compared with that of strangers.
 
 Among thirty thousand people everybody has a double: most held-out photographs pass SFace's threshold for the same person, 0.363,
 with a face of somebody else. A painted face is nobody here if its nearest training face is farther than that of half of them.
-Children are much alike to SFace, so that a child's face is held against held-out children.
+Children look much alike to SFace, so a child's face is compared with held-out children.
 
     pip install -e ".[face]"
     python weights/recipe/nobody.py --data squares --held_out held-out --embeddings known.npz --pictures weights/demo
@@ -32,16 +32,16 @@ class Known:
             self.vectors, self.rows, self.medians = file["vectors"], file["rows"], file["medians"].tolist()
 
     def stranger(self, age: float = CHILD) -> float:
-        """The median, over held-out children or all others, of the cosine to the nearest training face."""
+        """Return the median, over held-out children or all others, of the cosine to the nearest training face."""
         return self.medians[age >= CHILD]
 
     def nearest(self, vector: np.ndarray | None) -> float:
-        """The cosine of the nearest training face; -1 for no face."""
+        """Return the cosine of the nearest training face; -1 for no face."""
         return -1.0 if vector is None else float((self.vectors @ vector).max())
 
 
 def embedded(networks: FaceNetworks, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (N, 128) of the middle square of each face, and their rows (N,): of landmarks in one point there is none."""
+    """Return embeddings (N, 128) of each face's middle square, and their rows (N,). Faces whose landmarks coincide have none."""
     pixels, points = (np.load(folder / name, mmap_mode="r") for name in ("pixels.npy", "points.npy"))
     middle, vectors, rows = pixels.shape[1] // 2, [], []
     for row in tqdm(range(len(pixels)), desc=folder.name, unit="face"):

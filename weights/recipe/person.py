@@ -27,14 +27,14 @@ WEIGHTS = Path(__file__).parent.parent
 
 
 def oval(size: int) -> Image.Image:
-    """A mask over the middle of a portrait, where recipe and demo have the face."""
+    """Return a mask over the middle of a portrait, where the face is."""
     mask = Image.new("L", (4 * size, 4 * size), 0)
     ImageDraw.Draw(mask).ellipse([0.2 * 4 * size, 0.14 * 4 * size, 0.8 * 4 * size, 0.94 * 4 * size], fill=255)
     return mask.resize((size, size), Image.Resampling.LANCZOS).point(lambda value: 255 * (value > 127))
 
 
 def photographed_anew(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Mirrored, turned a little, cropped, and in another light."""
+    """Return a picture mirrored, turned a little, cropped, and in another light."""
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     size, large = image.width, image.resize((4 * image.width,) * 2, Image.Resampling.BICUBIC)

@@ -42,7 +42,7 @@ class Photo:
 
 
 def read_photos(folder: Path, split: str) -> list[Photo]:
-    """The photographs of a split ("train" or "held_out") of either dataset, in the order of their names."""
+    """Return the photographs of a split ("train" or "held_out") of either dataset, in the order of their names."""
     if (folder / "original images").is_dir():
         faces = read_faces(folder, split)
         return [Photo(face.path, AAF, face.age, face.man, -1, face.held_out) for face in faces]
@@ -55,14 +55,14 @@ def read_photos(folder: Path, split: str) -> list[Photo]:
 
 
 def sharpness(square: Image.Image) -> float:
-    """The spread of a picture's Laplacian in its own contrast: about 0.2 to 0.4 for faces, less where they are blurred."""
+    """Return the spread of a picture's Laplacian relative to its contrast: about 0.2 to 0.4 for faces, less for blurred ones."""
     x = np.asarray(square.convert("L"), dtype=np.float32)[8:-8, 8:-8]
     laplacian = 4 * x[1:-1, 1:-1] - x[:-2, 1:-1] - x[2:, 1:-1] - x[1:-1, :-2] - x[1:-1, 2:]
     return float(laplacian.std() / max(x.std(), 1.0))
 
 
 def boxes(landmarks: np.ndarray, size: tuple[int, int], count: int, rng: np.random.Generator) -> list[tuple]:
-    """`count` squares (left, top, side) about the face's mask, of every side between the CONTEXTs, within the picture."""
+    """Return `count` squares (left, top, side) about the face's mask, of sides between the CONTEXTs, within the picture."""
     left, top, right, bottom = mask_from_landmarks(landmarks, size).getbbox()
     middle, longer = np.array([left + right, top + bottom]) / 2, max(right - left, bottom - top)
     contexts = np.linspace(*CONTEXT, count + 1)
@@ -75,7 +75,7 @@ def boxes(landmarks: np.ndarray, size: tuple[int, int], count: int, rng: np.rand
 
 
 def squares_of(job: tuple) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Pixels (crops, size, size, 3), landmarks (crops, 5, 2) and sharpness of one photograph; None where no face is found."""
+    """Return pixels (crops, size, size, 3), landmarks (crops, 5, 2) and sharpness of a photograph; None without a face."""
     photo, number, args = job
     with Image.open(photo.path) as image:
         image = image.convert("RGB")
@@ -92,7 +92,7 @@ def squares_of(job: tuple) -> tuple[np.ndarray, np.ndarray, float] | None:
 
 
 def networks() -> FaceNetworks:
-    """One set of networks a process."""
+    """Return this process's networks."""
     if not hasattr(networks, "kept"):
         import cv2
 

@@ -42,7 +42,7 @@ WORDS = {
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of feature rows (N, d) (Dowson and Landau 1982)."""
+    """Return |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of feature rows (N, d) (Dowson and Landau 1982)."""
     means, covariances = (a.mean(0), b.mean(0)), (np.cov(a.T), np.cov(b.T))
     # C_a C_b has the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2), which are not negative
     values, vectors = np.linalg.eigh(covariances[0])
@@ -53,12 +53,12 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 @torch.no_grad()
 def pooled(estimator: ResNetForImageClassification, pixels: np.ndarray) -> np.ndarray:
-    """The age estimator's last features (N, 160) of squares (N, H, W, 3)."""
+    """Return the age estimator's last features (N, 160) of squares (N, H, W, 3)."""
     return np.concatenate([estimator.resnet(part).pooler_output.flatten(1).numpy() for part in as_tensor(pixels).split(64)])
 
 
 def reconstructions(vae: VAE, x: Tensor, instruments: Instruments) -> dict:
-    """PSNR in dB, SFace's cosine and the median sharpness, as a share of the picture's, of reconstructions."""
+    """Return PSNR in dB, SFace's cosine and the median sharpness, as a share of the picture's, of reconstructions."""
     y = reconstructed(vae, x)
     pairs = [[instruments.faces.embed(picture) for picture in pair] for pair in zip(to_images(x), to_images(y))]
     cosines = [float(a @ b) for a, b in pairs if a is not None and b is not None]
@@ -67,7 +67,7 @@ def reconstructions(vae: VAE, x: Tensor, instruments: Instruments) -> dict:
 
 
 def samples(args: argparse.Namespace, sd: StableDiffusion, prompts: list[str]) -> np.ndarray:
-    """Squares (N, H, W, 3) painted from prompts."""
+    """Return squares (N, H, W, 3) painted from prompts."""
     pictures, generator = [], torch.Generator().manual_seed(args.seed)
     sampling = Sampling(args.num_inference_steps, args.guidance_scale, eta=args.eta)
     for start in tqdm(range(0, len(prompts), 50), desc="samples"):
@@ -76,7 +76,7 @@ def samples(args: argparse.Namespace, sd: StableDiffusion, prompts: list[str]) -
 
 
 def words(args: argparse.Namespace, sd: StableDiffusion, instruments: Instruments, held_out: Path) -> dict:
-    """The mean ages that the estimators read of the base's words, and of the held-out photographs that they are for."""
+    """Return the mean ages that the estimators read for the base's words, and for the held-out photographs of each word."""
     faces, pixels, found = np.load(held_out / "faces.npz"), np.load(held_out / "pixels.npy", mmap_mode="r"), {}
     for word, (low, high, man) in WORDS.items():
         rows = np.flatnonzero((faces["ages"] >= low) & (faces["ages"] <= high) & (faces["men"] == man))

@@ -1,6 +1,6 @@
 """SFace (Zhong et al. 2021) in torch, out of the package's int8 .onnx file: what the VAE is to keep of a face, differentiable.
 
-Needs the package onnx. What a network trains it must not judge: identity is then judged by another one (judges.py).
+Needs the package onnx. A network must not judge what it trained: identity is then judged by another one (judges.py).
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ LEVELS = ("conv_2_relu", "conv_4_relu", "conv_6_relu")  # activations at 56, 28 
 
 
 class SFace(nn.Module):
-    """The chain of convolutions, batch norms and PReLUs; every weight is a buffer, so that nothing of it trains."""
+    """The chain of convolutions, batch norms and PReLUs; every weight is a buffer, so nothing in it trains."""
 
     def __init__(self, path=None):
         super().__init__()
@@ -40,7 +40,7 @@ class SFace(nn.Module):
                 self.steps.append((node.op_type, names, options, node.output[0]))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Aligned faces (B, 3, 112, 112), RGB in [-1, 1] -> the activations at LEVELS, and "identity", unit vectors (B, 128)."""
+        """Return the activations at LEVELS, and "identity" (B, 128) of length 1, of aligned faces (B, 3, 112, 112) in [-1, 1]."""
         x, found = (x + 1) * 127.5, {}
         for kind, names, options, output in self.steps:
             w = [getattr(self, name) for name in names]
@@ -66,7 +66,7 @@ class SFace(nn.Module):
 
 
 def aligned(x: Tensor, points: np.ndarray) -> Tensor:
-    """Squares (B, 3, S, S) turned and scaled by their landmarks (B, 5, 2), in pixels, to SFace's template: (B, 3, 112, 112)."""
+    """Return squares (B, 3, S, S) aligned by their landmarks (B, 5, 2), in pixels, to SFace's template: (B, 3, 112, 112)."""
     half = (x.shape[-1] - 1) / 2
     rows = []
     for landmarks in points.astype(np.float64):

@@ -31,7 +31,7 @@ AGES = dict.fromkeys(SUBJECTS, (10, 30, 50, 70))
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:
-    """Sheets one above the other."""
+    """Return sheets one above the other."""
     whole = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     for number, row in enumerate(rows):
         whole.paste(row, (0, sum(above.height for above in rows[:number])))
@@ -50,11 +50,11 @@ class Painter:
             self.sd.load_adapter(letter, WEIGHTS / f"person-{letter}.safetensors")
 
     def nearest(self, picture: Image.Image) -> float:
-        """The cosine of the nearest training face; -1 where no face is found."""
+        """Return the cosine of the nearest training face; -1 without a face."""
         return self.known.nearest(self.networks.embed(picture))
 
     def ages(self, letter: str, weight: float) -> list[Image.Image]:
-        """The person's photograph and its repaintings at their AGES, with the Identity-LoRA at a weight."""
+        """Return the person's photograph and its repaintings at their AGES, with the Identity-LoRA at a weight."""
         photo = open_image(WEIGHTS / "demo" / f"person-{letter}.png")
         mask = open_mask(WEIGHTS / "demo" / f"person-{letter}-mask.png", photo.size)
         self.sd.set_adapters(["age", letter], [1.0, weight])
@@ -66,13 +66,13 @@ class Painter:
         return pictures
 
     def samples(self, count: int) -> list[list[Image.Image]]:
-        """Of each coarse word the base's first eight pictures of nobody, drawn `count` at a time."""
+        """Return the base's first eight pictures of nobody for each coarse word, drawn `count` at a time."""
         self.sd.set_adapters([], [])
         pictures = []
         for subject in ("a girl", "a young woman", "a middle-aged man", "an old man"):
             row: list[Image.Image] = []
             sampling = Sampling(guidance_scale=3.0, eta=1.0)
-            for seed in range(6):  # of children most are taken for somebody: they are much alike to SFace
+            for seed in range(6):  # most children are taken for somebody, as they look alike to SFace
                 generator = torch.Generator().manual_seed(seed)
                 prompt = f"a portrait photo of {subject}"
                 drawn = generate(self.sd, prompt, sampling, num_images_per_prompt=count, generator=generator)

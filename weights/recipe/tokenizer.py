@@ -3,7 +3,7 @@ Stable Diffusion 1.5, and the index by which diffusers opens the folder.
 
     python weights/recipe/tokenizer.py --output_dir weights/lida-tiny
 
-Every text can be written in it, byte by byte; words of portrait captions are one token each. Digits stand singly.
+It can encode every text, byte by byte; words of portrait captions are one token each, and every digit is a token.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def train_bpe() -> tuple[dict[str, int], list[str]]:
-    """Vocabulary and merges in CLIP's order: the bytes, the bytes that end a word, the merges, the two special tokens."""
+    """Return vocabulary and merges in CLIP's order: the bytes, the bytes that end a word, the merges, the two special tokens."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", fuse_unk=False))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -42,7 +42,7 @@ class Batches:
         self.points = np.load(folder / "points.npy")
 
     def crops(self, step: int, count: int) -> Tensor:
-        """(count, 3, CROP, CROP) in [-1, 1]."""
+        """Return crops (count, 3, CROP, CROP) in [-1, 1]."""
         rng = np.random.default_rng((step, 0))
         faces, squares = self.pixels.shape[:2]
         reach = self.pixels.shape[2] - CROP + 1
@@ -52,7 +52,7 @@ class Batches:
         return self.mirrored(np.stack(found), rng)[0]
 
     def squares(self, step: int, count: int) -> tuple[Tensor, np.ndarray]:
-        """(count, 3, S, S) in [-1, 1] and the landmarks (count, 5, 2)."""
+        """Return squares (count, 3, S, S) in [-1, 1] and their landmarks (count, 5, 2)."""
         rng = np.random.default_rng((step, 1))
         rows = [(rng.integers(self.pixels.shape[0]), rng.integers(self.pixels.shape[1])) for _ in range(count)]
         return self.mirrored(np.stack([self.pixels[row] for row in rows]), rng, np.stack([self.points[row] for row in rows]))
@@ -70,7 +70,7 @@ class Batches:
 
 
 def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
-    """L1 of pixels at three resolutions and of their differences along both axes at the first."""
+    """Return the L1 of pixels at three resolutions and of their differences along both axes at the first."""
     edges = sum((torch.diff(x, dim=d) - torch.diff(y, dim=d)).abs().mean() for d in (2, 3))
     loss = 2 * edges
     for _ in range(3):
@@ -80,12 +80,12 @@ def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
 
 
 def feature_loss(ours: dict, target: dict) -> Tensor:
-    """L1 of SFace's activations at LEVELS, each relative to its own size (Johnson et al. 2016)."""
+    """Return the L1 of SFace's activations at LEVELS, each relative to its own size (Johnson et al. 2016)."""
     return sum((ours[name] - target[name]).abs().mean() / target[name].abs().mean() for name in LEVELS)
 
 
 def half_loss(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """The reconstruction loss of unscaled latents (B, C, h, w) and pictures (B, 3, H, W), both halved."""
+    """Return the reconstruction loss of unscaled latents (B, C, h, w) and pictures (B, 3, H, W), both halved."""
     return reconstruction_loss(F.avg_pool2d(x, 2), vae.decode(F.avg_pool2d(z, 2) * vae.config.scaling_factor))
 
 
@@ -108,42 +108,42 @@ class Discriminator(nn.Sequential):
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor) -> Tensor:
-    """|gradient of the reconstruction| / |gradient of the adversary| at the last layer (Esser et al. 2021, equation 7)."""
+    """Return |gradient of the reconstruction| / |gradient of the adversary| at the last layer (Esser et al. 2021, equation 7)."""
     a, b = (torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial))
     return (a / (b + 1e-4)).clamp(0, 1e4).detach()
 
 
 @torch.no_grad()
 def measure_scaling_factor(vae: VAE, batches: Batches) -> float:
-    """1 / standard deviation of the unscaled latents of 512 squares."""
+    """Return 1 / standard deviation of the unscaled latents of 512 squares."""
     return float(1 / torch.cat([vae.posterior(batches.squares(step, 32)[0])[0] for step in range(16)]).std())
 
 
 def tensors(pixels: np.ndarray) -> Tensor:
-    """uint8 squares (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
+    """Return squares (N, H, W, 3) of bytes as (N, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
 def reconstructed(vae: VAE, x: Tensor) -> Tensor:
-    """(N, 3, H, W) through the posterior's mean."""
+    """Return reconstructions (N, 3, H, W) through the posterior's mean."""
     return torch.cat([vae.decode(vae.encode(part, sample=False)) for part in x.split(64)]).clamp(-1, 1)
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
-    """Mean peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    """Return the mean peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
     return float((10 * torch.log10(4 / ((x - y) ** 2).mean(dim=(1, 2, 3)))).mean())
 
 
 def laplacian_variance(x: Tensor) -> Tensor:
-    """Sharpness (B,) of pictures: the variance of the grey picture's Laplacian."""
+    """Return the sharpness (B,) of pictures: the variance of the grey picture's Laplacian."""
     kernel = torch.tensor([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]])[None, None]
     return F.conv2d(x.mean(1, keepdim=True), kernel).var(dim=(1, 2, 3))
 
 
 @torch.no_grad()
 def report(vae: VAE, sface: SFace, folder: Path, count: int = 128) -> dict:
-    """PSNR, SFace's cosine and sharpness of reconstructions of held-out squares, of each dataset."""
+    """Return PSNR, SFace's cosine and sharpness of reconstructions of held-out squares, of each dataset."""
     faces, pixels = np.load(folder / "faces.npz"), np.load(folder / "pixels.npy", mmap_mode="r")
     points, found = np.load(folder / "points.npy"), {}
     for source in np.unique(faces["sources"]):
@@ -213,7 +213,7 @@ def reconstruct(args: argparse.Namespace, vae: VAE, sface: SFace, x: Tensor, poi
 
 
 def hinge_loss(discriminator: Discriminator, x: Tensor, y: Tensor) -> Tensor:
-    """The discriminator's loss on photographs and their reconstructions (Lim and Ye 2017)."""
+    """Return the discriminator's loss on photographs and their reconstructions (Lim and Ye 2017)."""
     return F.relu(1 - discriminator(x)).mean() + F.relu(1 + discriminator(y.detach())).mean()
 
 

@@ -1,4 +1,4 @@
-"""Stage 3: the text encoder learns to read, before it meets a picture.
+"""Stage 3: the text encoder is trained on text alone, before the UNet sees a caption.
 
     python weights/recipe/words.py --tokenizer weights/lida-tiny --output_dir words-run
 
@@ -29,7 +29,7 @@ COMMON = ("a", "an", "the", "of", "portrait", "photo", ",", "-")
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> TextEncoder:
-    """A small CLIP."""
+    """Return a small CLIP text encoder."""
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=WIDTH,
@@ -41,7 +41,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> TextEncoder:
 
 
 def sentence(words: list[str], rng: np.random.Generator) -> str:
-    """A caption with or without an age, or up to twelve random words and numbers, or both."""
+    """Return a caption with or without an age, or up to twelve random words and numbers, or both."""
     draw, text = rng.random(), ""
     if draw < 0.7:
         text = str(rng.choice(SENTENCES)).format(rng.choice(SUBJECTS))
@@ -54,17 +54,17 @@ def sentence(words: list[str], rng: np.random.Generator) -> str:
 
 
 class Marks:
-    """What the encoder should say: for each of the tokens, the words so far, added up."""
+    """The targets of the encoder: at each token, the sum of the marks of the words so far."""
 
     def __init__(self, tokenizer: CLIPTokenizer):
         self.vectors = torch.randn(len(tokenizer), WIDTH, generator=torch.Generator().manual_seed(1))
         self.vectors[tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in COMMON])] /= 3
-        self.vectors[tokenizer.eos_token_id] = 0  # the end says no more than the words before it
+        self.vectors[tokenizer.eos_token_id] = 0  # the end adds nothing to the words before it
         self.is_digit = torch.zeros(len(tokenizer), dtype=torch.bool)
         self.is_digit[tokenizer.convert_tokens_to_ids([f"{digit}</w>" for digit in range(10)])] = True
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Token ids (B, 77) -> targets (B, 77, C)."""
+        """Return the targets (B, 77, C) of token ids (B, 77)."""
         digit = self.is_digit[ids]
         later = F.pad(digit[:, :-1] & digit[:, 1:], (1, 0))[..., None]  # 16 is not 61
         marks = self.vectors[ids]
@@ -90,7 +90,7 @@ def main():
     progress, average = tqdm(range(args.max_train_steps)), None
     for _ in progress:
         ids = text_encoder.tokenize([sentence(words, rng) for _ in range(args.train_batch_size)])
-        loss = F.mse_loss(text_encoder.model(ids).last_hidden_state[:, 1:], marks(ids)[:, 1:])  # nothing is read at the start
+        loss = F.mse_loss(text_encoder.model(ids).last_hidden_state[:, 1:], marks(ids)[:, 1:])  # the start token reads nothing
         loss.backward()
         nn.utils.clip_grad_norm_(text_encoder.parameters(), 1.0)
         optimizer.step()

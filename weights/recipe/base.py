@@ -176,7 +176,7 @@ def parse_args() -> argparse.Namespace:
     help = "draw a face in proportion to its decade's count to the power of minus this; 70 and older are one (default: 0.5)"
     add("--age_balance", type=float, default=0.5, help=help)
     add("--new_squares", type=float, default=0.2, help="share of draws that may be of a square not yet encoded (default: 0.2)")
-    add("--snr_gamma", type=float, default=1.0, help="weigh the steps by min(snr, gamma) / snr (default: 1)")
+    add("--snr_gamma", type=float, default=5.0, help="weigh the steps by min(snr, gamma) / snr (default: 5)")
     add("--device", default="cpu", help="(default: cpu)")
     add("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: faster where the CPU has AVX-512 BF16 or AMX")
     return parser.parse_args()
@@ -198,6 +198,9 @@ def main():
     ema, state_path = EMA(unet, 0.999), args.output_dir / "state.pt"
     drawn = LossAwareTimesteps(schedule.config.num_train_timesteps).to(args.device)
     parts = {"unet": unet, "optimizer": optimizer, "ema": ema, "timesteps": drawn}
+    deviation = float(latents[np.arange(64) % len(ages), np.zeros(64, int)].std())
+    if not 0.8 < deviation < 1.25:  # the noise would be too strong or too weak at every step
+        raise SystemExit(f"{args.vae}: latents deviate by {deviation:.2f}, and the schedule assumes 1: mend scaling_factor")
     start = load_state(state_path, parts)
 
     saved, average, texts = monotonic(), None, {}

@@ -49,6 +49,8 @@ def prepare(
     check_photograph(image, mask)
     if not isinstance(edit, Edit) or not isinstance(sampling, Sampling):
         raise TypeError(f"give an Edit and a Sampling, not {type(edit).__name__} and {type(sampling).__name__}")
+    if not isinstance(generator, Generator | None):
+        raise TypeError(f"give a torch.Generator, not {generator!r:.60}")
     edit = edit.without_age()
     assert edit.strength is not None and edit.source_prompt is not None  # without_age() has filled them
     if edit.method == "inversion" and sampling.scheduler != "ddim":
@@ -159,7 +161,8 @@ def age_to(
 
     `subject` is what captions call the person: "a man", or behind the name that an Identity-LoRA learnt, "sks man".
     """
-    edit, targets = edit.of_face(sd.captioning, subject, current), age_targets(sd, ages, current, subject, edit)
+    targets = age_targets(sd, ages, current, subject, edit)  # it checks what is given
+    edit = edit.of_face(sd.captioning, subject, current)
     return repaint_all(sd, image, mask, targets, edit, sampling, generator=generator, progress=progress)
 
 

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from ..diffusion.samplers import SCHEDULERS, Sampling, StepRule, ddim_step, sample
 from ..diffusion.schedule import NoiseSchedule, randn_like
+from ..doors.errors import InputError
 from ..doors.pictures import to_images
 from .stable_diffusion import Prompt, StableDiffusion
 
@@ -70,7 +71,7 @@ def check_output(output_type: str, sampling: Sampling) -> None:
 
 
 def finite(latents: Tensor) -> Tensor:
-    """Return the latents; raise ValueError if they are not finite."""
+    """Return the latents; raise InputError if they are not finite."""
     if not latents.isfinite().all():
-        raise ValueError("the sampler ended in numbers that are not finite; lower guidance_scale or the adapters' weights")
+        raise InputError("the sampler ended in numbers that are not finite; lower guidance_scale or the adapters' weights")
     return latents

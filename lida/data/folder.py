@@ -180,8 +180,6 @@ def photographs(given: Sequence[str | Path]) -> list[Path]:
 
     Raises InputError for a folder without any, and where two have one stem, which names the pictures made of them.
     """
-    if "" in given:
-        raise InputError("the name of a photograph is empty; give a file or a folder")
     paths: list[Path] = []
     for path in map(Path, given):
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if os.path.isdir(path) else [path]

@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("--people", type=Path, help="a .jsonl with a person a line instead: photo, age, kind, subject, identity, references")
     add("--identity_adapter", nargs="+", default=[], help="of the photographs' person; several are compared, by their names")
     help = "what the identity adapter learnt to call the person (default: sks)"
-    add("--subject", type=arguments.text, default="sks", help=help)
+    add("--subject", type=arguments.words, default="sks", help=help)
     add("--kind", choices=KINDS, default="person", help="what others are called (default: person)")
     add("--current_age", type=arguments.years, help="in the photographs (default: read by the first judge)")
     add("--references", help="folder of the person's other photographs, with an age in each line of its metadata")

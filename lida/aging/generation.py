@@ -25,7 +25,7 @@ def generate(
 
     Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for a size that the VAE cannot have.
     """
-    check_output(output_type, sampling)
+    check_output(output_type, sampling, generator)
     prompts = repeated(prompt, num_images_per_prompt)
     sizes = [size or sd.resolution for size in (height, width)]
     if any(size % sd.vae.factor or size < 1 for size in sizes):
@@ -62,10 +62,12 @@ def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
     return [p for p in prompts for _ in range(count)]
 
 
-def check_output(output_type: str, sampling: Sampling) -> None:
-    """Raise ValueError unless output_type is pil or latent, and TypeError for what is no Sampling."""
+def check_output(output_type: str, sampling: Sampling, generator: Generator | None = None) -> None:
+    """Raise ValueError unless output_type is pil or latent, and TypeError for what is no Sampling or no Generator."""
     if not isinstance(sampling, Sampling):
         raise TypeError(f"give a Sampling, not {sampling!r:.60}")
+    if not isinstance(generator, Generator | None):
+        raise TypeError(f"give a torch.Generator, not {generator!r:.60}")
     if output_type not in ("pil", "latent"):
         raise ValueError(f"output_type must be pil or latent, not {output_type!r}")
 

@@ -147,8 +147,8 @@ def sample(
         if not t_prev < t < len(schedule) or t < 0:
             raise ValueError(f"({t}, {t_prev}) is no step down the timesteps of the schedule, {len(schedule) - 1} to 0")
         noise_pred = predict(latents, torch.full(latents.shape[:1], t, device=latents.device))
-        if noise_pred.shape != latents.shape:
-            raise ValueError(f"predict returned {tuple(noise_pred.shape)} for latents {tuple(latents.shape)}")
+        if (shape := getattr(noise_pred, "shape", None)) != latents.shape:
+            raise ValueError(f"predict returned {shape} for latents {latents.shape}")
         made = step(schedule, latents, noise_pred, t, t_prev, **({"history": history} if multistep else {}))
         latents, history = made if isinstance(made, tuple) else (made, None)
         if blend is not None:

@@ -235,3 +235,9 @@ def test_strengths_without_a_step_and_unfit_photographs_are_refused(sd):
 def test_ages_subjects_and_generators_that_are_none_are_refused(sd, values, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         age_to(sd, noise_image(64, 64), Image.new("L", (64, 64), 255), *values, **options)
+
+
+@pytest.mark.parametrize("method", ["ddim_inversion", "inpaint"])
+def test_fewer_pictures_than_one_are_refused(sd, method):
+    with pytest.raises(ValueError, match="there is nothing to paint: .* num_images_per_prompt is -1"):
+        age_face(sd, noise_image(64, 64), Image.new("L", (64, 64), 255), "", Edit(method), num_images_per_prompt=-1)

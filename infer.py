@@ -233,7 +233,7 @@ def main() -> None:
     settings = settings_of(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
         raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than lie here now")
-    recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected")}
+    recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected", *idle(args))}
     for photo in photos:
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}
         age_photograph(args, sd, photo, sampling, slider, {**settings, "arguments": own})

@@ -28,10 +28,11 @@ from lida.doors import arguments
 from lida.doors.errors import InputError, run
 from lida.doors.files import claimed_folder, free_folder
 from lida.doors.pictures import open_photo
+from lida.doors.tensors import check_device
 from lida.kernels import ATTENTION, use_attention, use_fastest
 from lida.photos.ages import AgeEstimator
 from lida.photos.captions import with_article
-from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, read_settings, recorded_arguments, save_marked
+from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, origin, read_settings, recorded_arguments, save_marked
 from lida.photos.masks import ZONES, Outline, read_masks
 from lida.photos.squares import film
 
@@ -67,7 +68,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("--current_age", type=arguments.years, help="age of the face in the photograph (default: read by --age_estimator)")
     add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="folder or hub id (default: weights/age-estimator)")
     help = "man, woman, or an Identity-LoRA's name and one of these, 'sks man'; one for all, or one each (default: person)"
-    add("--subject", nargs="+", type=arguments.text, help=help)
+    add("--subject", nargs="+", type=arguments.words, help=help)
     for side in ("--height", "--width"):
         add(side, type=arguments.whole(8, 2048, multiple=8), help="in pixels, without a photograph (default: the model's)")
     # With what
@@ -102,6 +103,9 @@ def parse_args() -> argparse.Namespace:
         if given := [f"--{name}" for name, value in vars(args).items() if name not in PLACES and value != getattr(plain, name)]:
             raise InputError(f"--reproduce: a picture is made again with its own settings; leave {', '.join(given)} out")
         expected, places = read_settings(args.reproduce), {name: getattr(args, name) for name in PLACES}
+        if there := origin(expected, args.reproduce):
+            places |= {name: os.path.abspath(places[name]) for name in ("output_dir", "reproduce")}
+            os.chdir(there)
         args = parser.parse_args(arguments.as_argv(parser, recorded_arguments(expected, args.reproduce) | places))
     demo = not args.photo and args.prompt is None
     if demo:
@@ -111,6 +115,8 @@ def parse_args() -> argparse.Namespace:
         args.adapter = ([AGE_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
     if needless := [name for name in idle(args) if getattr(args, name) != getattr(plain, name)]:
         raise InputError(f"--{needless[0]}: has no effect together with the other arguments; leave it out")
+    check_device(args.device)  # these two before any photograph is read
+    parse_pairs(args.adapter)
     args.zones, args.expected = dict(args.zones), expected
     if args.prompt is None and not args.years:
         args.ages = args.ages or [10, 30, 50, 70]
@@ -189,6 +195,11 @@ def targets_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph,
     return rows
 
 
+def made_in(folder: Path) -> dict[str, str]:
+    """Return how relative paths are found again from a picture in this folder."""
+    return {"made_in": os.path.relpath(".", os.path.realpath(folder))}
+
+
 def age_photograph(
     args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, sampling: Sampling, slider: Slider | None, settings: dict
 ) -> None:
@@ -199,7 +210,7 @@ def age_photograph(
     pictures = repaint_faces(sd, photo, rows, edit, sampling, **options)
     labels = [f"{years:+d} years" for years in args.years or ()] + [f"age {age}" for age in args.ages or ()] or ["prompt"]
     with claimed_folder(args.output_dir, files_of(args, photo.path.stem), args.overwrite) as folder:
-        print(*save_row(photo, rows, pictures, names, labels, folder, settings), sep="\n")
+        print(*save_row(photo, rows, pictures, names, labels, folder, settings | made_in(folder)), sep="\n")
         if args.gif:
             print(film(pictures[::count], folder / f"{photo.path.stem}.gif"))
 
@@ -222,18 +233,21 @@ def main() -> None:
     settings = settings_of(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
         raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than are here now")
-    recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected")}
+    recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected", *idle(args))}
     for photo in photos:
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}
         age_photograph(args, sd, photo, sampling, slider, {**settings, "arguments": own})
     if not photos:
         options = {name: getattr(args, name) for name in ("height", "width", "num_images_per_prompt")}
         options |= {"generator": torch.Generator().manual_seed(args.seed), "progress": partial(tqdm, unit="step")}
-        images = generate(sd, args.prompt, sampling, negative_prompt=args.negative_prompt or "", **options)
+        try:
+            images = generate(sd, args.prompt, sampling, negative_prompt=args.negative_prompt or "", **options)
+        except ValueError as error:
+            raise InputError(f"--prompt {args.prompt}: {error}") from None
         told = {"whole_prompt": args.prompt, **settings, "arguments": recorded}
         with claimed_folder(args.output_dir, names, args.overwrite) as folder:
             for name, picture in zip(names, images):
-                print(save_marked(picture, folder / name, told, PAINTED))
+                print(save_marked(picture, folder / name, told | made_in(folder), PAINTED))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from lida.aging import StableDiffusion, generate
 from lida.checkpoints import load_text_encoder, load_vae
 from lida.data.folder import read_captioning, read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
+from lida.doors import arguments
 from lida.doors.arguments import Parser, fraction, non_negative, non_negative_int, positive, positive_int, rate, seed, text, whole
 from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
@@ -61,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     add("--balance_column", help="draw pictures so that each value of this column is seen equally often")
     add("--output_dir", required=True, help=f"gets {FILE_NAME}, its settings as .json, checkpoints and metrics")
     add("--overwrite_output_dir", action="store_true", help="start anew where an earlier run has written")
-    add("--resolution", type=positive_int, help="side of the training squares in pixels; the model's own if not given")
+    add("--resolution", type=whole(8, 8192), help="side of the training squares in pixels; the model's own if not given")
     add("--center_crop", action="store_true", help="cut longer pictures in the middle, not at random")
     add("--random_flip", action="store_true", help="mirror half of the pictures")
     # The adapter
@@ -82,15 +83,15 @@ def parse_args() -> argparse.Namespace:
     add("--normalize_mask_loss", action="store_true", help="give pictures equal weight, whatever their masks' sizes")
     add("--prior_adapter", help="an Age-LoRA: at prompts of all ages, keep to what the base model does with it")
     add("--prior_weight", type=non_negative, default=1.0, help="weight of that part of the loss")
-    add("--prior_subject", type=text, default="a person", help="subject of those prompts")
+    add("--prior_subject", type=arguments.words, default="a person", help="subject of those prompts")
     add("--class_data_dir", help="folder of other pictures, as --train_data_dir, for prior preservation (DreamBooth)")
     add("--class_prompt", type=text, help="their caption, if the folder has none")
     add("--prior_loss_weight", type=non_negative, default=1.0, help="weight of their part of the loss")
     # The optimisation
-    add("--train_batch_size", type=positive_int, default=16, help="pictures in a forward pass of each process")
+    add("--train_batch_size", type=whole(1, 10**4), default=16, help="pictures in a forward pass of each process")
     add("--gradient_accumulation_steps", type=whole(1, 10**4), default=1, help="forward passes in a step")
-    add("--max_train_steps", type=positive_int, default=1000, help="optimiser steps")
-    add("--num_train_epochs", type=positive_int, help="passes over all pictures, in place of --max_train_steps")
+    add("--max_train_steps", type=whole(1, 10**6), default=1000, help="optimiser steps")
+    add("--num_train_epochs", type=whole(1, 10**4), help="passes over all pictures, in place of --max_train_steps")
     add("--learning_rate", type=rate, default=1e-4, help="AdamW's learning rate")
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="how the learning rate changes")
     add("--lr_warmup_steps", type=non_negative_int, default=0, help="steps to rise to the full learning rate")

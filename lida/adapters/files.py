@@ -143,9 +143,11 @@ def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str
     for text in texts:
         match = re.fullmatch(r"(.*?)=([-+\d.][^/=]*(?:,\w+=[^/=,]+)*)", text) or re.fullmatch(r"(.*)=(.*)", text)
         try:
-            path, weight = (match[1], parse_weight(match[2])) if match else (text, 1.0)
+            path, weight = (match[1], parse_weight(match[2])) if match and not os.path.exists(text) else (text, 1.0)
         except ValueError as error:
             raise InputError(f"{flag} {text}: {error}; write PATH=WEIGHT") from None
+        if not path:
+            raise InputError(f"{flag} {text!r}: names no adapter; write PATH=WEIGHT")
         file = os.path.realpath(files_of(Path(path))[0])
         if file in seen:
             raise InputError(f"{flag} {text}: the same adapter is given twice; add up its weights")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import torch
@@ -58,8 +59,9 @@ def title(metadata: Mapping) -> str:
 
 def today() -> str:
     """Return the date of SOURCE_DATE_EPOCH, or today's, as YYYY-MM-DD in UTC."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    now = datetime.fromtimestamp(int(epoch), UTC) if epoch and epoch.isdigit() else datetime.now(UTC)
+    now = datetime.now(UTC)
+    with suppress(KeyError, ValueError, OverflowError, OSError):  # a variable that is no date ends no training
+        now = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC)
     return now.date().isoformat()
 
 

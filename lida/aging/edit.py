@@ -102,6 +102,8 @@ def age_targets(
     """
     if not isinstance(subject, str) or not isinstance(edit, Edit):
         raise TypeError(f"give a subject such as 'a man' and an Edit, not {subject!r:.60} and {type(edit).__name__}")
+    if not subject.strip():
+        raise ValueError("the subject is blank; give one such as 'a man'")
     if not len(ages) or not all(math.isfinite(age) for age in (*ages, current)):
         raise ValueError(f"ages must be finite numbers, one or more, not {ages} of a face of {current}")
     prompts = [sd.captioning.prompt(subject, min(max(round(age), 0), 99)) for age in ages]

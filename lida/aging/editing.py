@@ -49,8 +49,10 @@ def prepare(
     check_photograph(image, mask)
     if not isinstance(edit, Edit) or not isinstance(sampling, Sampling):
         raise TypeError(f"give an Edit and a Sampling, not {type(edit).__name__} and {type(sampling).__name__}")
+    check_output("pil", sampling, generator)
     edit = edit.without_age()
     assert edit.strength is not None and edit.source_prompt is not None  # without_age() has filled them
+    sources = repeated(edit.source_prompt, num_images_per_prompt)
     if edit.method == "inversion" and sampling.scheduler != "ddim":
         raise ValueError(f"method inversion needs the scheduler ddim, not {sampling.scheduler!r}")
     steps, count, inpaint = sampling.steps(sd.schedule, edit.strength), num_images_per_prompt, edit.method == "inpaint"
@@ -72,7 +74,7 @@ def prepare(
         blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     else:
         unguided = replace(sampling, guidance_scale=1.0)
-        predict = sd.merging(sd.predictor(repeated(edit.source_prompt, count), "", unguided, condition))
+        predict = sd.merging(sd.predictor(sources, "", unguided, condition))
         if edit.method == "inversion":
             trajectory, step_noise = ddpm_invert(predict, sd.schedule, init_latents, steps, generator)
         else:
@@ -160,7 +162,8 @@ def age_to(
 
     `subject` is what captions call the person: "a man", or with the word that an Identity-LoRA learnt, "sks man".
     """
-    edit, targets = edit.of_face(sd.captioning, subject, current), age_targets(sd, ages, current, subject, edit)
+    targets = age_targets(sd, ages, current, subject, edit)  # it checks what is given
+    edit = edit.of_face(sd.captioning, subject, current)
     return repaint_all(sd, image, mask, targets, edit, sampling, generator=generator, progress=progress)
 
 

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from ..diffusion.samplers import SCHEDULERS, Sampling, StepRule, ddim_step, sample
 from ..diffusion.schedule import NoiseSchedule, randn_like
+from ..doors.errors import InputError
 from ..doors.pictures import to_images
 from .stable_diffusion import Prompt, StableDiffusion
 
@@ -25,7 +26,7 @@ def generate(
     Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for sizes that are not positive
     multiples of the VAE's factor.
     """
-    check_output(output_type, sampling)
+    check_output(output_type, sampling, generator)
     prompts = repeated(prompt, num_images_per_prompt)
     sizes = [size or sd.resolution for size in (height, width)]
     if any(size % sd.vae.factor or size < 1 for size in sizes):
@@ -61,16 +62,19 @@ def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
     return [p for p in prompts for _ in range(count)]
 
 
-def check_output(output_type: str, sampling: Sampling) -> None:
-    """Raise ValueError unless output_type is pil or latent, and TypeError unless `sampling` is a Sampling."""
+def check_output(output_type: str, sampling: Sampling, generator: Generator | None = None) -> None:
+    """Raise ValueError unless output_type is pil or latent, and TypeError unless `sampling` is a Sampling and
+    `generator` a torch.Generator or None."""
     if not isinstance(sampling, Sampling):
         raise TypeError(f"give a Sampling, not {sampling!r:.60}")
+    if not isinstance(generator, Generator | None):
+        raise TypeError(f"give a torch.Generator, not {generator!r:.60}")
     if output_type not in ("pil", "latent"):
         raise ValueError(f"output_type must be pil or latent, not {output_type!r}")
 
 
 def finite(latents: Tensor) -> Tensor:
-    """Return the latents; raise ValueError if they are not finite."""
+    """Return the latents; raise InputError if they are not finite."""
     if not latents.isfinite().all():
-        raise ValueError("the sampler's latents are not finite; lower guidance_scale or the adapters' weights")
+        raise InputError("the sampler's latents are not finite; lower guidance_scale or the adapters' weights")
     return latents

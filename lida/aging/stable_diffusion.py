@@ -18,8 +18,8 @@ from ..diffusion.guidance import guided
 from ..diffusion.inversion import NoisePrediction
 from ..diffusion.samplers import Sampling
 from ..diffusion.schedule import NoiseSchedule
-from ..doors.errors import InputError, one_line
-from ..doors.tensors import FLOATS
+from ..doors.errors import InputError
+from ..doors.tensors import FLOATS, check_device
 from ..nn.layers import CachedContext
 from ..nn.lora import LoRALinear
 from ..nn.text import TextEncoder, encode_prompts
@@ -56,10 +56,7 @@ class StableDiffusion:
         """
         if dtype not in FLOATS:
             raise ValueError(f"{dtype} is not a floating-point dtype; give one such as torch.float16")
-        try:
-            torch.zeros(1, device=device).item()  # meta has no numbers
-        except Exception as error:  # PyTorch's backends raise different classes
-            raise InputError(f"device {device}: {one_line(error)[:200]}; cpu always works") from None
+        check_device(device)
         unet, text_encoder = load_unet(source, dtype, device), load_text_encoder(source, dtype, device)
         vae = load_vae(source, torch.float32 if dtype == torch.float16 else dtype, device)
         wanted = {"out_channels": vae.config.latent_channels, "cross_attention_dim": text_encoder.width}

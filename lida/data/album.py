@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..doors.arguments import Parser, checked, existing_folder, text, whole
+from ..doors.arguments import Parser, checked, existing_folder, whole, words
 from ..doors.errors import InputError, run
 from ..doors.files import folder_written_whole, write_text
 from ..doors.pictures import open_image, save_image
@@ -183,7 +183,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m lida.data.album", description=description)
     add = parser.add_argument
     add("photos", type=existing_folder, metavar="PHOTOS", help="the folder with the photographs, and those below it")
-    add("--subject", type=text, required=True, help='what captions call the person: "Person A", or a rare word such as sks')
+    add("--subject", type=words, required=True, help='what captions call the person: "Person A", or a rare word such as sks')
     add("--output_dir", type=Path, required=True, help="a new folder; gets the squares, masks/ and metadata.jsonl")
     add("--resolution", type=whole(8, 8192), default=512, help="the squares' side in pixels (default: 512)")
     context = checked(float, "a number from 1 to 4", lambda x: 1 <= x <= 4)

@@ -180,8 +180,6 @@ def photographs(sources: Sequence[str | Path]) -> list[Path]:
 
     Raises InputError for a folder without pictures, and if two have the same stem, because it names the pictures made of them.
     """
-    if "" in sources:
-        raise InputError("the name of a photograph is empty; give a file or a folder")
     paths: list[Path] = []
     for path in map(Path, sources):
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if os.path.isdir(path) else [path]

@@ -144,7 +144,11 @@ def sample(
     multistep = "history" in inspect.signature(step).parameters
     history, count = None, len(timesteps)
     for number, (t, t_prev) in enumerate(timesteps):
+        if not t_prev < t < len(schedule) or t < 0:
+            raise ValueError(f"({t}, {t_prev}) is no step down the timesteps of the schedule, {len(schedule) - 1} to 0")
         noise_pred = predict(latents, torch.full(latents.shape[:1], t, device=latents.device))
+        if (shape := getattr(noise_pred, "shape", None)) != latents.shape:
+            raise ValueError(f"predict returned {shape} for latents {latents.shape}")
         result = step(schedule, latents, noise_pred, t, t_prev, **({"history": history} if multistep else {}))
         latents, history = result if isinstance(result, tuple) else (result, None)
         if blend is not None:

@@ -109,6 +109,6 @@ def step_pairs(timesteps: Sequence[int], strength: float) -> list[tuple[int, int
     count = int(N * strength) if 0 < strength <= 1 else 0
     if not count:
         raise ValueError(
-            f"strength must be above 0 and up to 1, and leave a step of the {N} to walk, not {strength}; give more steps"
+            f"strength must be above 0 and up to 1, and leave a step of the {N} to walk, not {strength:g}; give more steps"
         )
     return list(zip(timesteps, [*timesteps[1:], -1]))[N - count :]

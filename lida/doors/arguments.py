@@ -54,6 +54,20 @@ def text(given: str) -> str:
     return given
 
 
+def words(given: str) -> str:
+    """Return a text that is not blank."""
+    if not given.strip():
+        raise argparse.ArgumentTypeError(f"{given[:60]!r} is blank; write a word or more")
+    return text(given)
+
+
+def not_empty(given: str) -> str:
+    """Return a name of a file, a folder or a thing, which is never empty: an unset variable of a shell is."""
+    if not given:
+        raise argparse.ArgumentTypeError("'' is no name; give one, or leave the flag out")
+    return given
+
+
 class Once(argparse.Action):
     """Keep each of a flag's values once, in order."""
 
@@ -63,7 +77,7 @@ class Once(argparse.Action):
 
 def existing_folder(text: str | Path) -> Path:
     """Return the path, as an argparse type of existing folders."""
-    if not Path(text).is_dir():
+    if not Path(not_empty(str(text))).is_dir():
         raise argparse.ArgumentTypeError(f"{text}: {'is not a folder' if Path(text).exists() else 'no such folder'}")
     return Path(text)
 
@@ -81,7 +95,12 @@ def named_number(names: Collection[str]) -> Callable[[object], tuple[str, float]
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are InputErrors: one line, and exit code 2 from run()."""
+    """An ArgumentParser whose errors are InputErrors: one line, and exit code 2 from run(). What has no other type is a name."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.register("type", None, not_empty)
+        self.register("type", Path, lambda given: Path(not_empty(given)))
 
     def parse_known_args(self, args=None, namespace=None):
         for given in sys.argv[1:] if args is None else args:
@@ -107,14 +126,15 @@ def as_argv(parser: argparse.ArgumentParser, values: Mapping[str, object]) -> li
             continue
         items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
         items = [str(item) for item in (items if isinstance(items, list) else [items])]
-        flag = next(iter(actions[name].option_strings), None)
-        if actions[name].nargs is not None and flag and (inside := [x for x in items if re.match("-[^0-9.]", x)]):
+        flag, count = next(iter(actions[name].option_strings), None), actions[name].nargs
+        items = [] if value is True and count == 0 else items
+        if isinstance(count, int) and len(items) != count:  # one more would be a photograph
+            raise InputError(f"the recorded argument {name!r} has {len(items)} values, not {count}")
+        if count is not None and flag and (inside := [x for x in items if re.match("-[^0-9.]", x)]):
             raise InputError(f"the recorded argument {name!r} holds a flag, {inside[0]!r:.60}")
         if flag is None:
             positional += items
-        elif value is True:
-            flags.append(flag)
-        elif actions[name].nargs is None:
+        elif count is None:
             flags += [f"{flag}={item}" for item in items]
         else:
             flags += [flag, *items]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-SHOWN = 200  # run() prints at most this many faults
+SHOWN = 200  # run() prints at most this many faults ...
+LONGEST = 1000  # ... of about this many characters: a name from outside may have thousands
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)  # PyTorch's RuntimeErrors
 
 
@@ -67,5 +68,6 @@ def faults_of(error: Exception) -> Sequence[object]:
 
 
 def one_line(message: object) -> str:
-    """Return the message on one line, without the line breaks of libraries' messages."""
-    return " ".join(str(message).split())
+    """Return the message on one line, without line breaks, and without the middle of a very long one."""
+    text = " ".join(str(message).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

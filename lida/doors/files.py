@@ -29,13 +29,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     A reader finds the complete old or the complete new file, even after a power cut; of several writers the last one wins. An
     existing file keeps its permissions, and a link stays a link. Raises InputError if the file cannot be written.
     """
-    if "\0" in str(path):
-        raise InputError(f"{str(path)!r}: cannot be written, its name holds NUL; give another place")
-    target = Path(os.path.realpath(path))
+    target = output_file(path)
     mode = target.stat().st_mode if target.exists() else None
-    if not target.parent.is_dir() or (mode is not None and not stat.S_ISREG(mode)):
-        fault = "it is not a regular file" if target.parent.is_dir() else "its folder does not exist"
-        raise InputError(f"{path}: cannot be written, {fault}; give another place")
     with replacing(path, target) as part:
         yield part
         if mode is not None and os.stat(part).st_nlink == 1:  # the other name of a hard link would change too
@@ -94,6 +89,15 @@ def sync(path: Path) -> None:
         os.close(number)
 
 
+def append_text(path: str | Path, text: str) -> None:
+    """Write a text to the end of a file, in UTF-8. Raises InputError where it cannot be written."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); make room or give another place") from error
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file whole."""
     with written_whole(path) as part:
@@ -108,6 +112,17 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object, indent: int | None = 2) -> None:
     """Write a JSON file whole. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def output_file(path: str | Path) -> Path:
+    """Return where a file's path leads. Raises InputError, before any long work, where no file can be or another thing is."""
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: cannot be written, its name holds NUL; give another place")
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir() or (target.exists() and not target.is_file()):
+        fault = "it is not a regular file" if target.parent.is_dir() else "its folder does not exist"
+        raise InputError(f"{path}: cannot be written, {fault}; give another place")
+    return target
 
 
 def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:

@@ -54,6 +54,11 @@ def open_photo(path: str | Path, background: str = "white") -> Image.Image:
     """
     with opened(path) as image:
         image.load()
+        try:
+            Image.Exif().load(image.info.get("exif"))
+        except Exception as error:  # Pillow's reader raises anything
+            warnings.warn(f"{path}: its EXIF cannot be read ({error}) and is left out")
+            del image.info["exif"]
         return to_rgb(ImageOps.exif_transpose(image), path, background)
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, one_line
 from .files import regular_file, written_whole
 
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}  # of weights
@@ -30,6 +30,14 @@ def read_header(path: str | Path) -> dict[str, str]:
     """Return the metadata in a safetensors file's header. Raises InputError as read_tensors() does."""
     with open_file(path) as file:
         return file.metadata() or {}
+
+
+def check_device(name: str | torch.device) -> None:
+    """Raise InputError for a device on which nothing can be computed, such as meta, which has no numbers."""
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # of PyTorch and what it imports for a kind of device
+        raise InputError(f"device {name}: {one_line(error)[:200]}; cpu always works") from None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
  Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{source}"/></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
 KEY = "lida"  # the key of the settings in a PNG
+FILES = ("photo", "mask", "face_models", "slider", "age_estimator", "pretrained_model_name_or_path", "adapter")  # arguments
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,23 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         return as_object(settings, path)
     except InputError as error:
         raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); give a picture by lida") from None
+
+
+def origin(settings: dict[str, Any], path: str | Path) -> Path | None:
+    """Return the folder that a picture was made from, where the files lie that its arguments name by relative paths.
+
+    `made_in` of its settings leads there from the folder that the picture is in. None for the working folder, and if more of the
+    files lie in that.
+    """
+    made_in, recorded = settings.get("made_in"), settings.get("arguments")
+    if not isinstance(made_in, str) or not isinstance(recorded, dict):
+        return None
+    there, values = Path(os.path.realpath(path)).parent / made_in, [recorded.get(name) for name in FILES]
+    texts = [str(text) for value in values for text in (value if isinstance(value, list) else [value])]
+    texts += [text.rpartition("=")[0] for text in texts]  # an adapter's has its weight behind it
+    names = {text for text in texts if text and not os.path.isabs(text)}
+    found, here = ({name for name in names if os.path.exists(folder / name)} for folder in (there, Path()))
+    return there if found and found >= here and not os.path.samefile(there, ".") else None
 
 
 def recorded_arguments(settings: dict[str, Any], path: str | Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("--people", type=Path, help="a .jsonl with a person a line instead: photo, age, kind, subject, identity, references")
     add("--identity_adapter", nargs="+", default=[], help="of the photographs' person; several are compared, by name")
     help = "the word for the person that the identity adapter learnt (default: sks)"
-    add("--subject", type=arguments.text, default="sks", help=help)
+    add("--subject", type=arguments.words, default="sks", help=help)
     add("--kind", choices=KINDS, default="person", help="noun for the person without the adapter (default: person)")
     add("--current_age", type=arguments.years, help="age in the photographs (default: read by the first age judge)")
     add("--references", help="folder of the person's other photographs, with an age in each line of its metadata")

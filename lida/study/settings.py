@@ -112,7 +112,7 @@ def settings_of(plain: Setting, grid: Sequence[Setting], more: Sequence[str], ad
     names = [setting.name for setting in settings]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"--setting: two settings are called {name!r}; rename one")
+            raise InputError(f"two settings are called {name!r}; give each weight and rule once, each --setting its own name")
     return settings
 
 

@@ -26,7 +26,7 @@ from ..data.folder import photographs
 from ..diffusion.samplers import Sampling
 from ..doors import arguments
 from ..doors.errors import InputError, run
-from ..doors.files import write_json
+from ..doors.files import output_file, write_json
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
 from ..photos.captions import captioning_of, with_article
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     add("--pretrained_model_name_or_path", required=True, help="model folder, .safetensors file or hub id")
     add("--adapter", action="append", required=True, metavar="PATH=WEIGHT", help="as infer.py; any number of times")
     add("--age_estimator", required=True, help="transformers classifier")
-    add("--subject", type=arguments.text, default="person", help="of the prompts (default: person)")
+    add("--subject", type=arguments.words, default="person", help="of the prompts (default: person)")
     add("--method", choices=("ddim_inversion", "inversion"), default="ddim_inversion", help="(default: ddim_inversion)")
     add("--guidance_scale", type=GUIDANCE, default=sampling.guidance_scale, help="(default: %(default)s)")
     add(
@@ -84,10 +84,12 @@ def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Name
     estimator, subject = AgeEstimator(args.age_estimator), with_article(args.subject)
     sampling, edit = Sampling(args.num_inference_steps, args.guidance_scale), Edit(args.method)
     youngest, oldest = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()}).ages
-    gained = np.full((len(paths), len(ASKED)), np.nan)
-    for row, path in zip(gained, tqdm(paths, unit="photo")):
+    gained, photos = np.full((len(paths), len(ASKED)), np.nan), []
+    for path in paths:  # a broken one is refused before any is aged
         image = open_photo(path)
         mask = read_masks(str(args.masks / f"{path.stem}.png") if args.masks else "auto", image, args.face_models)[0]
+        photos.append((path, image, mask))
+    for row, (path, image, mask) in zip(gained, tqdm(photos, unit="photo")):
         now = estimator.of(image, mask)
         columns = [k for k, asked in enumerate(ASKED) if youngest <= now + asked <= oldest or asked == 0]
         generator, ages = torch.Generator().manual_seed(args.seed), [now + ASKED[k] for k in columns]
@@ -101,6 +103,7 @@ def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Name
 
 def main() -> None:
     args = parse_args()
+    output_file(args.output)
     paths, pairs = photographs(args.photo), parse_pairs(args.adapter)
     if len(paths) < 3:
         raise InputError(f"{len(paths)} photographs are too few for a curve and its error; give twenty")

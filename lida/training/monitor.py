@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..doors.errors import InputError
-from ..doors.files import output_folder, regular_file, write_text
+from ..doors.files import append_text, output_folder, regular_file, write_text
 from ..doors.pictures import save_image
 from ..photos.squares import sheet
 
@@ -82,8 +82,7 @@ class Monitor:
     def write(self, step: int, **values: float) -> None:
         """Append a line to metrics.jsonl, with null for numbers that are not finite, and report the finite ones."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **dict.fromkeys(values), **finite}) + "\n")
+        append_text(self.folder / METRICS, json.dumps({"step": step, **dict.fromkeys(values), **finite}) + "\n")
         self.report(finite, step)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from ..doors.errors import InputError, one_line
+
+MEETING = timedelta(minutes=2)  # for the processes to find each other: a launcher starts them together
 
 
 @dataclass(frozen=True)
@@ -25,20 +29,31 @@ class Processes:
 
     @classmethod
     def join(cls, device: str, minutes: float = 30) -> "Processes":
-        """Join the other processes, by NCCL on GPUs and gloo on CPUs. None waits longer than `minutes` for the others.
+        """Join the other processes, by NCCL on GPUs and gloo on CPUs. They meet within MEETING; later none waits longer than `minutes`.
 
         Raises InputError for an environment that no launcher sets, and if the processes do not find each other.
         """
         given = {name: os.environ.get(name, n) for name, n in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
-        told, cure = ", ".join(f"{name} {value!r}" for name, value in given.items()), "start them by torchrun, or unset these"
+        told = ", ".join(f"{name} {value!r}" for name, value in given.items() if name in os.environ)
+        cure = "start them by torchrun, or unset these"
+        alone = given["WORLD_SIZE"] == "1"
+        needed = ("WORLD_SIZE",) * ("RANK" in os.environ) if alone else ("RANK", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in needed if not os.environ.get(name)]:
+            raise InputError(f"the environment has {told}, but no {' and no '.join(missing)}; {cure}")
         if not all(value.isdecimal() for value in given.values()) or not int(given["RANK"]) < int(given["WORLD_SIZE"]):
             raise InputError(f"the environment has {told}, which names no process of a run; {cure}")
         processes = cls(*map(int, given.values()))
         if processes.count > 1:
+            place, timeout = (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]), timedelta(minutes=minutes)
             try:
-                dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(minutes=minutes))
-            except (ValueError, RuntimeError) as error:  # such as no MASTER_ADDR, or nobody there
-                raise InputError(f"the processes of {told} do not find each other ({one_line(error)[:200]}); {cure}") from None
+                socket.getaddrinfo(*place)  # of an unknown name PyTorch would ask again and again
+                store, rank, count = next(rendezvous("env://", timeout=MEETING))
+                store.set_timeout(timeout)
+                backend = dist.get_default_backend_for_device(device)
+                dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
+            except (OSError, ValueError, RuntimeError) as error:  # such as nobody there
+                why = f"at {':'.join(place)} ({one_line(error)[:200]})"
+                raise InputError(f"the processes of {told} do not meet {why}; {cure}") from None
         return processes
 
     @property

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 
 import diffusers
@@ -379,13 +380,21 @@ def test_an_adapter_given_twice_is_refused_by_whatever_name(tmp_path, monkeypatc
     os.symlink("a.safetensors", "link.safetensors")
     pairs = parse_pairs(["a.safetensors=0.5", "folder"])
     assert pairs == [("a.safetensors", 0.5), ("folder", 1.0)]
+    shutil.copy("a.safetensors", "b=1.safetensors")
+    assert parse_pairs(["b=1.safetensors"]) == [("b=1.safetensors", 1.0)]
+    assert parse_pairs(["b=1.safetensors=2"]) == [("b=1.safetensors", 2.0)]
     for twice in (
         ["a.safetensors", "./a.safetensors=2"], ["a.safetensors", f"{tmp_path}/a.safetensors"],
         ["a.safetensors", "link.safetensors"], ["folder", "folder/pytorch_lora_weights.safetensors"],
     ):  # fmt: skip
         with pytest.raises(lida.InputError, match="the same adapter"):
             parse_pairs(twice)
-    for text, message in (("a.safetensors=1e39", "finite"), ("a.safetensors=x", "finite"), ("b=1", "no such adapter")):
+    for text, message in (
+        ("a.safetensors=1e39", "finite"),
+        ("a.safetensors=x", "finite"),
+        ("b=1", "no such adapter"),
+        ("=1", "names no adapter"),
+    ):
         with pytest.raises(lida.InputError, match=message):
             parse_pairs([text])
 

@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 from lida.adapters import Adapter, combine, load_adapter, save_adapter
+from lida.adapters.modelspec import today
 from lida.nn.lora import LowRank
 
 ABOUT = {
@@ -49,3 +50,11 @@ def test_a_combination_names_its_parts_and_no_single_rank(tmp_path):
     header = header_of(save_adapter(tmp_path / "a.safetensors", combine([(adapter(), 1.0), (other, 0.2)])))
     assert header["modelspec.merged_from"] == "Age-LoRA, Identity-LoRA"
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("Dynamic", "3.0")
+
+
+@pytest.mark.parametrize("epoch", ["", "tomorrow", "9" * 30, "\u00b2"])
+def test_a_variable_that_is_no_date_counts_for_nothing(monkeypatch, epoch):
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    now = today()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    assert now <= today() < "9"

@@ -220,3 +220,24 @@ def test_strengths_without_a_step_and_unfit_photographs_are_refused(sd):
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             age_face(sd, photo, mask, "", edit, Sampling(20))
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (([50], float("inf")), {}, "ages must be finite numbers"),
+        (([50], float("nan")), {}, "ages must be finite numbers"),
+        (([50], 30, " "), {}, "the subject is blank"),
+        (([50], 30, None), {}, "give a subject such as 'a man'"),
+        (([50], 30), {"generator": 3}, "give a torch.Generator, not 3"),
+    ],
+)
+def test_ages_subjects_and_generators_that_are_none_are_refused(sd, values, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        age_to(sd, noise_image(64, 64), Image.new("L", (64, 64), 255), *values, **options)
+
+
+@pytest.mark.parametrize("method", ["ddim_inversion", "inpaint"])
+def test_fewer_pictures_than_one_are_refused(sd, method):
+    with pytest.raises(ValueError, match="there is nothing to paint: .* num_images_per_prompt is -1"):
+        age_face(sd, noise_image(64, 64), Image.new("L", (64, 64), 255), "", Edit(method), num_images_per_prompt=-1)

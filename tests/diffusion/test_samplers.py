@@ -181,6 +181,21 @@ def test_sampling_values_out_of_range_are_refused(values, message):
         Sampling(**values)
 
 
+@pytest.mark.parametrize(
+    ("predict", "pair", "message"),
+    [
+        (lambda x, t: x, (1000, 0), r"\(1000, 0\) is no step down the timesteps of the schedule, 999 to 0"),
+        (lambda x, t: x, (-1, -2), "is no step down"),
+        (lambda x, t: x, (5, 5), "is no step down"),
+        (lambda x, t: x[..., :1], (5, -1), r"predict returned .*1, 4, 2, 1.* for latents .*1, 4, 2, 2"),
+        (lambda x, t: None, (5, -1), "predict returned None for latents"),
+    ],
+)
+def test_steps_and_predictions_that_do_not_fit_are_refused(sd, predict, pair, message):
+    with pytest.raises(ValueError, match=message):
+        sample(predict, sd.schedule, torch.zeros(1, 4, 2, 2), [pair])
+
+
 def test_the_callback_sees_every_step(sd):
     seen, pairs = [], sd.schedule.timesteps(5)
     latents = sample(lambda x, t: 0 * x, sd.schedule, torch.ones(1, 4, 2, 2), pairs, callback=lambda *step: seen.append(step))

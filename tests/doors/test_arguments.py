@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,21 @@ def test_no_argument_holds_nul():
     for given in (["--output_dir", "a", "b\0c"], ["--output_dir=a\0"]):
         with pytest.raises(InputError, match="holds the character NUL"):
             parser.parse_args(given)
+
+
+def test_a_name_is_not_empty_and_a_subject_not_blank():
+    parser = arguments.Parser()
+    parser.add_argument("--adapter", action="append")
+    parser.add_argument("--output_dir", type=Path)
+    parser.add_argument("--subject", type=arguments.words, nargs="+")
+    parser.add_argument("--masks", type=arguments.existing_folder)
+    parser.add_argument("--prompt", type=arguments.text)
+    parser.add_argument("photo", nargs="*")
+    args = parser.parse_args(["a b", "--adapter", " ", "--output_dir", "x", "--prompt", "", "--subject", "sks man"])
+    assert (args.adapter, args.output_dir, args.prompt, args.subject) == ([" "], Path("x"), "", ["sks man"])
+    for given in (["--adapter="], ["--output_dir", ""], ["--masks="], [""], ["a", ""]):
+        with pytest.raises(InputError, match="'' is no name"):
+            parser.parse_args(given)
+    for blank in ("", " \t"):
+        with pytest.raises(InputError, match="--subject: .* is blank"):
+            parser.parse_args(["--subject", "man", blank])

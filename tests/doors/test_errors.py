@@ -30,6 +30,7 @@ def raising(error: BaseException):
     (InputError("a: b\n  c"), "error: a: b c\n"),
     (InputError("a", "b"), "error: a\nerror: b\n"),
     (InputError(*map(str, range(300))), "".join(f"error: {i}\n" for i in range(200)) + "error: ... and 100 more\n"),
+    (InputError("a" * 5000 + "; mend it"), f"error: {'a' * 500} ... {'a' * 491}; mend it\n"),
     (PermissionError(13, "Permission denied", "x.png"), "error: x.png: Permission denied\n"),
     (OSError("cannot write\nmode F"), "error: cannot write mode F\n"),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "error: a text is not valid Unicode: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte\n"),

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from lida.doors import files
 from lida.doors.errors import InputError
 from lida.doors.files import (
+    append_text,
     claimed_folder,
     locked,
     output_folder,
@@ -209,6 +210,14 @@ def test_errors_with_another_cause_come_through(tmp_path):
             raise error
         assert caught.value is error
     assert os.listdir(tmp_path) == []
+
+
+def test_a_line_that_finds_no_room_names_its_file(tmp_path):
+    append_text(tmp_path / "lines", "é\n")
+    append_text(tmp_path / "lines", "b\n")
+    assert (tmp_path / "lines").read_bytes() == "é\nb\n".encode()
+    with pytest.raises(InputError, match=r"/dev/full: cannot be written \(No space left on device\); make room"):
+        append_text("/dev/full", "a\n")
 
 
 def test_output_folders(tmp_path):

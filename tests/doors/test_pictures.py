@@ -28,6 +28,14 @@ def test_photographs_are_turned_upright(tmp_path):
     assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), np.rot90(np.asarray(image), -1))
 
 
+def test_exif_that_cannot_be_read_is_left_out(tmp_path):
+    for name in ("a.jpg", "a.png", "a.webp"):
+        noise_image(30, 20).save(tmp_path / name, exif=b"Exif\0\0garbage-garbage")
+        with pytest.warns(UserWarning, match=f"{name}: its EXIF cannot be read"):
+            image = open_photo(tmp_path / name)
+        assert image.size == (30, 20) and "exif" not in image.info
+
+
 def test_pictures_of_every_kind_look_as_in_a_viewer(tmp_path):
     """What each file holds, known by how it was made."""
     image = noise_image(40, 30)

@@ -9,7 +9,7 @@ import torch
 
 from lida.doors.errors import InputError
 from lida.doors.files import folder_written_whole
-from lida.doors.tensors import is_finite, read_header, read_tensors, write_tensors
+from lida.doors.tensors import check_device, is_finite, read_header, read_tensors, write_tensors
 
 TENSORS = {"a": torch.randn(3, 4), "b": torch.ones(2).half(), "é": torch.arange(4.0)}
 HEADER = {"x": 'é\x01\x7f\n\t"\\\u2028 </', "lida": "{}", "format": "pt"}
@@ -94,3 +94,11 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     for path, message in ((tmp_path / "new" / "x", "is not empty"), (tmp_path / "new" / "x" / "a", "is not a folder")):
         with pytest.raises(InputError, match=message), folder_written_whole(path):
             pass
+
+
+def test_a_device_on_which_nothing_can_be_computed_is_refused():
+    check_device("cpu")
+    check_device(torch.device("cpu"))
+    for name in ("meta", "abacus", ""):
+        with pytest.raises(InputError, match=f"device {name}: .*cpu always works"):
+            check_device(name)

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lida.doors.errors import InputError
-from lida.photos.marking import Encoding, encoding_of, read_settings, save_marked
+from lida.photos.marking import Encoding, encoding_of, origin, read_settings, save_marked
 
 SETTINGS = {"seed": 4, "prompt": "naïve 😀", "strength": 0.3}
 
@@ -69,6 +69,25 @@ def test_broken_settings_are_refused(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as error:
         read_settings(tmp_path / "a.png")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_relative_paths_start_where_the_picture_was_made(tmp_path, monkeypatch):
+    for folder in ("made/out", "here/out"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("made/a.png", "made/b=c.safetensors"):
+        (tmp_path / file).touch()
+    told = {"made_in": "..", "arguments": {"photo": ["a.png"], "mask": "0,0,9,9", "adapter": ["b=c.safetensors=1.0"]}}
+    there = tmp_path / "made" / "out" / ".."
+    monkeypatch.chdir(tmp_path / "here")
+    assert origin(told, "../made/out/x.png") == there
+    (tmp_path / "here" / "a.png").touch()  # another photograph of that name
+    assert origin(told, "../made/out/x.png") == there
+    (tmp_path / "made" / "a.png").unlink()
+    assert origin(told, "../made/out/x.png") is None  # more lies here than there
+    for other in ({}, {"made_in": 3}, {"made_in": "none"}, {"arguments": []}, {"arguments": {"photo": [str(tmp_path)]}}):
+        assert origin({"made_in": "..", "arguments": {"photo": ["a.png"]}} | other, "out/x.png") is None
+    monkeypatch.chdir(tmp_path / "made")
+    assert origin(told, "out/x.png") is None  # it was made here
 
 
 def test_a_picture_without_settings_is_refused(tmp_path):

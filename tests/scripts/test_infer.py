@@ -1,6 +1,8 @@
 """infer.py as users run it, on photographs as people have them: large, turned, in folders, with several faces, and again."""
 
 import json
+import os
+import shutil
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -385,6 +387,20 @@ def test_a_picture_of_a_folder_is_made_again_alone(infer, script, tmp_path):
     assert contents("two") == {name: data for name, data in contents("one").items() if name.startswith("b")}
 
 
+def test_a_picture_is_made_again_from_another_folder(infer, script, photo, adapter, folder, tmp_path, monkeypatch):
+    """Relative paths start from the folder where it was made, unless what they name lies here."""
+    shutil.copytree(ROOT / "weights" / "age-estimator", "estimator")
+    options = ("--adapter", os.path.relpath(adapter), "--age_estimator", "estimator", "--output_dir", "one")
+    infer(os.path.relpath(photo), *WHOLE, "--ages", 20, *options)
+    made, here = Path("one").resolve(), tmp_path / "elsewhere" / "deep"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    code, out, err = script("infer.py", "--reproduce", os.path.relpath(made / "anna-age20.png"), "--output_dir", "two")
+    assert code == 0, err
+    assert out.split()[0] == str(here / "two" / "anna-age20.png")
+    assert (pixels(here / "two" / "anna-age20.png") == pixels(made / "anna-age20.png")).all()
+
+
 HOSTILE = [
     ({"ages": ["ten"]}, "--ages: 'ten' is not a whole number"),
     ({"ages": [[1, 2]]}, "--ages: '[1, 2]' is not a whole number"),
@@ -408,6 +424,8 @@ HOSTILE = [
     ({"height": 64}, "--height: has no effect"),
     ({"subject": ["man", "--adapter=/etc/passwd=1"]}, "the recorded argument 'subject' holds a flag"),
     ({"device": "meta"}, "device meta"),
+    ({"vae_tiling": "{other}"}, "the recorded argument 'vae_tiling' has 1 values, not 0"),
+    ({"guidance_interval": [0, 1, "{other}"]}, "the recorded argument 'guidance_interval' has 3 values, not 2"),
 ]
 
 
@@ -472,7 +490,8 @@ def test_no_run_writes_over_its_photograph_or_paints_an_age_twice(infer, tmp_pat
 
 BAD = [
     (["none.jpg"], "none.jpg: no such file"),
-    ([""], "the name of a photograph is empty"),
+    ([""], "photo: '' is no name"),
+    (["{photo}", "--subject", " "], "--subject: ' ' is blank"),
     (["{text}"], "text.png: not an image"),
     (["{empty}"], "empty: has no photographs in it"),
     (["{photo}", "{twice}"], "anna: is the name of two photographs"),
@@ -480,7 +499,7 @@ BAD = [
     (["{photo}", "--mask", "{black}"], "the mask is black"),
     (["{photo}", "--mask", "auto"], "no face is found"),
     (["{photo}", "--mask", "0,0,91,120"], "is not a box x0,y0,x1,y1 within the photograph, which is 90x120"),
-    (["{photo}", "--mask", ""], "no such file"),
+    (["{photo}", "--mask", ""], "--mask: '' is no name"),
     (["{photo}", "--mask", "{empty}"], "empty/anna.png: no such file"),
     (["{photo}", "--mask_growth", "-1"], "--mask_growth: '-1' is not"),
     (["{photo}", "--zones", "nose=1"], "--zones: 'nose=1' is not one of eyes, mouth, hairline"),
@@ -503,7 +522,8 @@ BAD = [
     (["{photo}", "--guidance_interval", "5", "1"], "--guidance_interval must be two noise levels, the lower first"),
     (["{photo}", "--scheduler", "euler", "--eta", "0.5"], "--scheduler 'euler' draws no noise"),
     (["{photo}", "--output_dir", "{photo}"], "--output_dir"),
-    (["{photo}", "--adapter", "none.safetensors=1"], "none.safetensors: no such adapter"),
+    (["none.jpg", "--adapter", "none.safetensors=1"], "none.safetensors: no such adapter"),  # before photographs are read
+    (["none.jpg", "--adapter", "=1"], "--adapter '=1': names no adapter"),
     (["{photo}", "--adapter", "{wrong}=x"], "'x' is not a finite number"),
     (["{photo}", "--adapter", "{wrong}=nan"], "'nan' is not a finite number"),
     (["{photo}", "--adapter", "{wrong}=1"], "it was trained on another model"),
@@ -602,6 +622,12 @@ def test_an_adapter_given_twice_by_other_paths_is_refused(refused, tmp_path, ada
         refused(["{photo}", *WHOLE, "--adapter", f"{adapter}=1", "--adapter", f"{other}=1"], "same adapter is given twice")
 
 
+def test_a_prompt_that_cannot_be_painted_is_refused_in_one_line(script, folder, adapter):
+    options = ("--pretrained_model_name_or_path", folder, "--num_inference_steps", 4)
+    code, _, err = script("infer.py", "--prompt", "a boy", "--adapter", f"{adapter}=1e30", *options)
+    assert code == 2 and "error: --prompt a boy: the sampler's latents are not finite" in err, err
+
+
 @pytest.mark.parametrize("second", [["--years", "5"], ["--prompt", "a boy"]])
 def test_ages_years_and_a_prompt_exclude_each_other(refused, second):
     refused(["{photo}", *WHOLE, "--ages", "20", *second], f"{second[0]}: not allowed with argument --ages")
@@ -615,13 +641,11 @@ def test_flags_beside_reproduce_are_refused(script, photo):
 
 def test_an_empty_name_after_reproduce_is_refused(script):
     code, _, err = script("infer.py", "--reproduce=")
-    assert code == 2 and "has no settings of lida's in it" in err
+    assert code == 2 and "--reproduce: '' is no name" in err
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing(infer, script, photo, folder, monkeypatch):
     """While pictures, their settings and the film are written."""
-    import os
-
     real = os.replace
     for number in range(1, 6):
         calls = []

@@ -58,5 +58,11 @@ def test_the_command_fits_a_slider(script, tmp_path):
     assert f"asked for  +20 years, got {found.years[found.asked.index(20.0)]:+5.1f}" in out
     code, _, err = script("lida.study.slider", *photos[:2], *options)
     assert code == 2 and "too few" in err
+    for place in (tmp_path, tmp_path / "none" / "s.json"):  # before the photographs, of which there are too few here
+        code, _, err = script("lida.study.slider", *photos[:2], *options, "-o", place)
+        assert code == 2 and f"{place}: cannot be written" in err
+    (masks / "person-c.png").unlink()
+    code, _, err = script("lida.study.slider", *photos, *options, "--masks", masks)
+    assert code == 2 and "person-c.png: no such file" in err and "0/3" not in err  # none is aged
     code, _, err = script("lida.study.slider", *photos, *options, "--masks", tmp_path / "none")
     assert code == 2 and "no such folder" in err

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import timedelta
 
 import pytest
 import torch
@@ -21,16 +22,21 @@ def test_a_process_alone_averages_nothing_and_waits_for_nobody():
 
 
 @pytest.mark.parametrize("environment, message", [
-    ({"RANK": "1"}, "RANK '1', WORLD_SIZE '1', LOCAL_RANK '0', which names no process of a run"),
+    ({"RANK": "0"}, "has RANK '0', but no WORLD_SIZE; start them by torchrun"),
+    ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK '1', WORLD_SIZE '1', which names no process of a run"),
     ({"RANK": "x"}, "RANK 'x'"),
     ({"WORLD_SIZE": "0"}, "WORLD_SIZE '0'"),
     ({"WORLD_SIZE": ""}, "WORLD_SIZE ''"),
-    ({"WORLD_SIZE": "2"}, "do not find each other .*RANK.*; start them by torchrun"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "do not find each other"),
+    ({"WORLD_SIZE": "2"}, "has WORLD_SIZE '2', but no RANK and no MASTER_ADDR and no MASTER_PORT; start them by torchrun"),
+    ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": "1"}, "but no MASTER_ADDR;"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "do not meet at 127.0.0.1:x "),
+    ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nobody.invalid", "MASTER_PORT": "1"}, "do not meet at nobody.invalid:1 "),
+    ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, "do not meet at 127.0.0.1:1 "),
 ])  # fmt: skip
 def test_an_environment_that_no_launcher_makes_is_refused(monkeypatch, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("lida.training.processes.MEETING", timedelta(seconds=1))
     with pytest.raises(InputError, match=message):
         Processes.join("cpu")
 

@@ -69,8 +69,8 @@ class LoRALinear(nn.Linear):
 
     The layer shares the weight of the layer that it replaces, so the keys of the base model's state_dict do not change. It adds
     `lora_down` (A: rank, in_features) and `lora_up` (B: out_features, rank) in float32. A is drawn with standard deviation
-    1 / rank and B is zero, so the layer first computes what the base does. On a base in half precision, without autocast, the
-    adapter's products are computed in float32. Raises ValueError unless rank is an integer of at least 1 and alpha finite.
+    1 / rank and B is zero, so the layer first computes what the base does. Raises ValueError unless rank is an integer of at
+    least 1 and alpha finite.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float | None = None):
@@ -92,10 +92,17 @@ class LoRALinear(nn.Linear):
         return self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.lora_down.dtype)
-        return y + (self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)).to(y.dtype)
+        return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
+
+
+class HalfLoRALinear(LoRALinear):
+    """A LoRALinear on a base in half precision: without autocast, the adapter's products are computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        change = self.scale * F.linear(F.linear(x.to(self.lora_down.dtype), self.lora_down), self.lora_up)
+        return nn.Linear.forward(self, x) + change.to(x.dtype)
 
 
 def inject_lora(
@@ -103,7 +110,7 @@ def inject_lora(
     rank: int,
     alpha: float | None = None,
     targets: Sequence[str] = CROSS_ATTENTION,
-    layer: Callable[[nn.Linear, int, float | None], LoRALinear] | None = None,  # LoRALinear by default
+    layer: Callable[[nn.Linear, int, float | None], LoRALinear] | None = None,
 ) -> dict[str, LoRALinear]:
     """Freeze the model and replace each linear layer whose path ends in one of `targets` by a LoRALinear, in place.
 
@@ -122,7 +129,10 @@ def inject_lora(
     for target in targets:
         if target not in (t for _, t in found):
             raise ValueError(f"target {target!r} matches no linear layer; targets are ends of paths such as attn2.to_q")
-    layers = {path: (layer or LoRALinear)(linear[path], rank, alpha) for path in dict.fromkeys(path for path, _ in found)}
+    layers = {}
+    for path in dict.fromkeys(path for path, _ in found):
+        kind = layer or (LoRALinear if linear[path].weight.dtype == torch.float32 else HalfLoRALinear)
+        layers[path] = kind(linear[path], rank, alpha)
     model.requires_grad_(False)
     for path, lora in layers.items():
         model.set_submodule(path, lora)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn.lora import LoRALinear
+from ..nn.lora import HalfLoRALinear
 
 
 class SampleDropout:
@@ -27,7 +27,7 @@ class SampleDropout:
         return x * mask.to(x.device) / (1 - self.p)
 
 
-class DropoutLoRALinear(LoRALinear):
+class DropoutLoRALinear(HalfLoRALinear):
     """y = W x + b + (alpha / rank) B A dropout(x) in training, as peft computes it."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float | None, dropout: SampleDropout):

@@ -15,6 +15,7 @@ import lida
 from lida.nn.lora import (
     CROSS_ATTENTION,
     SELF_ATTENTION,
+    HalfLoRALinear,
     LoRALinear,
     LowRank,
     eject_lora,
@@ -92,7 +93,7 @@ def test_every_derivative_is_that_of_the_dense_layer():
 
 def test_a_half_precision_base_keeps_the_adapter_in_float32():
     """Without autocast the adapter's products are computed in float32 and rounded once; with autocast, in bfloat16."""
-    layer = LoRALinear(nn.Linear(64, 48).bfloat16(), RANK, ALPHA)
+    layer = HalfLoRALinear(nn.Linear(64, 48).bfloat16(), RANK, ALPHA)
     nn.init.normal_(layer.lora_up)
     x = torch.randn(3, 64).bfloat16()
     change = layer.scale * x.double() @ layer.lora_down.double().T @ layer.lora_up.double().T

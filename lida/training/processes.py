@@ -31,7 +31,8 @@ class Processes:
     def join(cls, device: str, minutes: float = 30) -> "Processes":
         """Join the other processes, by NCCL on GPUs and gloo on CPUs.
 
-        They must meet within MEETING; after that none waits longer than `minutes` for the others. Raises InputError for an environment that no launcher sets, and if the processes do not find each other.
+        They must meet within MEETING; after that none waits longer than `minutes` for the others. Raises InputError for an
+        environment that no launcher sets, and if the processes do not find each other.
         """
         given = {name: os.environ.get(name, n) for name, n in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
         told = ", ".join(f"{name} {value!r}" for name, value in given.items() if name in os.environ)

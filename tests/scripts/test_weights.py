@@ -40,6 +40,12 @@ def test_lida_tiny_and_its_age_adapter_paint_the_same_in_diffusers(tiny):
     assert relative(ours, theirs) <= 1e-4  # ten steps of rounding
 
 
+def test_the_latents_deviate_by_one_as_the_schedule_assumes(tiny):
+    """With another scaling_factor the noise would be too strong, or too weak, at every step."""
+    photos = [to_tensor(Image.open(WEIGHTS / "demo" / f"{person}.png").convert("RGB")) for person in PERSONS]
+    assert 0.8 < tiny.vae.encode(torch.cat(photos), sample=False).std() < 1.25
+
+
 def test_the_adapters_record_how_they_were_made():
     age, *persons = (lida.load_adapter(WEIGHTS / f"{name}.safetensors") for name in ("age", *PERSONS))
     assert age.metadata["template"] == "a portrait photo of {subject}, age {decade}" and age.metadata["ages"] == [1, 95]

@@ -98,7 +98,7 @@ def main():
         row = sheet(painter.ages(letter, 0.3), labels)
         save_picture(row, args.output_dir / f"person-{letter}.png", base)
     labels = [f"age {age}" for age in AGES["a"]]
-    grid = [sheet(painter.ages("a", weight), [f"identity {weight}", *labels], 160) for weight in (0.0, 0.1, 0.2, 0.3)]
+    grid = [sheet(painter.ages("a", weight), [f"identity {weight}", *labels], 160) for weight in (0.0, 0.3, 0.6, 1.0)]
     save_picture(stacked(grid), args.output_dir / "age-by-identity.png", base)
     portraits = [open_image(WEIGHTS / "demo" / f"person-{letter}.png") for letter in SUBJECTS]
     with torch.no_grad():

@@ -138,12 +138,12 @@ def test_masks_of_one_pixel_at_the_border_and_full(infer, photo, box):
 
 @pytest.fixture
 def faces(tmp_path):
-    """Photographs of one face, at (10, 20) and 200 pixels wide, and of two, the smaller at (260, 150)."""
+    """Photographs of one face, at (30, 40) and 160 pixels wide, and of two, the smaller at (280, 170)."""
     with Image.open(ROOT / "weights" / "demo" / "person-a.png") as portrait:
         page = Image.new("RGB", (400, 300), "grey")
-        page.paste(portrait.resize((200, 200)), (10, 20))
+        page.paste(portrait.resize((160, 160)), (30, 40))
         page.save(tmp_path / "one.png")
-        page.paste(portrait.resize((120, 120)), (260, 150))
+        page.paste(portrait.resize((90, 90)), (280, 170))
         page.save(tmp_path / "two.png")
     return tmp_path
 

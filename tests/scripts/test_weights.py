@@ -93,7 +93,7 @@ def test_the_age_estimator_opens_with_transformers_own_classes():
     """And gives, for squares of its size, what the recipe reads with it."""
     model = AutoModelForImageClassification.from_pretrained(WEIGHTS / "age-estimator", dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(WEIGHTS / "age-estimator")
-    photo = Image.open(WEIGHTS / "demo" / "person-a.png").convert("RGB")
+    photo = Image.open(WEIGHTS / "demo" / "person-a.png").convert("RGB").resize((96, 96))
     pixel_values = processor(photo, return_tensors="pt")["pixel_values"]
     assert torch.allclose(pixel_values, to_tensor(photo), atol=1e-6)
     with torch.no_grad():

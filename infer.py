@@ -20,7 +20,7 @@ import lida
 from lida.adapters import parse_pairs
 from lida.aging import Edit, StableDiffusion, age_targets, generate
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
-from lida.aging.photograph import FEATHER, SEED, Photograph, repaint_faces, save_row, settings_of
+from lida.aging.photograph import FEATHER, SEED, Photograph, made_in, repaint_faces, save_row, settings_of
 from lida.aging.slider import Slider, read_slider
 from lida.data.folder import photographs
 from lida.diffusion import Sampling
@@ -193,11 +193,6 @@ def targets_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph,
         ages = [min(max(round(age + slider.ask(years)), low), high) for years in args.years] if slider else args.ages
         rows.append(age_targets(sd, ages, age, photo.subject, edit))
     return rows
-
-
-def made_in(folder: Path) -> dict[str, str]:
-    """Return how relative paths are found again from a picture in this folder."""
-    return {"made_in": os.path.relpath(".", os.path.realpath(folder))}
 
 
 def age_photograph(

@@ -29,8 +29,7 @@ from lida.aging import StableDiffusion, generate
 from lida.checkpoints import load_text_encoder, load_vae
 from lida.data.folder import read_captioning, read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
-from lida.doors import arguments
-from lida.doors.arguments import Parser, fraction, non_negative, non_negative_int, positive, positive_int, rate, seed, text, whole
+from lida.doors.arguments import Parser, fraction, non_negative, non_negative_int, positive, rate, seed, text, whole, words
 from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
@@ -66,7 +65,7 @@ def parse_args() -> argparse.Namespace:
     add("--center_crop", action="store_true", help="cut longer pictures in the middle, not at random")
     add("--random_flip", action="store_true", help="mirror half of the pictures")
     # The adapter
-    add("--rank", type=positive_int, default=8, help="rank of the low-rank matrices")
+    add("--rank", type=whole(1), default=8, help="rank of the low-rank matrices")
     add("--lora_alpha", "--alpha", type=positive, help="the change is scaled by alpha / rank; the rank if not given")
     add("--lora_dropout", type=fraction, default=0.0, help="share of a layer's inputs that are hidden from the adapter")
     add("--targets", nargs="+", default=list(CROSS_ATTENTION), help="linear layers to adapt, by the end of their path")
@@ -83,7 +82,7 @@ def parse_args() -> argparse.Namespace:
     add("--normalize_mask_loss", action="store_true", help="give pictures equal weight, whatever their masks' sizes")
     add("--prior_adapter", help="an Age-LoRA: at prompts of all ages, keep to what the base model does with it")
     add("--prior_weight", type=non_negative, default=1.0, help="weight of that part of the loss")
-    add("--prior_subject", type=arguments.words, default="a person", help="subject of those prompts")
+    add("--prior_subject", type=words, default="a person", help="subject of those prompts")
     add("--class_data_dir", help="folder of other pictures, as --train_data_dir, for prior preservation (DreamBooth)")
     add("--class_prompt", type=text, help="their caption, if the folder has none")
     add("--prior_loss_weight", type=non_negative, default=1.0, help="weight of their part of the loss")
@@ -113,13 +112,13 @@ def parse_args() -> argparse.Namespace:
     add("--dataloader_num_workers", type=whole(0, 64), default=0, help="processes that read pictures")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps or xpu")
     # Watching and stopping
-    add("--checkpointing_steps", type=positive_int, default=500, help="steps between checkpoints")
-    add("--checkpoints_total_limit", type=positive_int, help="keep only so many of the latest")
+    add("--checkpointing_steps", type=whole(1), default=500, help="steps between checkpoints")
+    add("--checkpoints_total_limit", type=whole(1), help="keep only so many of the latest")
     add("--resume_from_checkpoint", help="latest, or a checkpoint's folder, to go on from")
     add("--validation_split", type=fraction, default=0.0, help="share of the pictures to hold out and measure the loss on")
     add("--validation_prompt", type=text, help="paint this prompt to see what the adapter does")
-    add("--num_validation_images", type=positive_int, default=4, help="pictures to paint each time")
-    add("--validation_steps", type=positive_int, default=200, help="steps between measuring and painting")
+    add("--num_validation_images", type=whole(1), default=4, help="pictures to paint each time")
+    add("--validation_steps", type=whole(1), default=200, help="steps between measuring and painting")
     add("--report_to", choices=REPORTERS, default="none", help="where metrics go besides metrics.jsonl")
     add("--push_to_hub", action="store_true", help="upload the adapter and its card to the Hugging Face hub, as private")
     add("--hub_model_id", help="repository there; the output folder's name if not given")

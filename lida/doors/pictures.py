@@ -55,7 +55,7 @@ def open_photo(path: str | Path, background: str = "white") -> Image.Image:
     with opened(path) as image:
         image.load()
         try:
-            Image.Exif().load(image.info.get("exif"))
+            Image.Exif().load(image.info.get("exif", b""))
         except Exception as error:  # Pillow's reader raises anything
             warnings.warn(f"{path}: its EXIF cannot be read ({error}) and is left out")
             del image.info["exif"]

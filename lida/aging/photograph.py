@@ -69,7 +69,7 @@ def settings_of(sd: StableDiffusion, seed: int = SEED) -> dict[str, Any]:
 
 
 def made_in(folder: Path) -> dict[str, str]:
-    """Return how relative paths are found again from a picture in this folder."""
+    """Return how relative paths are found again from a picture in this folder; lida.photos.marking.origin() reads it."""
     return {"made_in": os.path.relpath(".", os.path.realpath(folder))}
 
 

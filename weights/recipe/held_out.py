@@ -1,6 +1,8 @@
 """Copy held-out photographs of every age to a folder, for the slider: two of each decade from the 10s to the 60s, of each dataset.
 
     python weights/recipe/held_out.py "All-Age-Faces Dataset" UTKFace --output_dir held-out-24
+
+The choice is seeded.
 """
 
 import argparse

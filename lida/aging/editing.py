@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from ..diffusion.blending import Blend
-from ..diffusion.inversion import Trajectory, ddim_invert, ddpm_invert, replay
-from ..diffusion.samplers import Sampling, sample
+from ..diffusion.flow_edit import flow_edit, flow_source
+from ..diffusion.inversion import ddim_invert, ddpm_invert, replay
+from ..diffusion.samplers import Sampling, StepRule, sample
 from ..diffusion.schedule import randn_like
 from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
 from ..photos.masks import mask_to_latents, mask_to_tensor
@@ -32,7 +33,7 @@ class Prepared:
     latents: Tensor  # (num_images_per_prompt, C, h, w) at the first step
     blend: Blend | None  # None for an inpainting model
     condition: Tensor | None  # an inpainting model's further input
-    step_noise: Trajectory | None  # of edit-friendly inversion
+    rule: StepRule | None  # of a method that takes steps of its own
     generator: Generator | None  # in its state after prepare(), for the noise that the steps draw
 
 
@@ -55,6 +56,8 @@ def prepare(
     sources = repeated(edit.source_prompt, num_images_per_prompt)
     if edit.method == "inversion" and sampling.scheduler != "ddim":
         raise ValueError(f"method inversion needs the scheduler ddim, not {sampling.scheduler!r}")
+    if edit.method in ("flow_edit", "inversion") and sampling.eta:
+        raise ValueError(f"method {edit.method} draws no noise between the steps: eta must be 0, not {sampling.eta}")
     steps, count, inpaint = sampling.steps(sd.schedule, edit.strength), num_images_per_prompt, edit.method == "inpaint"
     box = square_about(mask, edit.context)
     square = in_srgb(cut(image, box, sd.resolution))
@@ -68,20 +71,24 @@ def prepare(
     latent_mask = mask_to_latents(pixel_mask, (side, side)).to(init_latents)
     noise = randn_like(init_latents, generator) if inpaint else None
     condition = sd.inpainting_condition(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
-    trajectory = step_noise = None
+    rule = None
     if noise is not None:
         latents = noise if edit.strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
         blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     else:
         unguided = replace(sampling, guidance_scale=1.0)
         predict = sd.merging(sd.predictor(sources, "", unguided, condition))
-        if edit.method == "inversion":
+        if edit.method == "flow_edit":
+            trajectory, source_pred = flow_source(predict, sd.schedule, init_latents, steps, generator)
+            rule = flow_edit(step_rule(sampling, None), trajectory, source_pred)
+        elif edit.method == "inversion":
             trajectory, step_noise = ddpm_invert(predict, sd.schedule, init_latents, steps, generator)
+            rule = replay(step_noise)
         else:
             trajectory = ddim_invert(predict, sd.schedule, init_latents, steps)
         latents, blend = trajectory[steps[0][0]], Blend(latent_mask, init_latents, trajectory=trajectory)
     state = None if generator is None else generator.clone_state()
-    return Prepared(image, mask, edit, box, square, steps, latents, blend, condition, step_noise, state)
+    return Prepared(image, mask, edit, box, square, steps, latents, blend, condition, rule, state)
 
 
 @torch.no_grad()
@@ -108,7 +115,7 @@ def repaint(
     negative = repeated(edit.negative_prompt, len(prompts) if one else count)
     predict = sd.merging(sd.predictor(prompts, negative, sampling, prepared.condition))
     generator = None if prepared.generator is None else prepared.generator.clone_state()
-    rule = step_rule(sampling, generator, len(targets)) if prepared.step_noise is None else replay(prepared.step_noise)
+    rule = prepared.rule or step_rule(sampling, generator, len(targets))
     start, blend = prepared.latents.repeat(len(targets), 1, 1, 1), prepared.blend and prepared.blend.for_row(fractions)
     latents = sample(predict, sd.schedule, start, progress(prepared.steps), rule, blend)
     return latents if output_type == "latent" else composed(sd, prepared, finite(latents), targets)
@@ -142,8 +149,8 @@ def age_face(
 ) -> list[Image.Image] | Tensor:  # fmt: skip
     """Repaint a photograph towards each prompt where `mask` (L, the size of `image`) is not black; keep every other pixel.
 
-    The square about the mask is resized to the model's resolution, turned into noise (SDEdit, Meng et al. 2022, or an
-    inversion), denoised, decoded, matched in colour and pasted back. After each step, the photograph is put back where the mask
+    The square about the mask is resized to the model's resolution, turned into noise as Edit.method says,
+    denoised, decoded, matched in colour and pasted back. After each step, the photograph is put back where the mask
     is black, or grey and not yet due (Avrahami et al. 2023; Levin & Fried 2023). All prompts share the noise. Returns pictures
     of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises ValueError as prepare() and
     repaint() do.

@@ -37,15 +37,15 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     """Add --method, --strength, --detail and the other fields of Edit."""
     add = parser.add_argument
-    help = "how the photograph becomes noise: by DDIM's steps backwards, by edit-friendly DDPM inversion, or by drawn noise"
+    help = "how it is repainted: by FlowEdit, after DDIM's steps backwards or edit-friendly DDPM inversion, or from drawn noise"
     add("--method", choices=METHODS, default=Edit.method, help=f"{help} (default: {Edit.method})")
     help = f"share of the steps, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the difference in years)"
     add("--strength", type=STRENGTH, help=help)
     help = "share, 0 to 1, of the detail lost in the autoencoder that is added back where it fits (default: 1; 0 with --prompt)"
     add("--detail", type=arguments.share, help=help)
-    help = "what the photograph shows, for the inversions (default: the caption of the current age)"
+    help = "what the photograph shows, to all methods but inpaint (default: the caption of the current age)"
     add("--source_prompt", type=arguments.text, help=help)
-    help = "prompt that guidance leads away from (default: for ages with an inversion, the caption of the current age; else none)"
+    help = "prompt that guidance leads away from (default: the caption of the current age; none for inpaint and for --prompt)"
     add("--negative_prompt", type=arguments.text, help=help)
     add("--no_colour_match", action="store_true", help="do not match the model's colours to the photograph's at the seam")
 
@@ -57,7 +57,7 @@ def idle(args: argparse.Namespace) -> list[str]:
         "mask subject batch_size format method strength detail source_prompt no_colour_match": photo,
         "face mask_growth mask_feather zones face_models": auto, "height width": not photo, "gif current_age": aged,
         "age_estimator": aged and args.current_age is None, "slider": args.years, "years source_prompt": args.method != "inpaint",
-        "negative_prompt guidance_rescale guidance_interval": args.guidance_scale > 1,
+        "eta": not photo or args.method in ("ddim_inversion", "inpaint"), "negative_prompt guidance_rescale guidance_interval": args.guidance_scale > 1,
     }  # fmt: skip
     return [flag for flags, needed in needs.items() if not needed for flag in flags.split()]
 

@@ -11,7 +11,7 @@ from lida.photos import Captioning
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "redraw"}, "method 'redraw' is not one of ddim_inversion, inversion, inpaint"),
+        ({"method": "redraw"}, "method 'redraw' is not one of flow_edit, ddim_inversion, inversion, inpaint"),
         ({"strength": 0}, "strength must be above 0 and up to 1, not 0"),
         ({"strength": 1.2}, "strength must be above 0 and up to 1, not 1.2"),
         ({"strength": float("nan")}, "strength must be above 0 and up to 1, not nan"),
@@ -58,7 +58,7 @@ def test_targets_are_captions_of_the_merged_age_adapter(sd):
     assert age_targets(sd, [40], 30)[0].prompt == "a portrait photo of a person, age 40s"
 
 
-def test_a_face_is_inverted_by_the_caption_of_its_age_and_guidance_leads_away_from_it():
+def test_a_face_is_described_by_the_caption_of_its_age_and_guidance_leads_away_from_it():
     caption = Captioning().prompt("a man", 34)
     assert Edit(strength=0.4).of_face(Captioning(), "a man", 34.2) == Edit(
         strength=0.4, source_prompt=caption, negative_prompt=caption

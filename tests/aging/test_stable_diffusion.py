@@ -81,7 +81,7 @@ def test_a_predictor_follows_the_weights_that_are_merged_when_it_is_called(sd, g
         assert torch.equal(predict(x, t), base) and relative(adapted, base) > 1e-3
 
 
-def test_weights_by_timestep_hold_in_painting_and_in_inversion(sd):
+def test_weights_by_timestep_hold_in_painting_and_for_the_photograph(sd):
     """Whatever was painted before; a function that is constant is the number."""
     sd.load_adapter("age", random_adapter(sd, 0))
     image, mask = noise_image(64, 64), box_mask(64, 64, (8, 8, 56, 56))
@@ -90,7 +90,7 @@ def test_weights_by_timestep_hold_in_painting_and_in_inversion(sd):
         sd.set_adapters(["age"], [weight])
         found = []
         for _ in range(2):
-            aged = age_face(sd, image, mask, "a boy", Edit(strength=0.9), Sampling(5), output_type="latent")
+            aged = age_face(sd, image, mask, "a boy", Edit(strength=0.9), Sampling(5), generator=draws(), output_type="latent")
             found.append(torch.cat([aged, generate(sd, "a boy", Sampling(5), generator=draws(), output_type="latent")]))
         assert torch.equal(*found)
         return found[0]

@@ -121,7 +121,7 @@ def test_a_step_rule_of_ones_own_paints_what_the_named_one_paints(sd, name, rule
     for scheduler in (name, rule):
         sampling = Sampling(6, scheduler=scheduler)
         painted = generate(sd, "a boy", sampling, generator=draws(), output_type="latent")
-        aged = age_face(sd, image, mask, "a boy", Edit(strength=0.7), sampling, output_type="latent")
+        aged = age_face(sd, image, mask, "a boy", Edit(strength=0.7), sampling, generator=draws(), output_type="latent")
         found.append(torch.cat([painted, aged]))
     assert relative(*found) <= 1e-5
     if name == "dpmpp_2m":
@@ -147,7 +147,7 @@ def test_timesteps_of_ones_own_are_walked_as_given(sd):
 
     def aged(**options):
         sampling = Sampling(scheduler="dpmpp_2m", **options)
-        return age_face(sd, image, mask, "a boy", Edit(strength=0.6), sampling, output_type="latent")
+        return age_face(sd, image, mask, "a boy", Edit(strength=0.6), sampling, generator=draws(), output_type="latent")
 
     expected = aged(num_inference_steps=10)
     assert torch.equal(aged(timesteps=own), expected)

@@ -1,0 +1,44 @@
+"""FlowEdit (Kulikov et al. 2025): lead a photograph from one prompt to another without inverting it.
+
+The paper's models predict a flow from noise to images. In x / sqrt(abar) the noise prediction is such a flow, dx/dsigma = eps
+(Karras et al. 2022), and sigma stands for the paper's t.
+"""
+
+from functools import wraps
+
+import torch
+from torch import Generator, Tensor
+
+from .inversion import NoisePrediction, Steps, Trajectory
+from .samplers import StepRule
+from .schedule import NoiseSchedule, randn_like
+
+
+def flow_source(
+    predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, timesteps: Steps, generator: Generator | None = None
+) -> tuple[Trajectory, Trajectory]:
+    """Return the photograph `latents` (B, C, h, w) with noise of its own at each t, and the noise predicted there."""
+    trajectory, source_pred = {-1: latents}, {}
+    for t, _ in timesteps:
+        trajectory[t] = schedule.add_noise(latents, randn_like(latents, generator), torch.tensor(t))
+        source_pred[t] = predict(trajectory[t], torch.full(latents.shape[:1], t, device=latents.device))
+    return trajectory, source_pred
+
+
+def flow_edit(rule: StepRule, trajectory: Trajectory, source_pred: Trajectory) -> StepRule:
+    """Return the step rule of FlowEdit (algorithm 1) for the results of flow_source(); a batch holds several paintings.
+
+    Latents and photograph have the same noise at each t, so that they differ by the edit alone. A sampler's rule takes its step
+    on this difference, by the difference of the two predictions. Where the prompts agree, the photograph stays as it is.
+    """
+
+    @wraps(rule)  # sample() asks its signature for a history
+    def step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int, **history):
+        shape = (len(latents) // len(trajectory[t]), 1, 1, 1)
+        result = rule(
+            schedule, latents - trajectory[t].repeat(shape), noise_pred - source_pred[t].repeat(shape), t, t_prev, **history
+        )
+        edit, new_history = result if isinstance(result, tuple) else (result, None)
+        return trajectory[t_prev].repeat(shape) + edit, new_history
+
+    return step

@@ -85,7 +85,7 @@ def aging() -> list[str]:
         arrow((142, 252), (164, 252)), arrow((316, 252), (372, 252)),
         # the photograph
         face(77, 352, old=False), text(77, 400, "Photograph", "title"),
-        box(164, 314, 152, 92, "Encode, lead up", "to the noise", file="nn/vae.py diffusion/inversion.py"),
+        box(164, 314, 152, 92, "Encode, add noise", "at each step", file="nn/vae.py diffusion/flow_edit.py"),
         arrow((112, 360), (164, 360)), arrow((316, 360), (372, 360)),
         # the mask
         '<rect x="47" y="424" width="60" height="60" class="dark"/><ellipse cx="77" cy="455" rx="19" ry="25" class="white"/>',

@@ -51,7 +51,7 @@ class Edit:
         """Return the edit for a face that looks `current` years old: prompts that are None become the caption of that age.
 
         Asking for the current age then leads back to the photograph, and guidance changes the age alone. For method inpaint,
-        which inverts nothing, the negative prompt becomes empty.
+        which has no source prompt, the negative prompt becomes empty.
         """
         caption = captioning.prompt(subject, min(max(round(current), 0), 99))
         return self.filled(source_prompt=caption, negative_prompt="" if self.method == "inpaint" else caption)

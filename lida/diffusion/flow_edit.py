@@ -19,7 +19,7 @@ def flow_source(
 ) -> tuple[Trajectory, Trajectory]:
     """Return the photograph `latents` (B, C, h, w) with noise of its own at each t, and the noise predicted there."""
     trajectory, source_pred = {-1: latents}, {}
-    for t, _ in timesteps:
+    for t, _ in reversed(timesteps):  # noise does not depend on how many steps are taken
         trajectory[t] = schedule.add_noise(latents, randn_like(latents, generator), torch.tensor(t))
         source_pred[t] = predict(trajectory[t], torch.full(latents.shape[:1], t, device=latents.device))
     return trajectory, source_pred

@@ -93,7 +93,7 @@ class Sampling:
     """
 
     num_inference_steps: int = 50
-    guidance_scale: float = 5.0
+    guidance_scale: float = 6.0
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     scheduler: str | StepRule = "ddim"

@@ -14,7 +14,7 @@ from ..doors.errors import InputError
 from .rules import NamedRule, parse_rule
 
 # The prompts that guidance leads away from, by name: none, the caption without an age (of {subject}), or the caption of the
-# current age, as in infer.py. All but the last invert the photograph by the caption without an age.
+# current age, as in infer.py. All but the last describe the photograph by the caption without an age.
 NO_AGE = "a portrait photo of {subject}"
 AGAINST: dict[str, dict[str, Any]] = {
     "nothing": {"source_prompt": NO_AGE, "negative_prompt": ""},

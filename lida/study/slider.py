@@ -17,7 +17,7 @@ from scipy.optimize import isotonic_regression
 from tqdm import tqdm
 
 from ..adapters import parse_pairs
-from ..aging.edit import Edit
+from ..aging.edit import METHODS, Edit
 from ..aging.editing import age_to
 from ..aging.flags import GUIDANCE
 from ..aging.slider import Slider, aging_adapters, inverse
@@ -68,7 +68,8 @@ def parse_args() -> argparse.Namespace:
     add("--adapter", action="append", required=True, metavar="PATH=WEIGHT", help="as infer.py; any number of times")
     add("--age_estimator", required=True, help="transformers classifier")
     add("--subject", type=arguments.words, default="person", help="of the prompts (default: person)")
-    add("--method", choices=("ddim_inversion", "inversion"), default="ddim_inversion", help="(default: ddim_inversion)")
+    methods = [method for method in METHODS if method != "inpaint"]
+    add("--method", choices=methods, default=Edit.method, help="(default: %(default)s)")
     add("--guidance_scale", type=GUIDANCE, default=sampling.guidance_scale, help="(default: %(default)s)")
     add(
         "--num_inference_steps", type=arguments.whole(1, 999), default=sampling.num_inference_steps, help="(default: %(default)s)"

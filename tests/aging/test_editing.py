@@ -153,7 +153,7 @@ def test_a_photograph_is_prepared_once_and_repainted_often(sd):
         assert np.array_equal(pixels(one), pixels(two))
 
 
-@pytest.mark.parametrize("method", ["ddim_inversion", "inpaint"])  # flow_edit draws other noise for fewer steps
+@pytest.mark.parametrize("method", ["flow_edit", "ddim_inversion", "inpaint"])
 def test_a_weaker_target_of_a_row_is_painted_as_if_it_were_alone(sd, method):
     """It follows the photograph for the first steps, and starts at the step of its own strength."""
     image, mask = noise_image(64, 64), Image.new("L", (64, 64), 255)

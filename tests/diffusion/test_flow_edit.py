@@ -16,9 +16,10 @@ def test_flow_edit_is_the_papers_algorithm(sd, folder):
     latents, steps, abar = torch.randn(1, 4, 8, 8), sd.schedule.timesteps(10, 0.7), sd.schedule.alphas_cumprod
 
     generator, edited = draws(3), latents
+    noise = {t: torch.randn(latents.shape, generator=generator) for t, _ in reversed(steps)}
     for t, t_prev in steps:
         sigma, sigma_prev = (((1 - abar[k]) / abar[k]).sqrt() if k >= 0 else 0.0 for k in (t, t_prev))
-        z_src = latents + sigma * torch.randn(latents.shape, generator=generator)
+        z_src = latents + sigma * noise[t]
         z_tar = edited + z_src - latents
         v_tar, v_src = (unet(z * abar[t].sqrt(), t, c).sample for z, c in ((z_tar, target), (z_src, source)))
         edited = edited + (sigma_prev - sigma) * (v_tar - v_src)

@@ -20,6 +20,7 @@ from prepare import Photo, read_photos
 from tqdm import tqdm
 
 from lida.aging import Edit, StableDiffusion, age_to, generate
+from lida.aging.edit import METHODS
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError
 from lida.doors.pictures import open_image
@@ -84,7 +85,8 @@ def photographs(args, sd: StableDiffusion, instruments: Instruments) -> dict:
         current = instruments.estimators[0].of(image, mask)
         edit = Edit(args.method, args.strength, args.detail)
         try:
-            aged = age_to(sd, image, mask, AGES, current, subject, edit, sampling)
+            generator = torch.Generator().manual_seed(args.seed)
+            aged = age_to(sd, image, mask, AGES, current, subject, edit, sampling, generator=generator)
         except (InputError, ValueError) as error:
             raise InputError(f"{photo.path}: {error}") from None
         inputs.append(instruments.faces.embed(image))
@@ -138,7 +140,7 @@ def main():
     add("--adapter", type=Path, default=WEIGHTS / "age.safetensors", help="(default: weights/age.safetensors)")
     add("--adapter_weight", type=float, default=1.0, help="(default: 1)")
     add("--subject", choices=("person", "gender"), default="person", help="in captions; person is infer.py's (default: person)")
-    add("--method", default="ddim_inversion", help="(default: ddim_inversion)")
+    add("--method", choices=METHODS, default=Edit.method, help="(default: %(default)s)")
     add("--strength", type=float, help="(default: by the years between)")
     add("--detail", type=float, help="(default: by the years between)")
     add("--guidance_scale", type=float, default=Sampling.guidance_scale, help=f"(default: {Sampling.guidance_scale})")

@@ -71,7 +71,7 @@ def main():
     save_picture(mask, args.output_dir / "mask.png", base)
     lines, own, likeness = [], networks.embed(portrait), []
     for k in range(20 * args.pictures):
-        edit = Edit(strength=rng.uniform(0.3, 0.7), source_prompt=args.prompt, context=1.0)
+        edit = Edit("ddim_inversion", rng.uniform(0.3, 0.7), source_prompt=args.prompt, context=1.0)
         sampling = Sampling(20, rng.uniform(1.0, 2.5))
         prompt = str(rng.choice([args.prompt, "a portrait photo of a person", "a photo of a person", ""]))
         picture = age_face(sd, portrait, Image.new("L", portrait.size, 255), prompt, edit, sampling)[0]

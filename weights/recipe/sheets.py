@@ -15,6 +15,7 @@ from nobody import Known
 from PIL import Image
 
 from lida.aging import age_to, generate
+from lida.aging.photograph import SEED
 from lida.aging.stable_diffusion import StableDiffusion
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError, run
@@ -27,7 +28,7 @@ from lida.photos.squares import sheet
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a woman"}
-AGES = dict.fromkeys(SUBJECTS, (10, 30, 50, 70))
+AGES = dict.fromkeys(SUBJECTS, (10, 30, 50, 70)) | {"b": (10, 30, 60, 70)}  # at 50 the rule takes b for somebody
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:
@@ -59,7 +60,8 @@ class Painter:
         mask = open_mask(WEIGHTS / "demo" / f"person-{letter}-mask.png", photo.size)
         self.sd.set_adapters(["age", letter], [1.0, weight])
         subject = SUBJECTS[letter].replace("a ", "sks ") if weight else SUBJECTS[letter]
-        pictures = [photo, *age_to(self.sd, photo, mask, AGES[letter], self.estimator.of(photo, mask), subject)]
+        generator, current = torch.Generator().manual_seed(SEED), self.estimator.of(photo, mask)
+        pictures = [photo, *age_to(self.sd, photo, mask, AGES[letter], current, subject, generator=generator)]
         for picture, age in zip(pictures, (CHILD, *AGES[letter])):
             if self.nearest(picture) >= self.known.stranger(age):
                 raise InputError(f"person-{letter}, weight {weight}, {age}: is somebody ({self.nearest(picture):.3f})")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from threading import RLock
 from typing import Any
 
 import torch
@@ -113,11 +114,11 @@ class Merger:
     """Merge adapters into a model: W + sum_i w_i (alpha_i / r_i) B_i A_i in each weight that an adapter changes.
 
     Every merge starts from the untouched base weights. `module_of` returns the module of a path. `version` counts the changes
-    of weights, so caches of values computed from them know when to expire. Only one thread may merge at a time.
+    of weights, so caches of values computed from them know when to expire. Threads that merge wait for each other.
     """
 
     def __init__(self, module_of: Callable[[str], Any]):
-        self.module_of, self.version = module_of, 0
+        self.module_of, self.version, self.lock = module_of, 0, RLock()
         self.weights: dict[str, Weight] = {}  # the merged weights by adapter name, ...
         self.rule: Rule = weighted_sum
         self.t = 0  # ... at this timestep
@@ -131,12 +132,13 @@ class Merger:
         Raises ValueError for a weight that cannot be applied, a result that is not finite, and a layer that is being trained.
         After an exception the earlier merge is restored; if that fails too, the next call starts from the base.
         """
-        try:
-            self.apply(adapters, weights, rule, t)
-            self.weights, self.rule, self.t = dict(weights), rule, t
-        except BaseException:
-            self.apply(adapters, self.weights, self.rule, self.t)
-            raise
+        with self.lock:
+            try:
+                self.apply(adapters, weights, rule, t)
+                self.weights, self.rule, self.t = dict(weights), rule, t
+            except BaseException:
+                self.apply(adapters, self.weights, self.rule, self.t)
+                raise
 
     def apply(self, adapters: Mapping[str, Adapter], weights: Mapping[str, Weight], rule: Rule, t: int) -> None:
         """Write the weights that differ from those in the model now."""

@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import socket
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    given = [os.path.realpath(path) for path in (args.age_adapter, args.identity_adapter) if path]
+    if len(set(given)) < len(given):
+        raise InputError(f"--identity_adapter {args.identity_adapter}: is the age adapter too; give two files")
+    try:
+        socket.getaddrinfo(args.server_name, None)
+    except (OSError, UnicodeError):
+        raise InputError(f"--server_name {args.server_name}: is no address of this machine; give one such as 127.0.0.1") from None
     if find_spec("gradio") is None:
         raise InputError('gradio, which serves the page, is not installed: pip install "lida-aging[app]"')
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so the folder is removed, too

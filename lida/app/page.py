@@ -89,7 +89,7 @@ class Painter:
         """Return the photograph before and after, a sheet, and the files, which `infer.py --reproduce` can reproduce."""
         if path is None or not 0 < len(subject.strip()) <= LONGEST_SUBJECT:
             raise InputError(f"give a photograph, and a subject of up to {LONGEST_SUBJECT} characters such as man or woman")
-        progress(0, desc="leading the photograph up to the noise")
+        progress(0, desc="looking at the photograph")
         photo = self.open(path, face, subject.strip())
         merged = self.merge({"age": age_weight, "identity": identity_weight}, adapter)
         current, (low, high) = photo.ages[0], self.sd.captioning.ages
@@ -101,7 +101,8 @@ class Painter:
         arguments = {
             "photo": [photo.path.name], "face": face, "ages": ages, "current_age": current, "subject": [photo.subject],
             "pretrained_model_name_or_path": self.model, "adapter": merged, "seed": SEED,
-            "num_inference_steps": self.sampling.num_inference_steps,
+            "num_inference_steps": self.sampling.num_inference_steps, "guidance_scale": self.sampling.guidance_scale,
+            "method": Edit.method,
         }  # fmt: skip
         names, settings = [f"{photo.path.stem}-age{age:02d}" for age in ages], {**settings_of(self.sd), "arguments": arguments}
         labels = [f"age {age}, looks {self.estimator.of(new, photo.masks[0]):.0f}" for age, new in zip(ages, pictures)]

@@ -72,7 +72,10 @@ class AgeJudge:
 
     def __call__(self, squares: Sequence[Image.Image]) -> np.ndarray:
         """Return the ages (N,) in years."""
-        years = np.asarray(self.read(list(squares)), dtype=np.float64).reshape(-1)
+        try:
+            years = np.asarray(self.read(list(squares)), dtype=np.float64).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.name}: does not return ages of squares ({error}); give another judge") from error
         if len(years) != len(squares) or not np.isfinite(years).all():
             raise InputError(f"{self.name}: returned {years[:5]} for {len(squares)} faces; it must return a number for each")
         return years

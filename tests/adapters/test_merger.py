@@ -1,5 +1,6 @@
 """Merging is the weighted sum of the changes, and no failure loses the base."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 
@@ -108,6 +109,19 @@ def test_only_what_changes_is_merged_again(small, monkeypatch):
         written.clear()
         small.set_adapters(names, weights)
         assert len(written) == count, (names, weights)
+
+
+def test_threads_that_merge_at_once_leave_the_base_as_it_was(small):
+    base = weights_of(small)
+
+    def merge(k: int) -> None:
+        for weight in (0.1, 0.2, 0.3):
+            small.set_adapters(["a", "b"], [k * weight, weight])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(merge, range(4)))
+    small.set_adapters([], [])
+    assert same(small, base)
 
 
 class Interrupt:

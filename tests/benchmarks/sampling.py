@@ -2,9 +2,10 @@
 
     python tests/benchmarks/sampling.py --folder DIR        writes 4 GB of random weights there if it is empty
 
-The peer runs in torch's layout and in channels_last; the faster of the two counts. The aged photograph, from pixels to pixels,
-is the same job in both: DDIM inversion by the neutral caption, guided DDIM towards an age with the photograph blended back
-outside of the mask, two adapters live. lida runs its default steps; the peer runs --peer_steps, diffusers' default of 50.
+The peer runs in torch's layout and in channels_last; the faster of the two counts. The aged photograph, from pixels to pixels, is
+the same job in both, with two adapters live and the photograph blended back outside of the mask: lida's FlowEdit, and the peer's DDIM
+inversion and guided DDIM, which take as many forwards a step. lida runs its default steps; the peer runs --peer_steps, diffusers'
+default of 50.
 """
 
 from argparse import Namespace

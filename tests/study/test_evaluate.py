@@ -60,7 +60,7 @@ def test_the_table_has_the_settings_and_the_controls(evaluated, demo):
     assert float(nothing["similarity_input"]) == pytest.approx(1) == float(nothing["similarity_back"])
     assert nothing["psnr_inside"] == "" == nothing["similarity_target"]
     page = (evaluated / "report.html").read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>") and "1 person, ages 20, 45, 70, 1 seed; ddim_inversion" in page
+    assert page.startswith("<!doctype html>") and "1 person, ages 20, 45, 70, 1 seed; flow_edit" in page
     assert "the photograph itself, counted as the aged picture" in page and page.rstrip().endswith("</html>")
     assert Image.open(evaluated / "grid.png").width > 2 * 128
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ..photos.captions import Captioning
 from .stable_diffusion import Prompt, StableDiffusion
 
-METHODS = ("flow_edit", "ddim_inversion", "inversion", "inpaint")
+METHODS = ("flow_edit", "ddim_inversion", "inpaint")
 LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.8, 60  # strength for a difference of 0 years, and of 60 or more
 PLAIN_STRENGTH = 0.5  # for prompts without an age
 
@@ -17,8 +17,7 @@ class Edit:
     """How a photograph is repainted.
 
     `method` says how: flow_edit leads it from prompt to prompt by the difference of two predictions, ddim_inversion takes DDIM's
-    steps backwards first, inversion (edit-friendly DDPM) finds noise that leads back to it, inpaint draws noise (SDEdit, Meng et
-    al. 2022). `strength`, above 0 and up to 1, is the share of the steps to take. `detail`, 0
+    steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and up to 1, is the share of the steps to take. `detail`, 0
     to 1, is the share of the detail lost in the autoencoder that is added back. If either is None, it follows from the ages.
     `source_prompt` describes the photograph, to all but inpaint; guidance leads away from `negative_prompt`. If either is None, it
     is the caption of the current age. The square about the mask is `context` times as long as the mask. Raises ValueError for a

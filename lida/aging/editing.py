@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from ..diffusion.blending import Blend
 from ..diffusion.flow_edit import flow_edit, flow_source
-from ..diffusion.inversion import ddim_invert, ddpm_invert, replay
+from ..diffusion.inversion import ddim_invert
 from ..diffusion.samplers import Sampling, StepRule, sample
 from ..diffusion.schedule import randn_like
 from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
@@ -54,10 +54,8 @@ def prepare(
     edit = edit.without_age()
     assert edit.strength is not None and edit.source_prompt is not None  # without_age() has filled them
     sources = repeated(edit.source_prompt, num_images_per_prompt)
-    if edit.method == "inversion" and sampling.scheduler != "ddim":
-        raise ValueError(f"method inversion needs the scheduler ddim, not {sampling.scheduler!r}")
-    if edit.method in ("flow_edit", "inversion") and sampling.eta:
-        raise ValueError(f"method {edit.method} draws no noise between the steps: eta must be 0, not {sampling.eta}")
+    if edit.method == "flow_edit" and sampling.eta:
+        raise ValueError(f"method flow_edit draws no noise between the steps: eta must be 0, not {sampling.eta}")
     steps, count, inpaint = sampling.steps(sd.schedule, edit.strength), num_images_per_prompt, edit.method == "inpaint"
     box = square_about(mask, edit.context)
     square = in_srgb(cut(image, box, sd.resolution))
@@ -81,9 +79,6 @@ def prepare(
         if edit.method == "flow_edit":
             trajectory, source_pred = flow_source(predict, sd.schedule, init_latents, steps, generator)
             rule = flow_edit(step_rule(sampling, None), trajectory, source_pred)
-        elif edit.method == "inversion":
-            trajectory, step_noise = ddpm_invert(predict, sd.schedule, init_latents, steps, generator)
-            rule = replay(step_noise)
         else:
             trajectory = ddim_invert(predict, sd.schedule, init_latents, steps)
         latents, blend = trajectory[steps[0][0]], Blend(latent_mask, init_latents, trajectory=trajectory)

@@ -37,7 +37,7 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     """Add --method, --strength, --detail and the other fields of Edit."""
     add = parser.add_argument
-    help = "how it is repainted: by FlowEdit, after DDIM's steps backwards or edit-friendly DDPM inversion, or from drawn noise"
+    help = "how it is repainted: by FlowEdit, after DDIM's steps backwards, or from drawn noise"
     add("--method", choices=METHODS, default=Edit.method, help=f"{help} (default: {Edit.method})")
     help = f"share of the steps, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the difference in years)"
     add("--strength", type=STRENGTH, help=help)

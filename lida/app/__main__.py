@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     add("--pretrained_model_name_or_path", default=TINY, help="folder, .safetensors file or hub id (default: lida-tiny)")
     add("--age_adapter", help="an Age-LoRA (default, on lida-tiny: weights/age.safetensors)")
     add("--identity_adapter", help="an Identity-LoRA (default: none; the page takes one too)")
-    add("--num_inference_steps", type=arguments.whole(1, 999), default=50, help="from pure noise to a picture (default: 50)")
+    add("--num_inference_steps", type=arguments.whole(1, 999), default=25, help="from pure noise to a picture (default: 25)")
     add("--server_name", default="127.0.0.1", help="address; 0.0.0.0 lets others use the page too (default: 127.0.0.1)")
     add("--server_port", type=arguments.whole(1, 65535), help="(default: the first free one from 7860)")
     add("--max_file_size", type=arguments.whole(1, 10000), default=100, metavar="MB", help="of an upload (default: 100)")

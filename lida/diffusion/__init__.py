@@ -6,12 +6,12 @@ Everything here is a function of tensors and of a callable that predicts noise. 
 from .blending import Blend
 from .flow_edit import flow_edit, flow_source
 from .guidance import guided
-from .inversion import ddim_inverse_step, ddim_invert, ddpm_invert, replay
+from .inversion import ddim_inverse_step, ddim_invert
 from .loss import mask_weights, noise_prediction_loss
 from .samplers import SCHEDULERS, Sampling, ddim_step, dpmpp_2m_step, euler_step, sample
 from .schedule import NoiseSchedule, NoiseScheduleConfig
 
 __all__ = [
     "SCHEDULERS", "Blend", "NoiseSchedule", "NoiseScheduleConfig", "Sampling", "ddim_inverse_step", "ddim_invert", "ddim_step",
-    "ddpm_invert", "dpmpp_2m_step", "euler_step", "flow_edit", "flow_source", "guided", "mask_weights", "noise_prediction_loss", "replay", "sample",
+    "dpmpp_2m_step", "euler_step", "flow_edit", "flow_source", "guided", "mask_weights", "noise_prediction_loss", "sample",
 ]  # fmt: skip

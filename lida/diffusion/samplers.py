@@ -28,21 +28,14 @@ def ddim_step(
 
     The batch consists of `repeats` parts, which share the drawn noise.
     """
-    mean, sigma = ddim_mean(schedule, latents, noise_pred, t, t_prev, eta)
+    abar, abar_prev = schedule.alpha_cumprod(t), schedule.alpha_cumprod(t_prev)
+    x0 = (latents - (1 - abar).sqrt() * noise_pred) / abar.sqrt()  # equation 9
+    sigma = eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).sqrt() if eta else 0.0  # equation 16
+    mean = abar_prev.sqrt() * x0 + (1 - abar_prev - sigma**2).sqrt() * noise_pred  # equation 12
     if eta == 0:
         return mean
     noise = randn_like(latents[: len(latents) // repeats], generator)
     return mean + sigma * noise.repeat(repeats, *[1] * (latents.ndim - 1))
-
-
-def ddim_mean(
-    schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int, eta: float
-) -> tuple[Tensor, Tensor | float]:
-    """Return the mean of ddim_step's x_{t_prev}, and its standard deviation sigma."""
-    abar, abar_prev = schedule.alpha_cumprod(t), schedule.alpha_cumprod(t_prev)
-    x0 = (latents - (1 - abar).sqrt() * noise_pred) / abar.sqrt()  # equation 9
-    sigma = eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).sqrt() if eta else 0.0  # equation 16
-    return abar_prev.sqrt() * x0 + (1 - abar_prev - sigma**2).sqrt() * noise_pred, sigma  # equation 12
 
 
 def euler_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int) -> Tensor:
@@ -92,7 +85,7 @@ class Sampling:
     evenly spaced `num_inference_steps`. Raises ValueError for a value out of range.
     """
 
-    num_inference_steps: int = 50
+    num_inference_steps: int = 25
     guidance_scale: float = 6.0
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None

@@ -11,7 +11,7 @@ from lida.photos import Captioning
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "redraw"}, "method 'redraw' is not one of flow_edit, ddim_inversion, inversion, inpaint"),
+        ({"method": "redraw"}, "method 'redraw' is not one of flow_edit, ddim_inversion, inpaint"),
         ({"strength": 0}, "strength must be above 0 and up to 1, not 0"),
         ({"strength": 1.2}, "strength must be above 0 and up to 1, not 1.2"),
         ({"strength": float("nan")}, "strength must be above 0 and up to 1, not nan"),

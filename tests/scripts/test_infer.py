@@ -536,9 +536,8 @@ BAD = [
 STEPS = [
     (
         ["--strength", "0.01"],
-        "strength must be above 0 and up to 1, and leave a step of the 50 to walk, not 0.01; give more steps",
+        "strength must be above 0 and up to 1, and leave a step of the 25 to walk, not 0.01; give more steps",
     ),
-    (["--scheduler", "euler", "--method", "inversion"], "method inversion needs the scheduler ddim, not 'euler'"),
 ]
 READING = [
     (["--age_estimator", "{empty}"], "empty: no age estimator"),

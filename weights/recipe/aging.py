@@ -121,7 +121,7 @@ def painted(args, sd: StableDiffusion, instruments: Instruments) -> dict:
     means = {}
     for decade in range(0, 80, 10):
         prompts = [sd.captioning.caption(subject, decade) for subject in ("a man", "a woman")]
-        sampling, generator = Sampling(args.num_inference_steps, 3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
+        sampling, generator = Sampling(50, 3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
         pictures = generate(sd, prompts, sampling, num_images_per_prompt=args.painted // 2, generator=generator)
         found = [(picture, mask) for picture in pictures if (mask := instruments.mask(picture)) is not None]
         read = [[estimator.of(*pair) for pair in found] for estimator in instruments.estimators]

@@ -20,7 +20,7 @@ from lida.aging.stable_diffusion import StableDiffusion
 
 WEIGHTS = Path(__file__).parent.parent
 KEY = "base_sha256"
-EARLIER = "dac12e7b6f04"  # the base that the study in docs/tradeoff.md was made with
+EARLIER = "dac12e7b6f04"  # the base that the study in docs/tradeoff-details.md was made with
 
 
 def hash_of(base: dict[str, str]) -> str:
@@ -47,7 +47,8 @@ def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as image:
                 named[path] = image.info.get(KEY)
-    for path in (root / "README.md", weights / "README.md", root / "docs" / "tradeoff.md"):
+    pages = [root / "docs" / name for name in ("tradeoff.md", "tradeoff-details.md")]
+    for path in (root / "README.md", weights / "README.md", *pages):
         match = re.search(r"base `([0-9a-f]{12})`", path.read_text(encoding="utf-8"))
         named[path] = match and match[1]
     return named
@@ -55,7 +56,7 @@ def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
 
 def is_earlier(path: Path) -> bool:
     """Return whether a file may belong to the EARLIER base."""
-    return path.name.startswith("tradeoff")
+    return path.name.startswith("tradeoff-")
 
 
 def main():

@@ -49,7 +49,7 @@ def main():
             ("random", ["random"], examples[0].text), ("class", [], kind),
         ):  # fmt: skip
             sd.set_adapters(adapters, [1.0] * len(adapters))
-            sampling, generator = Sampling(guidance_scale=3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
+            sampling, generator = Sampling(50, guidance_scale=3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
             pictures = generate(sd, prompt, sampling, num_images_per_prompt=args.samples, generator=generator)
             vectors = [vector for vector in map(networks.embed, pictures) if vector is not None]
             row[name] = round(float(np.mean([album @ vector for vector in vectors])), 3)

@@ -62,7 +62,7 @@ def main():
 
     sd, networks = StableDiffusion.load(args.model), FaceNetworks(args.face_models)
     known, base = Known(args.embeddings), hash_of(sd.base)
-    sampling, generator = Sampling(guidance_scale=3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
+    sampling, generator = Sampling(50, guidance_scale=3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
     portrait = generate(sd, args.prompt, sampling, generator=generator)[0]  # deterministic steps paint fewer faces well
     mask, rng = oval(portrait.width), np.random.default_rng(args.seed)
     album = args.output_dir / "album"

@@ -73,7 +73,7 @@ class Painter:
         pictures = []
         for subject in ("a girl", "a young woman", "a middle-aged man", "an old man"):
             row: list[Image.Image] = []
-            sampling = Sampling(guidance_scale=3.0, eta=1.0)
+            sampling = Sampling(50, guidance_scale=3.0, eta=1.0)
             for seed in range(6):  # most children are taken for somebody, as they look alike to SFace
                 generator = torch.Generator().manual_seed(seed)
                 prompt = f"a portrait photo of {subject}"

@@ -40,7 +40,12 @@ def test_inpainting_equals_diffusers(sd, pipe, strength):
     image, mask = noise_image(64, 64), box_mask(64, 64, (16, 8, 56, 48))
     edit = Edit("inpaint", strength, context=9)
     ours = age_face(sd, image, mask, "a boy", edit, Sampling(20), generator=draws(3), output_type="latent")
-    options = {"num_inference_steps": 20, "guidance_scale": 5.0, "strength": strength, "output_type": "latent"}
+    options = {
+        "num_inference_steps": 20,
+        "guidance_scale": Sampling().guidance_scale,
+        "strength": strength,
+        "output_type": "latent",
+    }
     options |= {"height": 64, "width": 64, "generator": draws(3)}
     assert relative(ours, inpaint("a boy", image=image, mask_image=mask, **options).images) <= 1e-4
 
@@ -52,7 +57,12 @@ def test_the_inpainting_model_equals_diffusers(inpainting, strength):
     image, mask = noise_image(64, 64), box_mask(64, 64, (16, 8, 56, 48))
     edit, sampling = Edit("inpaint", strength, context=9), Sampling(20)
     ours = age_face(sd, image, mask, "a boy", edit, sampling, generator=draws(3), output_type="latent")
-    options = {"num_inference_steps": 20, "guidance_scale": 5.0, "strength": strength, "output_type": "latent"}
+    options = {
+        "num_inference_steps": 20,
+        "guidance_scale": Sampling().guidance_scale,
+        "strength": strength,
+        "output_type": "latent",
+    }
     options |= {"height": 64, "width": 64, "generator": draws(3)}
     assert relative(ours, reference("a boy", image=image, mask_image=mask, **options).images) <= 1e-4
     blind, seeing = (

@@ -13,7 +13,7 @@ from lida.diffusion import Sampling
 
 def test_a_painted_picture_equals_diffusers(sd, pipe):
     ours = generate(sd, "an old man", Sampling(10), negative_prompt="blurry", generator=draws(3))[0]
-    options = {"num_inference_steps": 10, "guidance_scale": 5.0, "negative_prompt": "blurry"}
+    options = {"num_inference_steps": 10, "guidance_scale": Sampling().guidance_scale, "negative_prompt": "blurry"}
     theirs = pipe("an old man", generator=draws(3), **options).images[0]
     assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 1
 
@@ -23,7 +23,12 @@ def test_each_prompt_may_have_a_negative_one(sd, pipe):
     ours = generate(
         sd, prompts, Sampling(4), negative_prompt=negative, num_images_per_prompt=2, generator=draws(3), output_type="latent"
     )
-    options = {"num_inference_steps": 4, "guidance_scale": 5.0, "num_images_per_prompt": 2, "output_type": "latent"}
+    options = {
+        "num_inference_steps": 4,
+        "guidance_scale": Sampling().guidance_scale,
+        "num_images_per_prompt": 2,
+        "output_type": "latent",
+    }
     assert relative(ours, pipe(prompts, negative_prompt=negative, generator=draws(3), **options).images) <= 1e-4
     with pytest.raises(ValueError, match="2 negative prompts for 1 pictures"):
         generate(sd, "a boy", Sampling(1), negative_prompt=negative)

@@ -109,7 +109,7 @@ def test_a_cosine_schedule_equals_diffusers_with_the_same_betas(sd, pipe, eta):
     sd.schedule = NoiseSchedule(betas)
     pipe.scheduler = diffusers.DDIMScheduler(trained_betas=betas.numpy(), clip_sample=False, set_alpha_to_one=False)
     ours = generate(sd, "a boy", Sampling(10, eta=eta), generator=draws(3), output_type="latent")
-    options = {"num_inference_steps": 10, "guidance_scale": 5.0, "eta": eta, "output_type": "latent"}
+    options = {"num_inference_steps": 10, "guidance_scale": Sampling().guidance_scale, "eta": eta, "output_type": "latent"}
     assert relative(ours, pipe("a boy", generator=draws(3), **options).images) <= 1e-4
 
 

@@ -164,7 +164,7 @@ def test_twenty_steps_equal_diffusers(folder, monkeypatch):
     monkeypatch.setattr(lida.StableDiffusion, "resolution", 256)
     inpaint = diffusers.StableDiffusionInpaintPipeline.from_pretrained(folder, safety_checker=None)
     inpaint.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 20, "guidance_scale": 5.0, "output_type": "latent"}
+    options = {"num_inference_steps": 20, "guidance_scale": lida.Sampling().guidance_scale, "output_type": "latent"}
     image, mask, prompt = noise_image(256, 256), box_mask(256, 256, (64, 32, 224, 192)), "a portrait photo of a man, age 60s"
 
     def check(ours, theirs):

@@ -31,7 +31,7 @@ def test_lida_tiny_and_its_age_adapter_paint_the_same_in_diffusers(tiny):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(WEIGHTS / "lida-tiny", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(WEIGHTS, weight_name="age.safetensors")
-    options = {"num_inference_steps": 10, "guidance_scale": 5.0, "output_type": "latent"}
+    options = {"num_inference_steps": 10, "guidance_scale": lida.Sampling().guidance_scale, "output_type": "latent"}
     theirs = pipe(prompt, generator=draws(5), **options).images
     tiny.load_adapter("age", WEIGHTS / "age.safetensors")
     tiny.set_adapters(["age"], [1.0])
@@ -65,7 +65,7 @@ def test_inversion_gives_the_photograph_back_where_nothing_else_is_asked_for(tin
     photo, mask, described = photo.convert("RGB"), mask.convert("L"), "a portrait photo of a man"
     edit = lida.Edit("ddim_inversion", 0.5, source_prompt=described, context=1.0)
     same, other = (
-        lida.age_face(tiny, photo, mask, prompt, edit, lida.Sampling(guidance_scale=g), output_type="latent")
+        lida.age_face(tiny, photo, mask, prompt, edit, lida.Sampling(50, g), output_type="latent")
         for prompt, g in ((described, 1.0), ("a portrait photo of an old man", 3.0))
     )
     plain = tiny.vae.encode(to_tensor(cut(photo, square_about(mask, 1.0), tiny.resolution)), sample=False)

@@ -38,8 +38,8 @@ from lida.photos.squares import film
 
 WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
 MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
-DEMO = {"photo": [f"{WEIGHTS}/demo/person-a.png"], "mask": f"{WEIGHTS}/demo/person-a-mask.png", "subject": ["sks man"]}
-DEMO_ADAPTER = f"{WEIGHTS / 'person-a.safetensors'}=0.3"
+DEMO = {"photo": [f"{WEIGHTS}/demo/person-b.png"], "mask": f"{WEIGHTS}/demo/person-b-mask.png", "subject": ["sks woman"]}
+DEMO_ADAPTER = f"{WEIGHTS / 'person-b.safetensors'}=0.3"
 DTYPES = ("float32", "bfloat16", "float16")
 PLACES = ("output_dir", "overwrite", "reproduce")  # do not change the picture
 

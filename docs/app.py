@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         age, model = str(WEIGHTS / "age.safetensors"), str(WEIGHTS / "lida-tiny")
         painter = Painter(model, {"age": age}, str(WEIGHTS / "age-estimator"), Sampling(), Path(folder))
-        demo = (str(WEIGHTS / "demo" / "person-a.png"), str(WEIGHTS / "person-a.safetensors"), "sks man")
+        demo = (str(WEIGHTS / "demo" / "person-d.png"), str(WEIGHTS / "person-d.safetensors"), "sks woman")
         page = serve(painter, demo)
         shot = Path(folder, "shot.png")
         take(page.local_url, shot)

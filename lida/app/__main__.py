@@ -13,7 +13,7 @@ from ..doors.errors import InputError, run
 
 WEIGHTS = Path(os.path.relpath(Path(__file__).parent.parent / "weights"))
 TINY, AGE, ESTIMATOR = (str(WEIGHTS / name) for name in ("lida-tiny", "age.safetensors", "age-estimator"))
-DEMO = (str(WEIGHTS / "demo" / "person-a.png"), str(WEIGHTS / "person-a.safetensors"), "sks man")
+DEMO = (str(WEIGHTS / "demo" / "person-b.png"), str(WEIGHTS / "person-b.safetensors"), "sks woman")
 
 
 def parse_args() -> argparse.Namespace:

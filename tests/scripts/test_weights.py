@@ -107,13 +107,13 @@ def test_the_demo_makes_a_sheet(tmp_path):
     """As a user runs it, in a process of its own and another folder."""
     command = [sys.executable, ROOT / "infer.py", "--num_inference_steps", "20", "--output_dir", tmp_path / "out"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    names = [f"person-a-age{age}.png" for age in (10, 30, 50, 70)] + ["person-a-sheet.png"]
+    names = [f"person-b-age{age}.png" for age in (10, 30, 50, 70)] + ["person-b-sheet.png"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
     pictures = [np.asarray(Image.open(tmp_path / "out" / name)).astype(int) for name in names[:4]]
     # More than rounding; how far apart is the card's matter
     assert all(np.abs(a - b).max() > 2 for i, a in enumerate(pictures) for b in pictures[:i])
-    outside = np.asarray(Image.open(WEIGHTS / "demo" / "person-a-mask.png").convert("L")) == 0
-    photo = np.asarray(Image.open(WEIGHTS / "demo" / "person-a.png").convert("RGB"))
+    outside = np.asarray(Image.open(WEIGHTS / "demo" / "person-b-mask.png").convert("L")) == 0
+    photo = np.asarray(Image.open(WEIGHTS / "demo" / "person-b.png").convert("RGB"))
     assert all(np.array_equal(picture[outside], photo[outside]) for picture in pictures)
-    settings = json.loads((tmp_path / "out" / "person-a-age10.json").read_text())
+    settings = json.loads((tmp_path / "out" / "person-b-age10.json").read_text())
     assert settings["arguments"]["num_inference_steps"] == 20

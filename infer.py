@@ -20,7 +20,7 @@ import lida
 from lida.adapters import parse_pairs
 from lida.aging import Edit, StableDiffusion, age_targets, generate
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
-from lida.aging.photograph import FEATHER, SEED, Photograph, made_in, repaint_faces, save_row, settings_of
+from lida.aging.photograph import FEATHER, SEED, Photograph, repaint_faces, save_row, settings_of
 from lida.aging.slider import Slider, read_slider
 from lida.data.folder import photographs
 from lida.diffusion import Sampling
@@ -30,9 +30,10 @@ from lida.doors.files import claimed_folder, free_folder
 from lida.doors.pictures import open_photo
 from lida.doors.tensors import check_device
 from lida.kernels import ATTENTION, use_attention, use_fastest
+from lida.photos import marking
 from lida.photos.ages import AgeEstimator
 from lida.photos.captions import with_article
-from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, origin, read_settings, recorded_arguments, save_marked
+from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, save_marked
 from lida.photos.masks import ZONES, Outline, read_masks
 from lida.photos.squares import film
 
@@ -102,11 +103,11 @@ def parse_args() -> argparse.Namespace:
     if args.reproduce is not None:
         if given := [f"--{name}" for name, value in vars(args).items() if name not in PLACES and value != getattr(plain, name)]:
             raise InputError(f"--reproduce: a picture is made again with its own settings; leave {', '.join(given)} out")
-        expected, places = read_settings(args.reproduce), {name: getattr(args, name) for name in PLACES}
-        if there := origin(expected, args.reproduce):
+        expected, places = marking.read_settings(args.reproduce), {name: getattr(args, name) for name in PLACES}
+        if there := marking.origin(expected, args.reproduce):
             places |= {name: os.path.abspath(places[name]) for name in ("output_dir", "reproduce")}
             os.chdir(there)
-        args = parser.parse_args(arguments.as_argv(parser, recorded_arguments(expected, args.reproduce) | places))
+        args = parser.parse_args(arguments.as_argv(parser, marking.recorded_arguments(expected, args.reproduce) | places))
     demo = not args.photo and args.prompt is None
     if demo:
         vars(args).update({name: value for name, value in DEMO.items() if not getattr(args, name)})
@@ -205,7 +206,7 @@ def age_photograph(
     pictures = repaint_faces(sd, photo, rows, edit, sampling, **options)
     labels = [f"{years:+d} years" for years in args.years or ()] + [f"age {age}" for age in args.ages or ()] or ["prompt"]
     with claimed_folder(args.output_dir, files_of(args, photo.path.stem), args.overwrite) as folder:
-        print(*save_row(photo, rows, pictures, names, labels, folder, settings | made_in(folder)), sep="\n")
+        print(*save_row(photo, rows, pictures, names, labels, folder, settings | marking.made_in(folder)), sep="\n")
         if args.gif:
             print(film(pictures[::count], folder / f"{photo.path.stem}.gif"))
 
@@ -242,7 +243,7 @@ def main() -> None:
         told = {"whole_prompt": args.prompt, **settings, "arguments": recorded}
         with claimed_folder(args.output_dir, names, args.overwrite) as folder:
             for name, picture in zip(names, images):
-                print(save_marked(picture, folder / name, told | made_in(folder), PAINTED))
+                print(save_marked(picture, folder / name, told | marking.made_in(folder), PAINTED))
 
 
 if __name__ == "__main__":

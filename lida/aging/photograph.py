@@ -1,6 +1,5 @@
 """What infer.py and the page share: repaint the faces of a photograph, and save the pictures with their settings."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -66,11 +65,6 @@ def settings_of(sd: StableDiffusion, seed: int = SEED) -> dict[str, Any]:
     """Return the settings that are not arguments: lida's version, the fingerprints of model and adapters, and the seed."""
     adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
     return {"lida": __version__, "base": sd.base, "adapters": adapters, "seed": seed}
-
-
-def made_in(folder: Path) -> dict[str, str]:
-    """Return how relative paths are found again from a picture in this folder; lida.photos.marking.origin() reads it."""
-    return {"made_in": os.path.relpath(".", os.path.realpath(folder))}
 
 
 def save_row(

@@ -91,6 +91,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: has no settings of lida's in it or beside it ({error}); give a picture by lida") from None
 
 
+def made_in(folder: Path) -> dict[str, str]:
+    """Return how relative paths are found again from a picture in this folder; origin() reads it."""
+    return {"made_in": os.path.relpath(".", os.path.realpath(folder))}
+
+
 def origin(settings: dict[str, Any], path: str | Path) -> Path | None:
     """Return the folder that a picture was made from, where the files lie that its arguments name by relative paths.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from check import hash_of, save_picture
 from nobody import Known
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image, ImageEnhance
 
 from lida.aging import Edit, age_face, generate
 from lida.aging.stable_diffusion import StableDiffusion
@@ -27,10 +27,10 @@ WEIGHTS = Path(__file__).parent.parent
 
 
 def oval(size: int) -> Image.Image:
-    """Return a mask over the middle of a portrait, where the face is."""
-    mask = Image.new("L", (4 * size, 4 * size), 0)
-    ImageDraw.Draw(mask).ellipse([0.2 * 4 * size, 0.14 * 4 * size, 0.8 * 4 * size, 0.94 * 4 * size], fill=255)
-    return mask.resize((size, size), Image.Resampling.LANCZOS).point(lambda value: 255 * (value > 127))
+    """Return a mask over the middle of a portrait, where the face is, with a soft edge: a hard one would be seen as a seam."""
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    radius = np.hypot((x - 0.5) / 0.3, (y - 0.54) / 0.4)
+    return Image.fromarray((255 * np.clip((1.1 - radius) / 0.25, 0, 1)).round().astype(np.uint8))
 
 
 def photographed_anew(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The mathematics of diffusion: schedule, loss, samplers, inversion, guidance and blending; one equation a function.
+"""The mathematics of diffusion: schedule, loss, samplers, FlowEdit, inversion, guidance and blending; one equation a function.
 
 Everything here is a function of tensors and of a callable that predicts noise. Nothing knows a UNet class, a tokenizer or a file.
 """

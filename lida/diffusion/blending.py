@@ -14,7 +14,7 @@ class Blend:
 
     `mask` (B or 1, 1, h, w) is 1 where the image is painted from the first step on, and 0 where the photograph stays. Where it
     has a grey value g, painting starts when the share g of the steps is left (Levin & Fried 2023, algorithm 1). The photograph
-    at timestep t is `init_latents` with `noise` (B, C, h, w), or `trajectory[t]` if it was inverted.
+    at timestep t is `init_latents` with `noise` (B, C, h, w), or `trajectory[t]` if there is one.
     """
 
     mask: Tensor

@@ -75,7 +75,7 @@ def parse_args() -> argparse.Namespace:
     add("--licence", type=text, help="of the adapter, written into the file")
     # The objective
     add("--snr_gamma", type=positive, help="weigh timesteps by min(snr, gamma) / snr; all alike if not given")
-    add("--noise_offset", type=non_negative, default=0.0, help="deviation of a constant added to each channel's noise")
+    add("--noise_offset", type=fraction, default=0.0, help="deviation of a constant added to each channel's noise")
     add("--caption_dropout", type=fraction, default=0.0, help="share of the captions that are replaced by an empty one")
     add("--mask_loss", action="store_true", help="weigh the loss by masks/<stem>.png")
     add("--unmasked_weight", type=non_negative, default=0.0, help="weight of the loss where the mask is black")

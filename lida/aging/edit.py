@@ -17,10 +17,10 @@ class Edit:
     """How a photograph is repainted.
 
     `method` says how: flow_edit leads it from prompt to prompt by the difference of two predictions, ddim_inversion takes DDIM's
-    steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and up to 1, is the share of the steps to take. `detail`, 0
-    to 1, is the share of the detail lost in the autoencoder that is added back. If either is None, it follows from the ages.
-    `source_prompt` describes the photograph, to all but inpaint; guidance leads away from `negative_prompt`. If either is None, it
-    is the caption of the current age. The square about the mask is `context` times as long as the mask. Raises ValueError for a
+    steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and up to 1, is the share of the
+    steps to take. `detail`, 0 to 1, is the share of the detail lost in the autoencoder that is added back. If either is None, it
+    follows from the ages. `source_prompt` describes the photograph, to all but inpaint; guidance leads away from
+    `negative_prompt`. If either is None, it is the caption of the current age. The square about the mask is `context` times as long as the mask. Raises ValueError for a
     value out of range.
     """
 

@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from ..diffusion.blending import Blend
 from ..diffusion.flow_edit import flow_edit, flow_source
-from ..diffusion.inversion import ddim_invert
-from ..diffusion.samplers import Sampling, StepRule, sample
+from ..diffusion.inversion import Trajectory, ddim_invert
+from ..diffusion.samplers import Sampling, sample
 from ..diffusion.schedule import randn_like
 from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
 from ..photos.masks import mask_to_latents, mask_to_tensor
@@ -33,7 +33,7 @@ class Prepared:
     latents: Tensor  # (num_images_per_prompt, C, h, w) at the first step
     blend: Blend | None  # None for an inpainting model
     condition: Tensor | None  # an inpainting model's further input
-    rule: StepRule | None  # of a method that takes steps of its own
+    source_pred: Trajectory | None  # FlowEdit's predictions for the photograph
     generator: Generator | None  # in its state after prepare(), for the noise that the steps draw
 
 
@@ -54,8 +54,7 @@ def prepare(
     edit = edit.without_age()
     assert edit.strength is not None and edit.source_prompt is not None  # without_age() has filled them
     sources = repeated(edit.source_prompt, num_images_per_prompt)
-    if edit.method == "flow_edit" and sampling.eta:
-        raise ValueError(f"method flow_edit draws no noise between the steps: eta must be 0, not {sampling.eta}")
+    check_eta(edit, sampling)
     steps, count, inpaint = sampling.steps(sd.schedule, edit.strength), num_images_per_prompt, edit.method == "inpaint"
     box = square_about(mask, edit.context)
     square = in_srgb(cut(image, box, sd.resolution))
@@ -69,7 +68,7 @@ def prepare(
     latent_mask = mask_to_latents(pixel_mask, (side, side)).to(init_latents)
     noise = randn_like(init_latents, generator) if inpaint else None
     condition = sd.inpainting_condition(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
-    rule = None
+    source_pred = None
     if noise is not None:
         latents = noise if edit.strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
         blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
@@ -78,12 +77,11 @@ def prepare(
         predict = sd.merging(sd.predictor(sources, "", unguided, condition))
         if edit.method == "flow_edit":
             trajectory, source_pred = flow_source(predict, sd.schedule, init_latents, steps, generator)
-            rule = flow_edit(step_rule(sampling, None), trajectory, source_pred)
         else:
             trajectory = ddim_invert(predict, sd.schedule, init_latents, steps)
         latents, blend = trajectory[steps[0][0]], Blend(latent_mask, init_latents, trajectory=trajectory)
     state = None if generator is None else generator.clone_state()
-    return Prepared(image, mask, edit, box, square, steps, latents, blend, condition, rule, state)
+    return Prepared(image, mask, edit, box, square, steps, latents, blend, condition, source_pred, state)
 
 
 @torch.no_grad()
@@ -99,6 +97,7 @@ def repaint(
     """
     check_output(output_type, sampling)
     count, edit = len(prepared.latents), prepared.edit
+    check_eta(edit, sampling)
     assert edit.strength is not None and edit.negative_prompt is not None  # prepare() has filled them
     fractions = torch.tensor([target.strength / edit.strength for target in targets])
     if prepared.blend is None and (any(target.detail for target in targets) or bool((fractions != 1).any())):
@@ -110,7 +109,10 @@ def repaint(
     negative = repeated(edit.negative_prompt, len(prompts) if one else count)
     predict = sd.merging(sd.predictor(prompts, negative, sampling, prepared.condition))
     generator = None if prepared.generator is None else prepared.generator.clone_state()
-    rule = prepared.rule or step_rule(sampling, generator, len(targets))
+    rule = step_rule(sampling, generator, len(targets))
+    if prepared.source_pred is not None:
+        assert prepared.blend is not None and prepared.blend.trajectory is not None  # prepare() has made them together
+        rule = flow_edit(rule, prepared.blend.trajectory, prepared.source_pred)
     start, blend = prepared.latents.repeat(len(targets), 1, 1, 1), prepared.blend and prepared.blend.for_row(fractions)
     latents = sample(predict, sd.schedule, start, progress(prepared.steps), rule, blend)
     return latents if output_type == "latent" else composed(sd, prepared, finite(latents), targets)
@@ -144,9 +146,8 @@ def age_face(
 ) -> list[Image.Image] | Tensor:  # fmt: skip
     """Repaint a photograph towards each prompt where `mask` (L, the size of `image`) is not black; keep every other pixel.
 
-    The square about the mask is resized to the model's resolution, turned into noise as Edit.method says,
-    denoised, decoded, matched in colour and pasted back. After each step, the photograph is put back where the mask
-    is black, or grey and not yet due (Avrahami et al. 2023; Levin & Fried 2023). All prompts share the noise. Returns pictures
+    The square about the mask is resized to the model's resolution, turned into noise as Edit.method says, denoised, decoded,
+    matched in colour and pasted back. After each step, the photograph is put back where the mask is black, or grey and not yet due (Avrahami et al. 2023; Levin & Fried 2023). All prompts share the noise. Returns pictures
     of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises ValueError as prepare() and
     repaint() do.
     """
@@ -182,6 +183,12 @@ def repaint_all(
     for start in range(0, len(targets), size):
         pictures += repaint(sd, prepared, targets[start : start + size], sampling, progress=progress)
     return pictures
+
+
+def check_eta(edit: Edit, sampling: Sampling) -> None:
+    """Raise ValueError for noise between the steps of FlowEdit, which would be added to the edit alone."""
+    if edit.method == "flow_edit" and sampling.eta:
+        raise ValueError(f"method flow_edit draws no noise between the steps: eta must be 0, not {sampling.eta}")
 
 
 def check_photograph(image: Image.Image, mask: Image.Image) -> None:

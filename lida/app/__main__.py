@@ -31,11 +31,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    given = [os.path.realpath(path) for path in (args.age_adapter, args.identity_adapter) if path]
-    if len(set(given)) < len(given):
-        raise InputError(f"--identity_adapter {args.identity_adapter}: is the age adapter too; give two files")
     try:
-        socket.getaddrinfo(args.server_name, None)
+        family = socket.getaddrinfo(args.server_name, None)[0][0]
+        socket.create_server((args.server_name, 0), family=family).close()
     except (OSError, UnicodeError):
         raise InputError(f"--server_name {args.server_name}: is no address of this machine; give one such as 127.0.0.1") from None
     if find_spec("gradio") is None:
@@ -43,12 +41,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so the folder is removed, too
     with tempfile.TemporaryDirectory(prefix="lida-app-") as folder:  # for uploads and pictures
         os.environ["GRADIO_TEMP_DIR"] = folder
+        from ..adapters import parse_pairs
         from ..diffusion import Sampling  # imported here, with what follows, so that --help is quick
         from .page import Painter, serve
 
         model = args.pretrained_model_name_or_path
         on_tiny = Path(model).resolve() == Path(TINY).resolve()
         adapters = {"age": args.age_adapter or (AGE if on_tiny else None), "identity": args.identity_adapter}
+        parse_pairs([path for path in adapters.values() if path], "--identity_adapter")  # refuses a file that is given twice
         painter = Painter(model, adapters, ESTIMATOR, Sampling(args.num_inference_steps), Path(folder))
         address = {"server_name": args.server_name, "server_port": args.server_port}
         page = serve(painter, DEMO, **address, max_file_size=f"{args.max_file_size}mb")

@@ -126,6 +126,14 @@ def test_flow_edit_gives_the_photograph_back_where_nothing_changes(sd):
     assert relative(two[:2], torch.cat([plain, plain])) <= 1e-3 and not torch.allclose(two[2], two[3], atol=1e-3)
     with pytest.raises(ValueError, match="method flow_edit draws no noise between the steps: eta must be 0, not 0.5"):
         age_face(sd, image, mask, "a boy", edit, Sampling(20, eta=0.5))
+    prepared = prepare(sd, image, mask, edit, sampling, generator=draws(5))
+    with pytest.raises(ValueError, match="eta must be 0, not 0.5"):
+        repaint(sd, prepared, [Target("a boy", 1.0)], Sampling(10, 1.0, eta=0.5))
+    euler, ddim = (
+        repaint(sd, prepared, [Target("an old man", 1.0)], Sampling(10, 1.0, scheduler=name), output_type="latent")
+        for name in ("euler", "ddim")
+    )
+    assert relative(euler, ddim) > 1e-4  # the sampler of the repainting counts, not that of the preparation
 
 
 # Rows of paintings ------------------------------------------------------------------------------------------------------

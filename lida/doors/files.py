@@ -44,6 +44,8 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
     Raises InputError if the path already holds anything: nothing is replaced.
     """
     target = Path(os.path.realpath(path))
+    if os.path.islink(path) and not target.exists():
+        raise InputError(f"{path}: is a link to a folder that does not exist; give the name of a new folder")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{path}: is {'not empty' if target.is_dir() else 'not a folder'}; give the name of a new folder")
     output_folder(target.parent, "the folder")
@@ -127,6 +129,8 @@ def output_file(path: str | Path) -> Path:
 
 def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:
     """Return the folder, created if needed. Raises InputError, before any long work, if nothing can be written there."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise InputError(f"{flag} {path}: is a link to a folder that does not exist; make that folder or give another one")
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:

@@ -48,7 +48,7 @@ def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
             if options_of(state[name]) != options_of(part.state_dict()):
                 raise ValueError(f"the {name} has other options")
             part.load_state_dict(state[name])
-            check_values(part)
+            check_values(part, state["step"])
         return state["step"]
     except Exception as error:  # a damaged file can raise anything
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -62,10 +62,11 @@ def options_of(state: dict) -> list[dict]:
     ]
 
 
-def check_values(part: Any) -> None:
-    """Raise ValueError for values that are not finite, and for moments that are missing or of another shape."""
+def check_values(part: Any, step: int) -> None:
+    """Raise ValueError for values that are not finite, and for moments that are missing after `step` steps or of another shape."""
     tensors: list[torch.Tensor] = list(part.parameters()) if isinstance(part, torch.nn.Module) else []
-    if states := part.state if isinstance(part, torch.optim.Optimizer) else {}:
+    if step and isinstance(part, torch.optim.Optimizer):
+        states = part.state
         for p in (p for group in part.param_groups for p in group["params"]):
             if {value.shape for name, value in states[p].items() if name in MOMENTS} != {p.shape}:
                 raise ValueError("moments are missing or of another shape")

@@ -22,6 +22,7 @@ from lida.doors.errors import InputError
 from lida.doors.files import (
     append_text,
     claimed_folder,
+    folder_written_whole,
     locked,
     output_folder,
     regular_file,
@@ -226,6 +227,11 @@ def test_output_folders(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300), "/proc/x"):
         with pytest.raises(InputError, match=f"--out {path}: .*give a folder that can be written to"):
             output_folder(path, "--out")
+    (tmp_path / "link").symlink_to("elsewhere")
+    for writing in (output_folder, lambda path: folder_written_whole(path).__enter__()):
+        with pytest.raises(InputError, match="link: is a link to a folder that does not exist"):
+            writing(tmp_path / "link")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_locked_folder_is_for_one_process(tmp_path):

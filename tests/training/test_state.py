@@ -97,9 +97,10 @@ def changed(change):
 
 STATES = [
     lambda s: s.update(step=4), lambda s: s.update(step=2.5), lambda s: s.update(step=-6), lambda s: s["model"]["bias"].fill_(torch.nan),
-    lambda s: s["optimizer"]["state"].pop(0), lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(2)),
+    lambda s: s["optimizer"]["state"].clear(), lambda s: s["optimizer"]["state"].pop(0),
+    lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(2)), lambda s: s["optimizer"]["state"][0]["step"].fill_(-6),
     lambda s: s["optimizer"]["state"][0]["exp_avg"].fill_(torch.nan), lambda s: s["optimizer"]["state"][0]["exp_avg_sq"].sub_(9),
-    lambda s: s["optimizer"]["state"][0]["step"].fill_(-6), lambda s: s["optimizer"]["param_groups"][0].update(betas=(0, 0)),
+    lambda s: s["optimizer"]["param_groups"][0].update(betas=(0, 0)),
 ]  # fmt: skip
 DAMAGE = [
     *((STATE, changed(change)) for change in STATES), (STATE, flipped),

@@ -32,7 +32,7 @@ from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
 from lida.doors.arguments import Parser, fraction, non_negative, non_negative_int, positive, rate, seed, text, whole, words
 from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
-from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_frozen_convolutions
+from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_few_pixels_convolutions
 from lida.kernels.amx import compiler
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, inject_lora, lora_parameters
 from lida.photos.captions import captioning_of
@@ -172,7 +172,7 @@ def load_model(args: Any, processes: Processes) -> tuple[StableDiffusion, Any]:
         raise InputError(f"--resolution {resolution}: must be a multiple of {sd.vae.factor}")
     attention = args.attention or fastest_attention(dtype, device, (resolution // sd.vae.factor) ** 2)
     use_attention(sd.unet, attention)
-    use_frozen_convolutions(sd.unet)
+    use_few_pixels_convolutions(sd.unet)
     return sd, replace(args, device=device, attention=attention, resolution=resolution)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..doors.errors import InputError
 from ..nn.layers import Attention
 from . import amx
+from .convolution import use_few_pixels_convolutions
+from .feed_forward import use_blocked_feed_forward
 
 
 def einsum_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -81,10 +83,16 @@ def fastest_attention(dtype: torch.dtype, device: str | torch.device, tokens: in
 
 
 def use_fastest(model: nn.Module, tokens: int) -> None:
-    """Prepare a UNet or a VAE for sampling: the fastest attention, and in half precision channels_last for the convolutions."""
+    """Prepare a UNet or a VAE for sampling, with `tokens` pixels in its largest layer of attention."""
     weight = next(model.parameters())
     name = fastest_attention(weight.dtype, weight.device, tokens, training=False)
     one_head = any(module.heads == 1 for module in model.modules() if isinstance(module, Attention))
     use_attention(model, "blocked" if name == "amx" and one_head else name)  # AMX does not speed up the one wide head of a VAE
-    if weight.dtype != torch.float32:
+    for module in model.modules():
+        if isinstance(module, nn.SiLU):
+            module.inplace = True  # nothing else reads what the norm before it returns
+    if weight.device.type == "cpu":
+        use_few_pixels_convolutions(model)
+        use_blocked_feed_forward(model)
+    if weight.dtype != torch.float32 or weight.device.type == "cpu":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub

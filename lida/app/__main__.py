@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     add("--pretrained_model_name_or_path", default=TINY, help="folder, .safetensors file or hub id (default: lida-tiny)")
     add("--age_adapter", help="an Age-LoRA (default, on lida-tiny: weights/age.safetensors)")
     add("--identity_adapter", help="an Identity-LoRA (default: none; the page takes one too)")
-    add("--num_inference_steps", type=arguments.whole(1, 999), default=25, help="from pure noise to a picture (default: 25)")
+    add("--num_inference_steps", type=arguments.whole(1, 999), help="from pure noise to a picture (default: infer.py's)")
     add("--server_name", default="127.0.0.1", help="address; 0.0.0.0 lets others use the page too (default: 127.0.0.1)")
     add("--server_port", type=arguments.whole(1, 65535), help="(default: the first free one from 7860)")
     add("--max_file_size", type=arguments.whole(1, 10000), default=100, metavar="MB", help="of an upload (default: 100)")
@@ -49,7 +49,8 @@ def main() -> None:
         on_tiny = Path(model).resolve() == Path(TINY).resolve()
         adapters = {"age": args.age_adapter or (AGE if on_tiny else None), "identity": args.identity_adapter}
         parse_pairs([path for path in adapters.values() if path], "--identity_adapter")  # refuses a file that is given twice
-        painter = Painter(model, adapters, ESTIMATOR, Sampling(args.num_inference_steps), Path(folder))
+        sampling = Sampling(args.num_inference_steps) if args.num_inference_steps else Sampling()
+        painter = Painter(model, adapters, ESTIMATOR, sampling, Path(folder))
         address = {"server_name": args.server_name, "server_port": args.server_port}
         page = serve(painter, DEMO, **address, max_file_size=f"{args.max_file_size}mb")
         print(f"lida app: {page.local_url} (Ctrl-C stops it)", flush=True)

@@ -14,14 +14,14 @@ from PIL import ImageOps
 
 from ..adapters import load_adapter
 from ..aging import Edit, StableDiffusion, age_targets
-from ..aging.photograph import FEATHER, SEED, Photograph, repaint_faces, save_row, settings_of
+from ..aging.photograph import SEED, Photograph, repaint_faces, save_row, settings_of
 from ..diffusion import Sampling
 from ..doors.errors import InputError, faults_of, one_line
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
 from ..photos.captions import with_article
 from ..photos.marking import file_hash
-from ..photos.masks import Outline, read_masks
+from ..photos.masks import read_masks
 
 ROW = (-40, -20, 20, 40)  # years older or younger
 LONGEST_SUBJECT = 60  # characters
@@ -55,7 +55,7 @@ class Painter:
     def open(self, path: str, face: int | str = "all", subject: str = "person") -> Photograph:
         """Open a photograph and find its faces, the largest first, or one by its number. Raises InputError for no face."""
         image, name = open_photo(path), Path(path).name
-        masks = read_masks("auto", image, face=face, outline=Outline(feather=FEATHER))
+        masks = read_masks("auto", image, face=face)
         ages: list[float | None] = [self.estimator.of(image, mask) for mask in masks]
         return Photograph(Path(name), image, masks, ages, with_article(subject), {name: file_hash(path)})
 

@@ -32,6 +32,9 @@ class Outline:
     zones: Mapping[str, float] = field(default_factory=dict)
 
 
+SOFT = Outline(feather=0.04)  # of faces that are found, so that no seam shows
+
+
 def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
     """Return the mask in a file as L: white where the face is repainted, grey where less of it is, black where transparent.
 
@@ -69,7 +72,7 @@ def read_masks(
     image: Image.Image,
     face_models: str | Path | None = None,
     face: int | str | None = None,
-    outline: Outline = Outline(),
+    outline: Outline = SOFT,
 ) -> list[Image.Image]:
     """Return the masks of `mask`: "auto" finds faces; the path of a picture or a box x0,y0,x1,y1 gives one mask.
 

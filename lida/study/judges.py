@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..aging.photograph import FEATHER
 from ..doors.errors import InputError
 from ..doors.json import read_json, typed
 from ..doors.pictures import in_srgb, open_image, open_photo
 from ..photos.ages import AgeEstimator
 from ..photos.faces import SAME_PERSON, FaceNetworks
-from ..photos.masks import Outline, mask_from_landmarks, open_mask, read_masks
+from ..photos.masks import mask_from_landmarks, open_mask, read_masks
 from ..photos.squares import cut, square_about
 from .people import Person, Reference, Subject, read_aged
 
@@ -223,7 +222,7 @@ class Judges:
         Raises InputError if the photograph that is to be aged has no face.
         """
         image, references = open_photo(person.photo), []
-        mask = read_masks(person.mask, image, self.face_models, outline=Outline(feather=FEATHER))[0]
+        mask = read_masks(person.mask, image, self.face_models)[0]
         vectors = [vector for vector in self.vectors(image, mask) if vector is not None]
         if len(vectors) < len(self.identities):
             raise InputError(f"{person.photo}: a judge of identity finds no face in it; give another photograph")

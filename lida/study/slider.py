@@ -20,7 +20,6 @@ from ..adapters import parse_pairs
 from ..aging.edit import METHODS, Edit
 from ..aging.editing import age_to
 from ..aging.flags import GUIDANCE
-from ..aging.photograph import FEATHER
 from ..aging.slider import Slider, aging_adapters, inverse
 from ..aging.stable_diffusion import StableDiffusion
 from ..data.folder import photographs
@@ -31,7 +30,7 @@ from ..doors.files import output_file, write_json
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
 from ..photos.captions import captioning_of, with_article
-from ..photos.masks import Outline, read_masks
+from ..photos.masks import read_masks
 
 ASKED = tuple(range(-60, 61, 10))  # years asked for, relative to the face's own age
 
@@ -90,7 +89,7 @@ def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Name
     for path in paths:  # a broken one is refused before any is aged
         image = open_photo(path)
         mask = str(args.masks / f"{path.stem}.png") if args.masks else "auto"
-        photos.append((path, image, read_masks(mask, image, args.face_models, outline=Outline(feather=FEATHER))[0]))
+        photos.append((path, image, read_masks(mask, image, args.face_models)[0]))
     for row, (path, image, mask) in zip(gained, tqdm(photos, unit="photo")):
         now = estimator.of(image, mask)
         columns = [k for k, asked in enumerate(ASKED) if youngest <= now + asked <= oldest or asked == 0]

@@ -15,19 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from person import PAINTING
 from PIL import Image
 from prepare import Photo, read_photos
 from tqdm import tqdm
 
 from lida.aging import Edit, StableDiffusion, age_to, generate
 from lida.aging.edit import METHODS
-from lida.aging.photograph import FEATHER
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError
 from lida.doors.pictures import open_image
 from lida.photos.ages import AgeEstimator
 from lida.photos.faces import FaceNetworks
-from lida.photos.masks import Outline, mask_from_landmarks
+from lida.photos.masks import SOFT, mask_from_landmarks
 from lida.photos.squares import sheet
 from lida.study.tradeoff import interval
 
@@ -44,7 +44,7 @@ class Instruments:
     def mask(self, image: Image.Image) -> Image.Image | None:
         """Return the mask of the largest face; None without a face."""
         faces = self.faces.find(image)
-        return mask_from_landmarks(faces[0].landmarks, image.size, Outline(feather=FEATHER)) if faces else None
+        return mask_from_landmarks(faces[0].landmarks, image.size, SOFT) if faces else None
 
 
 def laplacian_variance(image: Image.Image, inside: np.ndarray) -> float:
@@ -125,8 +125,8 @@ def painted(args, sd: StableDiffusion, instruments: Instruments) -> dict:
     means = {}
     for decade in range(0, 80, 10):
         prompts = [sd.captioning.caption(subject, decade) for subject in ("a man", "a woman")]
-        sampling, generator = Sampling(50, 3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
-        pictures = generate(sd, prompts, sampling, num_images_per_prompt=args.painted // 2, generator=generator)
+        generator = torch.Generator().manual_seed(args.seed)
+        pictures = generate(sd, prompts, PAINTING, num_images_per_prompt=args.painted // 2, generator=generator)
         found = [(picture, mask) for picture in pictures if (mask := instruments.mask(picture)) is not None]
         read = [[estimator.of(*pair) for pair in found] for estimator in instruments.estimators]
         means[f"{decade}s"] = {"read": np.mean(read, axis=1).round(1).tolist(), "faces": len(found) / len(pictures)}

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from person import PAINTING
 
 from lida.adapters import load_adapter
 from lida.aging import StableDiffusion, generate
 from lida.data.folder import read_examples
-from lida.diffusion import Sampling
 from lida.doors.pictures import open_image
 from lida.photos.faces import FaceNetworks
 from lida.study.painting import random_adapter
@@ -49,8 +49,8 @@ def main():
             ("random", ["random"], examples[0].text), ("class", [], kind),
         ):  # fmt: skip
             sd.set_adapters(adapters, [1.0] * len(adapters))
-            sampling, generator = Sampling(50, guidance_scale=3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
-            pictures = generate(sd, prompt, sampling, num_images_per_prompt=args.samples, generator=generator)
+            generator = torch.Generator().manual_seed(args.seed)
+            pictures = generate(sd, prompt, PAINTING, num_images_per_prompt=args.samples, generator=generator)
             vectors = [vector for vector in map(networks.embed, pictures) if vector is not None]
             row[name] = round(float(np.mean([album @ vector for vector in vectors])), 3)
             row[f"{name}_faces"] = len(vectors) / len(pictures)

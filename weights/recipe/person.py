@@ -24,6 +24,7 @@ from lida.diffusion import Sampling
 from lida.photos.faces import SAME_PERSON, FaceNetworks
 
 WEIGHTS = Path(__file__).parent.parent
+PAINTING = Sampling(50, guidance_scale=3.0, eta=1.0)  # from text: deterministic steps paint fewer faces well
 
 
 def oval(size: int) -> Image.Image:
@@ -62,8 +63,7 @@ def main():
 
     sd, networks = StableDiffusion.load(args.model), FaceNetworks(args.face_models)
     known, base = Known(args.embeddings), hash_of(sd.base)
-    sampling, generator = Sampling(50, guidance_scale=3.0, eta=1.0), torch.Generator().manual_seed(args.seed)
-    portrait = generate(sd, args.prompt, sampling, generator=generator)[0]  # deterministic steps paint fewer faces well
+    portrait = generate(sd, args.prompt, PAINTING, generator=torch.Generator().manual_seed(args.seed))[0]
     mask, rng = oval(portrait.width), np.random.default_rng(args.seed)
     album = args.output_dir / "album"
     album.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from check import hash_of, save_picture
 from nobody import Known
+from person import PAINTING
 from PIL import Image
 
 from lida.aging import age_to, generate
 from lida.aging.photograph import SEED
 from lida.aging.stable_diffusion import StableDiffusion
-from lida.diffusion import Sampling
 from lida.doors.errors import InputError, run
 from lida.doors.pictures import open_image, to_images, to_tensor
 from lida.photos.ages import AgeEstimator
@@ -73,11 +73,10 @@ class Painter:
         pictures = []
         for subject in ("a girl", "a young woman", "a middle-aged man", "an old man"):
             row: list[Image.Image] = []
-            sampling = Sampling(50, guidance_scale=3.0, eta=1.0)
             for seed in range(6):  # most children are taken for somebody, as they look alike to SFace
                 generator = torch.Generator().manual_seed(seed)
                 prompt = f"a portrait photo of {subject}"
-                drawn = generate(self.sd, prompt, sampling, num_images_per_prompt=count, generator=generator)
+                drawn = generate(self.sd, prompt, PAINTING, num_images_per_prompt=count, generator=generator)
                 stranger = self.known.stranger(3 if subject == "a girl" else CHILD)
                 row += [picture for picture in drawn if self.nearest(picture) < stranger]
                 if len(row) >= 8:

@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from ..nn.layers import TransformerBlock
 
-ROWS = 1024  # whose widened form, of 8 C channels, is some megabytes: it stays near the CPU
+ROWS = 1024  # widened to 2,560 channels in bf16 they are 5 MB, which the caches hold
 
 
 class BlockedFeedForward(nn.Sequential):
-    """The same network on (B, N, C), computed for ROWS tokens at a time: the widened tokens need not go through the memory."""
+    """The same network on (B, N, C), computed for ROWS tokens at a time, whose widened form stays in the cache."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([super(BlockedFeedForward, self).forward(rows) for rows in x.flatten(0, 1).split(ROWS)]).view_as(x)

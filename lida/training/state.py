@@ -65,7 +65,7 @@ def options_of(state: dict) -> list[dict]:
 def check_values(part: Any, step: int) -> None:
     """Raise ValueError for values that are not finite, and for moments that are missing after `step` steps or of another shape."""
     tensors: list[torch.Tensor] = list(part.parameters()) if isinstance(part, torch.nn.Module) else []
-    if step and isinstance(part, torch.optim.Optimizer):
+    if isinstance(part, torch.optim.Optimizer) and (step or part.state):
         states = part.state
         for p in (p for group in part.param_groups for p in group["params"]):
             if {value.shape for name, value in states[p].items() if name in MOMENTS} != {p.shape}:

@@ -1,6 +1,9 @@
 """The README's example runs, and every room is described."""
 
+import os
 import re
+import subprocess
+import sys
 from importlib import import_module
 
 from conftest import ROOT
@@ -23,6 +26,15 @@ def test_every_room_is_named_in_the_library_and_has_a_paragraph_of_its_own():
     rooms = {path.parent.name for path in (ROOT / "lida").glob("*/__init__.py")} - {"scripts"}
     assert set(re.findall(r"\b[a-z]+\b", lida.__doc__)) >= rooms
     assert all(len(import_module(f"lida.{room}").__doc__) > 80 for room in rooms)
+
+
+def test_it_is_imported_from_a_folder_that_holds_the_clone(tmp_path):
+    """An empty folder `lida` in the working directory, such as a clone's, does not hide the installed library."""
+    (tmp_path / "lida").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", "import lida; print(lida.__file__)"]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(ROOT / "lida" / "__init__.py")
 
 
 def test_the_public_names_are_listed_and_found():

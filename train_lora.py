@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     add("--random_flip", action="store_true", help="mirror half of the pictures")
     # The adapter
     add("--rank", type=whole(1), default=8, help="rank of the low-rank matrices")
-    add("--lora_alpha", "--alpha", type=positive, help="the change is scaled by alpha / rank; the rank if not given")
+    add("--lora_alpha", type=positive, help="the change is scaled by alpha / rank; the rank if not given")
     add("--lora_dropout", type=fraction, default=0.0, help="share of a layer's inputs that are hidden from the adapter")
     add("--targets", nargs="+", default=list(CROSS_ATTENTION), help="linear layers to adapt, by the end of their path")
     add("--train_text_encoder", action="store_true", help="adapt the text encoder's attention too")

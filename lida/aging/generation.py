@@ -28,7 +28,7 @@ def generate(
     """
     check_output(output_type, sampling, generator)
     prompts = repeated(prompt, num_images_per_prompt)
-    sizes = [size or sd.resolution for size in (height, width)]
+    sizes = [sd.resolution if size is None else size for size in (height, width)]
     if any(size % sd.vae.factor or size < 1 for size in sizes):
         raise ValueError(f"height and width must be positive multiples of {sd.vae.factor}, not {sizes[0]} and {sizes[1]}")
     shape = (len(prompts), sd.unet.config.out_channels, *(size // sd.vae.factor for size in sizes))

@@ -105,11 +105,13 @@ class StableDiffusion:
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the model, with what is merged into it, as a folder in diffusers' layout.
 
-        Raises ValueError for a model that is being trained or has a schedule made from betas; InputError for a folder that is not
-        empty, and for weights that are not finite in `dtype`.
+        Raises ValueError for a model that is being trained, for merge weights that depend on the timestep, and for a schedule made
+        from betas; InputError for a folder that is not empty, and for weights that are not finite in `dtype`.
         """
         if any(isinstance(module, LoRALinear) for part in (self.unet, self.text_encoder) for module in part.modules()):
             raise ValueError("the model is being trained (inject_lora); save its adapter, and call eject_lora first")
+        if timed := [name for name, weight in self.weights.items() if varies(weight)]:
+            raise ValueError(f"adapter {timed[0]!r}: its weight depends on the timestep, and a file has one weight; merge a number")
         save_pipeline(folder, self.unet, self.vae, self.text_encoder, self.schedule, dtype)
 
     def module(self, path: str) -> nn.Module | None:

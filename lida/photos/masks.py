@@ -96,7 +96,7 @@ def choose_faces(faces: list[Face], chosen: int | str | None) -> list[Face]:
     boxes = "; ".join("{}: {:.0f}x{:.0f} at {:.0f},{:.0f}".format(i, *f.box[2:], *f.box[:2]) for i, f in enumerate(faces, 1))
     if chosen is None and len(faces) > 1:
         raise InputError(f"--mask auto: {len(faces)} faces are found ({boxes}); choose one with --face")
-    number = chosen or 1
+    number = 1 if chosen is None else chosen
     if not 1 <= number <= len(faces):
         raise InputError(f"--face {number}: the photograph has {len(faces)} ({boxes}); choose one of them")
     return [faces[number - 1]]

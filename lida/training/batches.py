@@ -88,7 +88,7 @@ class Samples(Dataset):
 
     def __init__(self, examples: Sequence[Example], sd, args: Namespace, stream: int = TRAINING):
         self.examples, self.args, self.stream = examples, args, stream
-        self.num_train_timesteps = sd.schedule.config.num_train_timesteps
+        self.num_train_timesteps = len(sd.schedule)
         side = args.resolution // sd.vae.factor
         self.latent_shape = (sd.unet.config.in_channels, side, side)  # (C, h, w)
         release = args.validation_prompt is None

@@ -60,3 +60,9 @@ def test_a_picture_of_numbers_that_are_not_finite_is_refused(sd):
         sd.unet.conv_out.bias[0] = torch.nan
     with pytest.raises(ValueError, match="the sampler's latents are not finite"):
         generate(sd, "a boy", Sampling(2))
+
+
+@pytest.mark.parametrize("height", [0, -8, 12])
+def test_a_size_that_is_no_positive_multiple_of_the_factor_is_refused(sd, height):
+    with pytest.raises(ValueError, match=f"height and width must be positive multiples of {sd.vae.factor}, not {height} and"):
+        generate(sd, "an old man", Sampling(1), height=height)

@@ -66,6 +66,15 @@ def test_a_model_is_not_saved_while_it_is_being_trained(sd, tmp_path):
     assert all(torch.equal(tensor, again[name]) for name, tensor in sd.unet.state_dict().items())
 
 
+def test_a_model_is_not_saved_with_weights_that_depend_on_the_timestep(sd, tmp_path):
+    """A file has one weight, so that of the last timestep would be written."""
+    sd.load_adapter("age", random_adapter(sd, 0))
+    sd.set_adapters(["age"], [lambda t: t / 999])
+    with pytest.raises(ValueError, match="adapter 'age': its weight depends on the timestep"):
+        sd.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_a_predictor_follows_the_weights_that_are_merged_when_it_is_called(sd, guidance_scale):
     """One made before set_adapters, with keys and values of the base in its cache, equals one made after."""

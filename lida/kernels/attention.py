@@ -22,9 +22,12 @@ def einsum_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, rows: int = 256) -> Tensor:
-    """Compute one head and a block of `rows` queries at a time, so the scores stay in the CPU's cache."""
+    """Compute one head and a block of `rows` queries at a time, so the scores stay in the CPU's cache.
+
+    Where a gradient is asked for, einsum_attention computes it instead: autograd cannot follow writes into a tensor.
+    """
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return einsum_attention(q, k, v)  # which autograd can follow
+        return einsum_attention(q, k, v)
     keys, out = (k * k.shape[-1] ** -0.5).transpose(-1, -2), torch.empty_like(q)
     for batch, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
         for start in range(0, q.shape[2], rows):

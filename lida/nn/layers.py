@@ -52,8 +52,9 @@ class CachedContext:
 class Attention(nn.Module):
     """Multi-head attention from (B, N, C) to `context` (B, M, C_context), or self-attention without a context.
 
-    Returns (B, N, C). `kernel` computes the same as the function `attention`; lida.kernels has other kernels. Raises ValueError
-    if `heads` does not divide `dim`.
+    Returns (B, N, C). `kernel` computes the same as the function `attention`. It is torch's fused kernel, which has no second
+    derivatives on the CPU; `attention` itself has them. lida.kernels has other kernels. Raises ValueError if `heads` does not
+    divide `dim`.
     """
 
     kernel: Callable[..., Tensor] = staticmethod(F.scaled_dot_product_attention)

@@ -16,7 +16,7 @@ from .rules import NamedRule, parse_rule
 # The prompts that guidance leads away from, by name: none, the caption without an age (of {subject}), or the caption of the
 # current age, as in infer.py. All but the last describe the photograph by the caption without an age.
 NO_AGE = "a portrait photo of {subject}"
-AGAINST: dict[str, dict[str, Any]] = {
+NEGATIVES: dict[str, dict[str, Any]] = {
     "nothing": {"source_prompt": NO_AGE, "negative_prompt": ""},
     "neutral": {"source_prompt": NO_AGE, "negative_prompt": NO_AGE},
     "age": {"source_prompt": None, "negative_prompt": None},
@@ -147,18 +147,18 @@ def interval(text: str) -> tuple[float, float]:
     return arguments.non_negative(low), arguments.non_negative(high)
 
 
-def against(text: str) -> dict[str, Any]:
-    """Return the prompts of a name in AGAINST."""
-    if text not in AGAINST:
-        raise ValueError(f"against {text!r} is not one of {', '.join(AGAINST)}")
-    return AGAINST[text]
+def negative(text: str) -> dict[str, Any]:
+    """Return the prompts of a name in NEGATIVES."""
+    if text not in NEGATIVES:
+        raise ValueError(f"negative {text!r} is not one of {', '.join(NEGATIVES)}")
+    return NEGATIVES[text]
 
 
-# Parsers of the values of --setting, by the field of Setting, Sampling or Edit; `against` sets Edit's two prompts
+# Parsers of the values of --setting, by the field of Setting, Sampling or Edit; `negative` sets Edit's two prompts
 READERS: dict[str, Callable[[str], object]] = {
     "family": str, "identity": parse_weight, "age": parse_weight, "rule": parse_rule, "adapter": str, "within": arguments.share,
     "guidance_scale": GUIDANCE, "guidance_rescale": arguments.share, "guidance_interval": interval, "scheduler": str,
-    "eta": arguments.share, "strength": STRENGTH, "against": against,
+    "eta": arguments.share, "strength": STRENGTH, "negative": negative,
     "detail": lambda text: None if text == "years" else arguments.share(text),
 }  # fmt: skip
 
@@ -171,7 +171,7 @@ def read_setting(text: str, plain: Setting) -> Setting:
         if unknown := given.keys() - READERS.keys():
             raise ValueError(f"{min(unknown)!r} is not one of {', '.join(READERS)}")
         values: dict = {key: READERS[key](value) for key, value in given.items()}
-        values |= values.pop("against", {})
+        values |= values.pop("negative", {})
         parts = {part: {f.name for f in fields(getattr(plain, part))} & values.keys() for part in ("sampling", "edit")}
         for part, names in parts.items():
             values[part] = replace(getattr(plain, part), **{name: values.pop(name) for name in names})

@@ -1,7 +1,9 @@
 """The rooms of lida: imports point down only, and the figure in docs/ is of the code as it is."""
 
+import ast
 import re
 import sys
+import tokenize
 
 from conftest import ROOT
 
@@ -11,6 +13,41 @@ sys.path.append(str(ROOT / "docs"))
 import rooms
 
 FLOOR_OF = {room: number for number, floor in enumerate(rooms.FLOORS) for room in floor}
+
+
+def code_lines(path):
+    """Return the numbers of the lines of a file that have code: not blank, no comment, no docstring."""
+    quiet = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
+    with path.open("rb") as file:
+        tokens = [token for token in tokenize.tokenize(file.readline) if token.type not in quiet]
+    docstrings = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings.update(range(node.lineno, node.end_lineno + 1))
+    return {line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - docstrings
+
+
+def files_of(*rooms_):
+    """Return the files of these rooms of lida; without rooms, of all but kernels, study and the scripts."""
+    left_out = {"kernels", "study", "scripts", "weights"}
+    return [
+        path
+        for path in sorted((ROOT / "lida").rglob("*.py"))
+        if (room := path.relative_to(ROOT / "lida").parts[0]) not in left_out and (not rooms_ or room in rooms_)
+    ]
+
+
+def test_the_library_stays_below_5000_lines_of_code_and_its_core_below_2500():
+    everything = sum(len(code_lines(path)) for path in files_of())
+    core = files_of("nn", "diffusion", "aging") + [ROOT / "lida" / "adapters" / name for name in ("merging.py", "combination.py")]
+    assert 3000 < everything < 5000 and 1000 < sum(len(path.read_text().splitlines()) for path in core) < 2500
+
+
+def test_no_function_has_more_than_60_lines_but_the_flags_of_a_script():
+    for path in [*files_of(), *files_of("kernels", "study"), ROOT / "infer.py", ROOT / "train_lora.py"]:
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.FunctionDef) and node.name != "parse_args":
+                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
 
 
 def test_every_room_has_a_floor():

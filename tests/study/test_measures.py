@@ -14,7 +14,7 @@ from lida.study.judges import Judges
 from lida.study.measures import areas, ceiling, differences, interference, judge_lines, judged, psnr_inside, summary
 from lida.study.painting import Unit
 from lida.study.people import Person, Reference, Subject
-from lida.study.settings import AGAINST, Setting
+from lida.study.settings import NEGATIVES, Setting
 from lida.study.tradeoff import area, harmonic_score
 
 SETTINGS = [
@@ -122,7 +122,7 @@ def test_interference_needs_five_pairs(adapters):
     people = [Person("p.png", f"p{k}", identity={"": str(adapters / "person.safetensors")}) for k in range(5)]
     subjects = [Subject(person, None, None, 40.0, [], []) for person in people]
     rows = [row(name, f"p{k}", 20, 20 + k, 0.5) for k in range(5) for name in ("f 1", "age only")]
-    plain = replace(SETTINGS[0], edit=Edit(**AGAINST["nothing"]))
+    plain = replace(SETTINGS[0], edit=Edit(**NEGATIVES["nothing"]))
     settings = [plain, SETTINGS[1]]  # the second leads away from a prompt: it is no plain sum
     assert interference(rows, settings, subjects[:4], age) == []
     (line,) = interference(rows, settings, subjects, age)

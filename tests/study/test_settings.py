@@ -10,10 +10,10 @@ from lida.aging import Edit
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError
 from lida.study.rules import parse_rule
-from lida.study.settings import AGAINST, Setting, grid_of, read_setting, settings_of, spelled
+from lida.study.settings import NEGATIVES, Setting, grid_of, read_setting, settings_of, spelled
 
-NEUTRAL = Edit(**AGAINST["neutral"])
-PLAIN = Setting("plain", "plain", adapter="plain", sampling=Sampling(20, 3.0), edit=Edit(detail=0.0, **AGAINST["nothing"]))
+NEUTRAL = Edit(**NEGATIVES["neutral"])
+PLAIN = Setting("plain", "plain", adapter="plain", sampling=Sampling(20, 3.0), edit=Edit(detail=0.0, **NEGATIVES["nothing"]))
 
 
 def settings(identities=("1.0",), ages=("0.2",), more=(), adapters=("plain",)) -> list[Setting]:
@@ -34,12 +34,12 @@ def test_settings_are_the_grid_and_more_and_the_default_and_the_controls():
 def test_the_default_is_infers_and_does_not_come_twice():
     default = settings()[1]
     assert default.edit == Edit() and default.sampling.guidance_scale == Sampling().guidance_scale and default.age == 1.0
-    same = f"mine: age=1.0 guidance_scale={Sampling().guidance_scale} against=age detail=years"
+    same = f"mine: age=1.0 guidance_scale={Sampling().guidance_scale} negative=age detail=years"
     assert [setting.name for setting in settings((), (), [same])][:2] == ["mine", "do nothing"]
 
 
 def test_a_spelled_setting_changes_what_it_names_and_no_more():
-    text = "x: identity=0.5,up=1 rule=ties:0.3 guidance_interval=0.3-2 guidance_rescale=0.3 eta=0.5 strength=0.4 detail=0.5 against=neutral"
+    text = "x: identity=0.5,up=1 rule=ties:0.3 guidance_interval=0.3-2 guidance_rescale=0.3 eta=0.5 strength=0.4 detail=0.5 negative=neutral"
     expected = replace(
         PLAIN, name="x", family="x", identity={"default": 0.5, "up": 1.0}, rule=parse_rule("ties:0.3"),
         sampling=Sampling(20, 3.0, 0.3, (0.3, 2.0), eta=0.5), edit=replace(NEUTRAL, strength=0.4, detail=0.5),
@@ -80,7 +80,7 @@ def test_a_setting_is_put_in_words(setting, said):
 @pytest.mark.parametrize("more, said", [
     (["a: ages=1"], "'ages' is not one of"), (["a: age=much"], "'much' is not a finite"), (["a: rule=max"], "rule 'max'"),
     (["a: adapter=held"], "no adapter 'held'"), (["a: within=2"], "from 0 to 1"), ([": age=1"], "the name ''"),
-    (["a: against=old"], "against 'old'"), (["a: age=1", "a: age=2"], "two settings"), (["a/b: age=1"], "be a folder's"),
+    (["a: negative=old"], "negative 'old'"), (["a: age=1", "a: age=2"], "two settings"), (["a/b: age=1"], "be a folder's"),
     (["a: identity=1@500-0 within=0.5"], "within is a share"), (["a: guidance_scale=x"], "'x' is not a number"),
     (["a: guidance_interval=3"], "'' is not a number"), (["a: guidance_interval=3-1"], "the lower first"),
     (["a: scheduler=best"], "scheduler 'best'"), (["a: strength=0"], "'0' is not a number above 0"),

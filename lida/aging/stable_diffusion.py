@@ -111,7 +111,9 @@ class StableDiffusion:
         if any(isinstance(module, LoRALinear) for part in (self.unet, self.text_encoder) for module in part.modules()):
             raise ValueError("the model is being trained (inject_lora); save its adapter, and call eject_lora first")
         if timed := [name for name, weight in self.weights.items() if varies(weight)]:
-            raise ValueError(f"adapter {timed[0]!r}: its weight depends on the timestep, and a file has one weight; merge a number")
+            raise ValueError(
+                f"adapter {timed[0]!r}: its weight depends on the timestep, and a file has one weight; merge a number"
+            )
         save_pipeline(folder, self.unet, self.vae, self.text_encoder, self.schedule, dtype)
 
     def module(self, path: str) -> nn.Module | None:

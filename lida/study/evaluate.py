@@ -31,7 +31,7 @@ from .painting import Painter, Unit, paint_all
 from .people import KINDS, Dated, Person, read_aged, read_people
 from .report import table_of_pictures, text_table, write_report
 from .rules import parse_rule
-from .settings import NEGATIVES, CEILING, Setting, grid_of, settings_of, spelled
+from .settings import CEILING, NEGATIVES, Setting, grid_of, settings_of, spelled
 from .verdict import counted
 
 PLAIN = Sampling(num_inference_steps=20, guidance_scale=3.0)  # the grid's defaults; guidance leads away from the empty prompt
@@ -58,7 +58,9 @@ def parse_args() -> argparse.Namespace:
     add("--age_weights", nargs="*", default=["0.2"], metavar="WEIGHT", help="(default: 0.2)")
     help = "sum, orthogonalised[:strength], ties[:density], dare[:density] (default: sum)"
     add("--rules", nargs="+", default=["sum"], metavar="RULE", help=help)
-    help = 'one more: "NAME: identity=1.0 age=0.5 rule=sum adapter=held guidance_scale=5 negative=neutral detail=years within=0.6"'
+    help = (
+        'one more: "NAME: identity=1.0 age=0.5 rule=sum adapter=held guidance_scale=5 negative=neutral detail=years within=0.6"'
+    )
     add("--setting", type=arguments.text, action="append", default=[], help=help)
     add("--ages", type=arguments.age, nargs="+", default=[10, 30, 50, 70], help="(default: 10 30 50 70)")
     # How

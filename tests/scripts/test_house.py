@@ -17,7 +17,15 @@ FLOOR_OF = {room: number for number, floor in enumerate(rooms.FLOORS) for room i
 
 def code_lines(path):
     """Return the numbers of the lines of a file that have code: not blank, no comment, no docstring."""
-    quiet = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
+    quiet = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+        tokenize.ENDMARKER,
+    }
     with path.open("rb") as file:
         tokens = [token for token in tokenize.tokenize(file.readline) if token.type not in quiet]
     docstrings = set()

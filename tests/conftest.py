@@ -1,9 +1,9 @@
 """A small Stable Diffusion with random weights, written by diffusers and transformers, and pictures made of noise.
 
-The tests hold on any CPU. Two results are equal to the bit only where the same code ran on the same memory, or on memory that
-torch laid out alike, with as many threads. All others were summed in another order: another library, batch or number of
-threads, or weights mapped from a file, which lie at other addresses than copies do. Those are near by `relative`. 1e-5 is some
-rounding steps of float32 through one network; more steps of a sampler or an optimiser have more, and the test says how many.
+The tests hold on any CPU. Results are equal to the bit only if the same code ran on identically laid-out memory with the same
+number of threads. Another library, batch or number of threads sums in another order, and so may weights that are mapped from a
+file, which lie at other addresses than copies. Compare such results with relative(). 1e-5 covers float32 rounding through one
+network; a test of several sampler or optimiser steps has a larger bound, and says how many.
 """
 
 import json

@@ -51,7 +51,10 @@ def combine_layer(path: str, parts: Sequence[tuple[LowRank, float]], rank: int |
 
 
 def common_metadata(parts: list[dict]) -> dict:
-    """Return the metadata of a combination: template and ages of the first part that has them, and the base if it is one."""
+    """Return the metadata of a combination.
+
+    Template and ages are those of the first part that has them. The base is named if all parts have the same one.
+    """
     metadata = {name: part[name] for part in parts[::-1] for name in ("template", "ages") if name in part}
     base = parts[0].get("base")
     if base and all(part.get("base") == base for part in parts):

@@ -119,9 +119,9 @@ class Merger:
 
     def __init__(self, module_of: Callable[[str], Any]):
         self.module_of, self.version, self.lock = module_of, 0, RLock()
-        self.weights: dict[str, Weight] = {}  # the merged weights by adapter name, ...
+        self.weights: dict[str, Weight] = {}  # of the last merge, by adapter name
         self.rule: Rule = weighted_sum
-        self.t = 0  # ... at this timestep
+        self.t = 0  # the timestep of the last merge
         self.base_weights: dict[str, Tensor] = {}  # of the changed modules
         self.merged: dict[str, tuple] = {}  # each path's rule, and its (adapter name, weight as a number) pairs
 

@@ -60,7 +60,7 @@ def title(metadata: Mapping) -> str:
 def today() -> str:
     """Return the date of SOURCE_DATE_EPOCH, or today's, as YYYY-MM-DD in UTC."""
     now = datetime.now(UTC)
-    with suppress(KeyError, ValueError, OverflowError, OSError):  # a variable that is no date ends no training
+    with suppress(KeyError, ValueError, OverflowError, OSError):  # an invalid SOURCE_DATE_EPOCH must not stop a run
         now = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC)
     return now.date().isoformat()
 

@@ -20,7 +20,8 @@ NO_EFFECT = {
     "megatron_core", "init_lora_weights",
 }  # fmt: skip
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # other methods change the base weights too
-# peft's patterns are regular expressions. Only names, dots and `.*` are accepted and matched by fnmatch: others may take years.
+# peft's patterns are regular expressions. Only names, dots and `.*` are accepted and matched by fnmatch: other regular
+# expressions could take exponential time.
 PATTERN = re.compile(r"(?:[\w-]|\\?\.|\.\*){1,256}")
 AS_GLOB = {r"\.": ".", ".*": "*", ".": "?"}
 MOST_PATTERNS = 1024

@@ -18,10 +18,10 @@ class Edit:
 
     `method` says how: flow_edit leads it from prompt to prompt by the difference of two predictions, ddim_inversion takes DDIM's
     steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and up to 1, is the share of the
-    steps to take. `detail`, 0 to 1, is the share of the detail lost in the autoencoder that is added back. If either is None, it
-    follows from the ages. `source_prompt` describes the photograph, to all but inpaint; guidance leads away from
-    `negative_prompt`. If either is None, it is the caption of the current age. The square about the mask is `context` times as long as the mask. Raises ValueError for a
-    value out of range.
+    steps to take. `detail`, 0 to 1, is the share of the detail lost in the autoencoder that is added back. `source_prompt`
+    describes the photograph; method inpaint ignores it. Guidance leads away from `negative_prompt`. Where one of these four is
+    None, of_face() and towards() fill it in for an age, and without_age() for any other prompt. The square around the mask is
+    `context` times as long as the mask. Raises ValueError for a value out of range.
     """
 
     method: str = "flow_edit"
@@ -66,7 +66,7 @@ class Edit:
         return self.filled(strength=strength, detail=0.0 if self.method == "inpaint" else 1.0)
 
     def without_age(self) -> "Edit":
-        """Return the edit for a prompt without an age: None becomes a middle strength, no detail and empty prompts."""
+        """Return the edit for a prompt without an age: None becomes strength 0.5, detail 0 and empty prompts."""
         return self.filled(strength=PLAIN_STRENGTH, detail=0.0, source_prompt="", negative_prompt="")
 
     def filled(self, **values) -> "Edit":

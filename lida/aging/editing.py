@@ -42,8 +42,9 @@ def prepare(
     sd: StableDiffusion, image: Image.Image, mask: Image.Image, edit: Edit = Edit(), sampling: Sampling = Sampling(), *,
     num_images_per_prompt: int = 1, generator: Generator | None = None,
 ) -> Prepared:  # fmt: skip
-    """Cut the square about the mask, encode it, and turn it into noise, as far as the edit's strength says.
+    """Cut the square around the mask, encode it, and bring its latents to the first timestep that edit.strength selects.
 
+    Method ddim_inversion takes DDIM's steps backwards; the others add noise, and inpaint at strength 1 starts from noise alone.
     image is RGB; mask is L, of the same size, white where the image is repainted. Raises ValueError for another mode or size, for
     a black mask, and for a strength that leaves no step.
     """
@@ -146,8 +147,9 @@ def age_face(
 ) -> list[Image.Image] | Tensor:  # fmt: skip
     """Repaint a photograph towards each prompt where `mask` (L, the size of `image`) is not black; keep every other pixel.
 
-    The square about the mask is resized to the model's resolution, turned into noise as Edit.method says, denoised, decoded,
-    matched in colour and pasted back. After each step, the photograph is put back where the mask is black, or grey and not yet due (Avrahami et al. 2023; Levin & Fried 2023). All prompts share the noise. Returns pictures
+    The square around the mask is resized to the model's resolution, turned into noise as Edit.method says, denoised, decoded,
+    matched in colour and pasted back. After each step, the photograph is put back where the mask is black, and where it is grey
+    until the step that its value sets (Avrahami et al. 2023; Levin & Fried 2023). All prompts share the noise. Returns pictures
     of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises ValueError as prepare() and
     repaint() do.
     """
@@ -186,7 +188,7 @@ def repaint_all(
 
 
 def check_eta(edit: Edit, sampling: Sampling) -> None:
-    """Raise ValueError for noise between the steps of FlowEdit, which would be added to the edit alone."""
+    """Raise ValueError for eta > 0 with FlowEdit, which draws no noise between steps."""
     if edit.method == "flow_edit" and sampling.eta:
         raise ValueError(f"method flow_edit draws no noise between the steps: eta must be 0, not {sampling.eta}")
 

@@ -43,7 +43,7 @@ def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     add("--strength", type=STRENGTH, help=help)
     help = "share, 0 to 1, of the detail lost in the autoencoder that is added back where it fits (default: 1; 0 with --prompt)"
     add("--detail", type=arguments.share, help=help)
-    help = "what the photograph shows, to all methods but inpaint (default: the caption of the current age)"
+    help = "what the photograph shows; method inpaint ignores it (default: the caption of the current age)"
     add("--source_prompt", type=arguments.text, help=help)
     help = "prompt that guidance leads away from (default: the caption of the current age; none for inpaint and for --prompt)"
     add("--negative_prompt", type=arguments.text, help=help)
@@ -57,7 +57,8 @@ def idle(args: argparse.Namespace) -> list[str]:
         "mask subject batch_size format method strength detail source_prompt no_colour_match": photo,
         "face mask_growth mask_feather zones face_models": auto, "height width": not photo, "gif current_age": aged,
         "age_estimator": aged and args.current_age is None, "slider": args.years, "years source_prompt": args.method != "inpaint",
-        "eta": not photo or args.method in ("ddim_inversion", "inpaint"), "negative_prompt guidance_rescale guidance_interval": args.guidance_scale > 1,
+        "eta": not photo or args.method in ("ddim_inversion", "inpaint"),
+        "negative_prompt guidance_rescale guidance_interval": args.guidance_scale > 1,
     }  # fmt: skip
     return [flag for flags, needed in needs.items() if not needed for flag in flags.split()]
 

@@ -12,7 +12,7 @@ from ..doors.errors import InputError
 from ..doors.pictures import to_images
 from .stable_diffusion import Prompt, StableDiffusion
 
-Progress = Callable[[Sequence], Collection]  # wraps the list of steps, as tqdm does, and has its length
+Progress = Callable[[Sequence], Collection]  # wraps the list of steps, like tqdm; the result must have a length
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ class Slider:
     guidance_scale: float
 
     def ask(self, years: float) -> float:
-        """Return the years to ask for to gain `years`; beyond the ends of the curve, the value at its end."""
+        """Return the years to request for a change of `years`, clamped to the curve's ends."""
         return inverse(self.asked, self.years, years)
 
     @property

@@ -127,7 +127,8 @@ def load_text_encoder(source: str | Path, dtype: torch.dtype = torch.float32, de
         config_path = path.with_name("config.json")
         tensors, config = read_tensors(path), read_text_config(config_path)
     theirs = prefix + "text_model." * any(name.startswith(f"{prefix}text_model.") for name in tensors)
-    for name in (f"{theirs}embeddings.position_ids", f"{prefix}text_projection.weight"):  # 0, 1, 2, ...; not for prompts
+    # position_ids are 0, 1, 2, ...; text_projection is not used for prompts
+    for name in (f"{theirs}embeddings.position_ids", f"{prefix}text_projection.weight"):
         tensors.pop(name, None)
     model = build(lambda config: CLIPTextModel(CLIPTextConfig(**asdict(config))), config, config_path)
     ours = "text_model." if hasattr(model, "text_model") else ""  # transformers 5.6 flattened the model

@@ -72,7 +72,8 @@ def save_text_encoder(text_encoder: TextEncoder, folder: str | Path, dtype: torc
     converted(text_encoder.model, dtype, "text_encoder")
     folder = output_folder(folder, "the model's folder")
     with tempfile.TemporaryDirectory(prefix=".lida-", suffix=".part", dir=folder) as part:
-        copy.deepcopy(text_encoder.model).to(dtype).save_pretrained(Path(part, "text_encoder"))  # type: ignore[arg-type]  # its stub
+        model = copy.deepcopy(text_encoder.model).to(dtype)  # type: ignore[arg-type]  # its stub
+        model.save_pretrained(Path(part, "text_encoder"))
         text_encoder.tokenizer.save_pretrained(Path(part, "tokenizer"))
         for path in Path(part).glob("*/*"):
             sync(path)

@@ -42,7 +42,10 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 
 def read_part(path: Path, part: str) -> tuple[dict[str, Tensor], Any]:
-    """Return a part's tensors under latent diffusion's names, and its config. Raises InputError for tensors of no part."""
+    """Return a part's tensors under latent diffusion's names, and its config.
+
+    Raises InputError for tensors that belong to no part of SD1.5.
+    """
     tensors, config = read_tensors(path), CONFIGS[part]
     unknown = [n for n in tensors if not n.startswith(tuple(PREFIXES.values())) and not IGNORED.fullmatch(n)]
     if unknown:

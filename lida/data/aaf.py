@@ -108,7 +108,7 @@ def write_dataset(
     """Write a new folder with the faces and their captions, and if `landmarks`, the dataset's folder, is given, their masks.
 
     The pictures are hard links to the dataset's files, or copies on another disk. With a `resolution` they are squares of that
-    side about the face, which needs the landmarks. Raises InputError for a folder that is not empty.
+    side around the face, which needs the landmarks. Raises InputError for a folder that is not empty.
     """
     captioning = replace(captioning, ages=(min(face.age for face in faces), max(face.age for face in faces)))
     with folder_written_whole(folder) as part, ThreadPoolExecutor() as pool:
@@ -161,7 +161,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--ages", type=age, nargs=2, default=(0, 99), metavar=("LOW", "HIGH"), help="both included (default: all)")
     # Pictures
     add("--no_masks", action="store_true", help="write no masks of the faces, which need the folder 'key points'")
-    add("--crop", choices=("face",), help="write squares about the faces instead of whole pictures; needs --resolution")
+    add("--crop", choices=("face",), help="write squares around the faces instead of whole pictures; needs --resolution")
     add("--resolution", type=whole(8, 8192), help="the squares' side in pixels")
     args = parser.parse_args(argv)
     if (args.crop is None) != (args.resolution is None):

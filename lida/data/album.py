@@ -31,13 +31,13 @@ SMALLEST = 50  # lowest width of a face in pixels of the photograph
 SHARP = 0.02  # lowest sharpness() of a face
 DUPLICATE = 0.93  # lowest correlation of two copies of one photograph of a face; different photographs seldom reach 0.8
 FEW = 10  # an album of fewer pictures is warned about
-NEEDS = "an album needs 20 to 30 sharp photographs of one person, taken on different days, with room about the face"
+NEEDS = "an album needs 20 to 30 sharp photographs of one person, taken on different days, with room around the face"
 LeftOut = list[tuple[Path, str]]  # photographs and why they are not used
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """A face of a photograph: the square about it, its mask, the face alone in grey (FACE, FACE), and SFace's vector.
+    """A face of a photograph: the square around it, its mask, the face alone in grey (FACE, FACE), and SFace's vector.
 
     `enlarged` is the factor of enlargement. `beyond` says whether the square reaches beyond the photograph.
     """

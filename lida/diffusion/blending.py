@@ -23,9 +23,10 @@ class Blend:
     trajectory: dict[int, Tensor] | None = None
 
     def __call__(self, schedule: NoiseSchedule, latents: Tensor, t: int, steps_left: float) -> Tensor:
-        """Return the latents with the photograph, noised to t, where it stays (Avrahami et al. 2022, algorithm 1).
+        """Return the latents inside the mask and the photograph, noised to t, outside it (Avrahami et al. 2022, algorithm 1).
 
-        At t < 0, after the last step, the photograph is clean. `steps_left` is the share of the steps to come.
+        At t < 0, after the last step, the photograph is clean. `steps_left` is the share of the steps to come: grey pixels above
+        it count as inside.
         """
         photograph = self.init_latents
         if self.trajectory is not None:
@@ -36,7 +37,10 @@ class Blend:
         return torch.where(self.mask > steps_left, latents, photograph)
 
     def for_row(self, strength_fractions: Tensor) -> "Blend":
-        """Return the blend of N paintings in one batch of N B. Each is painted only in its last fraction (N,) of the steps."""
+        """Return the blend for N targets in one batch of N B.
+
+        Target n changes only during the last `strength_fractions[n]` of the steps.
+        """
         n, count = len(strength_fractions), len(self.init_latents)
         fractions = strength_fractions.to(self.mask).repeat_interleave(count).reshape(-1, 1, 1, 1)
 

@@ -17,9 +17,12 @@ from .schedule import NoiseSchedule, randn_like
 def flow_source(
     predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, timesteps: Steps, generator: Generator | None = None
 ) -> tuple[Trajectory, Trajectory]:
-    """Return the photograph `latents` (B, C, h, w) with noise of its own at each t, and the noise predicted there."""
+    """Add independent noise to the photograph's `latents` (B, C, h, w) at each t; return them and the noise predicted from them.
+
+    Entry -1 of the first result is the clean latents.
+    """
     trajectory, source_pred = {-1: latents}, {}
-    for t, _ in reversed(timesteps):  # noise does not depend on how many steps are taken
+    for t, _ in reversed(timesteps):  # from the lowest t up: each t has the same noise at every strength
         trajectory[t] = schedule.add_noise(latents, randn_like(latents, generator), torch.tensor(t))
         source_pred[t] = predict(trajectory[t], torch.full(latents.shape[:1], t, device=latents.device))
     return trajectory, source_pred
@@ -32,7 +35,7 @@ def flow_edit(rule: StepRule, trajectory: Trajectory, source_pred: Trajectory) -
     on this difference, by the difference of the two predictions. Where the prompts agree, the photograph stays as it is.
     """
 
-    @wraps(rule)  # sample() asks its signature for a history
+    @wraps(rule)  # sample() inspects the signature for a `history` argument
     def step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int, **history):
         shape = (len(latents) // len(trajectory[t]), 1, 1, 1)
         result = rule(

@@ -20,7 +20,8 @@ def guided(
 
     `cond` and `uncond` are the encoded prompts (B, M, C_text). Both go through the network as one batch, the unconditional
     first. At g <= 1, and at timesteps where guidance does not act (Kynkaanniemi et al. 2024), the result is the conditional
-    prediction alone, at half the cost; at g <= 1 `uncond` may be None. `rescale` is the share that rescaled() rescales.
+    prediction alone, at half the cost; at g <= 1 `uncond` may be None. `rescale` is the weight of the rescaled prediction; see
+    rescaled().
     """
     both = None
     if not guidance_scale <= 1:

@@ -109,6 +109,7 @@ def step_pairs(timesteps: Sequence[int], strength: float) -> list[tuple[int, int
     count = int(N * strength) if 0 < strength <= 1 else 0
     if not count:
         raise ValueError(
-            f"strength must be above 0 and up to 1, and leave a step of the {N} to walk, not {strength:g}; give more steps"
+            f"strength must be above 0 and up to 1, and {strength:g} leaves none of the {N} steps; "
+            "give more steps or a higher strength"
         )
     return list(zip(timesteps, [*timesteps[1:], -1]))[N - count :]

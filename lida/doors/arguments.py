@@ -62,7 +62,7 @@ def words(given: str) -> str:
 
 
 def not_empty(given: str) -> str:
-    """Return a name of a file, a folder or a thing, which is never empty: an unset variable of a shell is."""
+    """Return the name, as an argparse type of names that are not empty. An unset shell variable would give an empty one."""
     if not given:
         raise argparse.ArgumentTypeError("'' is no name; give one, or leave the flag out")
     return given
@@ -95,7 +95,10 @@ def named_number(names: Collection[str]) -> Callable[[object], tuple[str, float]
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are InputErrors: one line, and exit code 2 from run(). What has no other type is a name."""
+    """An ArgumentParser whose errors are InputErrors: one line, and exit code 2 from run().
+
+    Arguments without a type, and paths, must not be empty.
+    """
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -128,7 +131,7 @@ def as_argv(parser: argparse.ArgumentParser, values: Mapping[str, object]) -> li
         items = [str(item) for item in (items if isinstance(items, list) else [items])]
         flag, count = next(iter(actions[name].option_strings), None), actions[name].nargs
         items = [] if value is True and count == 0 else items
-        if isinstance(count, int) and len(items) != count:  # one more would be a photograph
+        if isinstance(count, int) and len(items) != count:  # an extra value would be parsed as a photograph
             raise InputError(f"the recorded argument {name!r} has {len(items)} values, not {count}")
         if count is not None and flag and (inside := [x for x in items if re.match("-[^0-9.]", x)]):
             raise InputError(f"the recorded argument {name!r} holds a flag, {inside[0]!r:.60}")

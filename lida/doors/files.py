@@ -117,7 +117,11 @@ def write_json(path: str | Path, value: object, indent: int | None = 2) -> None:
 
 
 def output_file(path: str | Path) -> Path:
-    """Return where a file's path leads. Raises InputError, before any long work, where no file can be or another thing is."""
+    """Return the path of an output file, with links resolved.
+
+    Raises InputError, before any long work, if its folder is missing, if something other than a file is there, or for NUL in the
+    name.
+    """
     if "\0" in str(path):
         raise InputError(f"{str(path)!r}: cannot be written, its name holds NUL; give another place")
     target = Path(os.path.realpath(path))

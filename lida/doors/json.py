@@ -16,7 +16,7 @@ from .files import regular_file
 
 LIMIT = 64 * 2**20  # bytes
 DEPTH = 64
-NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and halves of surrogate pairs
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates
 T = TypeVar("T")
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
@@ -43,7 +43,7 @@ def parse_json(text: str | bytes, where: str | Path, limit: int = LIMIT) -> Any:
     """Return the value of a JSON text, which is in UTF-8 if it is bytes.
 
     Raises InputError for a text longer than `limit`, nesting deeper than DEPTH, a key that occurs twice in an object, NaN and
-    infinity, integers beyond 64 bits, NUL and halves of surrogate pairs.
+    infinity, integers beyond 64 bits, NUL and lone surrogates.
     """
     if len(text) > limit:
         raise InputError(f"{where}: is longer than {limit} bytes; give a JSON file of the usual size")
@@ -85,7 +85,7 @@ def check_inside(value: Any, depth: int = 0) -> None:
     if depth > DEPTH:
         raise ValueError(f"it is nested deeper than {DEPTH}")
     if isinstance(value, str) and NOT_TEXT.search(value):
-        raise ValueError(f"{SHORT.repr(value)} holds NUL or half a surrogate pair")
+        raise ValueError(f"{SHORT.repr(value)} holds NUL or a lone surrogate")
     if isinstance(value, dict | list):
         for inner in [*value, *value.values()] if isinstance(value, dict) else value:
             check_inside(inner, depth + 1)

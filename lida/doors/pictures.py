@@ -50,7 +50,7 @@ def open_photo(path: str | Path, background: str = "white") -> Image.Image:
     """Return a photograph as viewers display it, in RGB: upright, the first frame, over `background` where transparent.
 
     An RGB picture keeps its colour profile, as `icc_profile` in its info; any other kind is converted to sRGB. EXIF stays in the
-    info as `exif`. Of 16 bits a channel the upper eight are kept. Raises InputError for a file that is not a picture.
+    info as `exif`. 16-bit channels are reduced to their upper 8 bits. Raises InputError for a file that is not a picture.
     """
     with opened(path) as image:
         image.load()

@@ -33,7 +33,7 @@ def read_header(path: str | Path) -> dict[str, str]:
 
 
 def check_device(name: str | torch.device) -> None:
-    """Raise InputError for a device on which nothing can be computed, such as meta, which has no numbers."""
+    """Raise InputError for an unusable device, such as meta, which stores no data."""
     try:
         torch.zeros(1, device=name).item()
     except Exception as error:  # of PyTorch and what it imports for a kind of device

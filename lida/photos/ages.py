@@ -79,7 +79,7 @@ class AgeEstimator:
 
     @torch.no_grad()
     def __call__(self, faces: Sequence[Image.Image]) -> np.ndarray:
-        """Return the ages (N,), in years, of RGB squares about faces."""
+        """Return the ages (N,), in years, of RGB squares around faces."""
         ages = []
         for face in faces:
             pair = [face, face.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]

@@ -30,7 +30,7 @@ def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) ->
     """Return a subject as one of that age: "a man" is "a boy" below `child` and "an old man" from `old` on.
 
     The last word decides: man, woman or person, also after an adapter's word, as in "sks man". Other subjects stay as they are.
-    0 for `child` or `old` turns that noun off.
+    `child=0` or `old=0` disables that noun.
     """
     name, _, noun = subject.rpartition(" ")
     if not name or f"a {noun}" not in CHILDREN:

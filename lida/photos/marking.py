@@ -92,15 +92,15 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def made_in(folder: Path) -> dict[str, str]:
-    """Return how relative paths are found again from a picture in this folder; origin() reads it."""
+    """Return, as `made_in`, the path from the output folder to the working folder; origin() resolves it."""
     return {"made_in": os.path.relpath(".", os.path.realpath(folder))}
 
 
 def origin(settings: dict[str, Any], path: str | Path) -> Path | None:
-    """Return the folder that a picture was made from, where the files lie that its arguments name by relative paths.
+    """Return the folder from which the picture's relative paths resolve, or None for the working folder.
 
-    `made_in` of its settings leads there from the folder that the picture is in. None for the working folder, and if more of the
-    files lie in that.
+    `made_in` of the settings is the path to that folder from the picture's own. The folder must have some of the files that the
+    arguments name, and each of them that the working folder has; otherwise the working folder is used.
     """
     made_in, recorded = settings.get("made_in"), settings.get("arguments")
     if not isinstance(made_in, str) or not isinstance(recorded, dict):

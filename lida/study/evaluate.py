@@ -75,7 +75,7 @@ def parse_args() -> argparse.Namespace:
     help = "sface, dlib, or package.module:function; the first leads (default: sface)"
     add("--identity_judge", nargs="+", default=["sface"], help=help)
     add("--real_faces", help="folder of real faces with an age in each line of its metadata, to measure age judges on")
-    help = "most years between an age and a real photograph that stands for it (default: 5)"
+    help = "use real photographs at most this many years from an age (default: 5)"
     add("--near", type=arguments.non_negative, default=5.0, help=help)
     help = "gets table.csv, table.json, curve.png, grid.png, report.html and pictures/"
     add("--output_dir", type=Path, required=True, help=help)
@@ -125,7 +125,7 @@ def settings_from(args: argparse.Namespace, adapters: Sequence[str]) -> list[Set
 
 
 def face(unit: Unit, image: Image.Image) -> Image.Image:
-    """Return the square about the face that the report shows."""
+    """Return the square around the face that the report shows."""
     return square_of(image, unit.subject.mask, IDENTITY_CONTEXT)
 
 

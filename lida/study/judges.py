@@ -238,5 +238,5 @@ class Judges:
 
 
 def square_of(image: Image.Image, mask: Image.Image, context: float = AGE_CONTEXT) -> Image.Image:
-    """Return the square about the mask that judges see, in sRGB."""
+    """Return the square around the mask that judges see, in sRGB."""
     return in_srgb(cut(image, square_about(mask, context), SIDE))

@@ -34,7 +34,7 @@ def verdict(findings: dict) -> list[str]:
             f"{answer}, on average: " * bool(answer)
             + f"{judge['name']} sees a similarity of {best[column]:.2f} to the photograph"
         )
-        text += f" and takes {judge['same']} and more for one person" * bool(answer)
+        text += f" and counts {judge['same']} or more as the same person" * bool(answer)
         real = f"; real photographs near those ages have {ceiling[column]:.2f}." if ceiling else "."
         sentences.append(f"Is it still the same person? {text}{real}")
     sentences += [chance(line) for line in findings["differences"] if (line["setting"], line["column"]) == (name, "age_error")]
@@ -43,9 +43,7 @@ def verdict(findings: dict) -> list[str]:
         sentences.append(f"Only {counted(people, 'person was', 'people were')} aged, which says little about others.")
     error = findings["judges"][0]["mean_error"]
     if error is not None:
-        sentences.append(
-            f"The judge of age misses real faces' ages by {error:.1f} years itself, so that it cannot tell finer than that."
-        )
+        sentences.append(f"The age judge's mean error on real faces is {error:.1f} years; smaller differences mean little.")
     return sentences
 
 

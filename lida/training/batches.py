@@ -131,7 +131,7 @@ class Samples(Dataset):
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """The micro-batches of one process: of a step's samples, every count-th run of `batch_size`."""
+    """One process's micro-batches: of each step's consecutive groups of `batch_size` samples, every count-th."""
 
     samples: Samples
     sampler: BatchSampler

@@ -31,8 +31,9 @@ class Processes:
     def join(cls, device: str, minutes: float = 30) -> "Processes":
         """Join the other processes, by NCCL on GPUs and gloo on CPUs.
 
-        They must meet within MEETING; after that none waits longer than `minutes` for the others. Raises InputError for an
-        environment that no launcher sets, and if the processes do not find each other.
+        They must meet within MEETING; after that none waits longer than `minutes` for the others. Raises InputError for
+        missing or inconsistent RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR or MASTER_PORT variables, and if the processes do not
+        find each other.
         """
         given = {name: os.environ.get(name, n) for name, n in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
         told = ", ".join(f"{name} {value!r}" for name, value in given.items() if name in os.environ)
@@ -47,7 +48,7 @@ class Processes:
         if processes.count > 1:
             place, timeout = (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]), timedelta(minutes=minutes)
             try:
-                socket.getaddrinfo(*place)  # of an unknown name PyTorch would ask again and again
+                socket.getaddrinfo(*place)  # PyTorch would retry an unknown host until the timeout
                 store, rank, count = next(rendezvous("env://", timeout=MEETING))
                 store.set_timeout(timeout)
                 backend = dist.get_default_backend_for_device(device)

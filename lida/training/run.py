@@ -61,7 +61,10 @@ def check_output(args: Namespace) -> None:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise InputError if the run would replace files that no run has written, or could not write its own."""
+    """Raise InputError if the folder holds files of the run's names that train_lora.py did not write, or that it cannot replace.
+
+    With `overwrite`, files that it did not write may be replaced.
+    """
     names = (METRICS, "samples", "samples.png", Path(FILE_NAME).with_suffix(".json").name, CARD_NAME, FILE_NAME)
     present = [path for path in (folder / name for name in names) if os.path.lexists(path)]
     for path in [*present, *folder.glob("checkpoint-[0-9]*")]:

@@ -63,7 +63,10 @@ def options_of(state: dict) -> list[dict]:
 
 
 def check_values(part: Any, step: int) -> None:
-    """Raise ValueError for values that are not finite, and for moments that are missing after `step` steps or of another shape."""
+    """Raise ValueError for bad values of a part after `step` steps.
+
+    They are values that are not finite, moments that are missing or of another shape, and negative counts or second moments.
+    """
     tensors: list[torch.Tensor] = list(part.parameters()) if isinstance(part, torch.nn.Module) else []
     if isinstance(part, torch.optim.Optimizer) and (step or part.state):
         states = part.state

@@ -26,7 +26,7 @@ def test_edit_values_out_of_range_are_refused(values, message):
         Edit(**values)
 
 
-def test_what_is_no_text_is_refused():
+def test_prompts_that_are_not_texts_are_refused():
     for values in ({"source_prompt": b"a boy"}, {"negative_prompt": 5}, {"negative_prompt": [5]}):
         with pytest.raises(TypeError):
             Edit(**values)

@@ -196,7 +196,7 @@ def test_age_to_is_age_face_by_the_defaults(sd):
 @pytest.mark.parametrize("box", [(20, 100, 280, 103), (40, 60, 60, 70)])
 def test_thin_and_small_masks_are_repainted(sd, box):
     image, mask = noise_image(300, 200), box_mask(300, 200, box)
-    mask.paste(255, (240, 150, 260, 160))  # far away, so that the square about both is large
+    mask.paste(255, (240, 150, 260, 160))  # far away, so that the square around both is large
     (aged,) = age_face(sd, image, mask, "a boy", Edit("inpaint", 1.0), Sampling(4))
     changed, white = (pixels(aged) != pixels(image)).any(-1), pixels(mask) > 0
     assert changed[white].mean() > 0.7 and not changed[~white].any()
@@ -227,7 +227,7 @@ def test_strengths_without_a_step_and_unfit_photographs_are_refused(sd):
             image,
             white,
             Edit(strength=0.01),
-            "strength must be above 0 and up to 1, and leave a step of the 20 to walk, not 0.01; give more steps",
+            "strength must be above 0 and up to 1, and 0.01 leaves none of the 20 steps; give more steps or a higher strength",
         ),
         (image.convert("L"), white, Edit(), "the image is L, not RGB"),
         (image, Image.new("L", (32, 64), 255), Edit(), r"the mask is L \(32, 64\), not L \(64, 64\) as the image"),

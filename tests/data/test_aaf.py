@@ -87,7 +87,7 @@ def test_captions_are_made_from_the_template(aaf, tmp_path, command):
     assert not list((tmp_path / "b" / "masks").iterdir())
 
 
-def test_squares_about_the_faces(aaf, tmp_path, command):
+def test_crop_face_writes_squares_centred_on_the_faces(aaf, tmp_path, command):
     command(aaf, "--output_dir", tmp_path / "out", "--crop", "face", "--resolution", 48)
     for example, face in zip(read_examples(tmp_path / "out"), read_faces(aaf, "train"), strict=True):
         assert example.size == (48, 48) and example.path.name == face.path.name
@@ -119,7 +119,7 @@ def test_another_disk_gets_copies(aaf, tmp_path, monkeypatch):
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".jpg", ".json", ".jsonl", ""}
 
 
-def test_choices(aaf):
+def test_faces_are_selected_by_age_and_by_split(aaf):
     assert [face.age for face in read_faces(aaf, ages=(9, 22))] == [9, 10, 12, 21, 22]
     assert [face.age for face in read_faces(aaf, "held_out")] == [80] and [f.age for f in read_faces(aaf, "train")] == AGES[:9]
     with pytest.raises(lida.InputError, match="no faces of 81 to 99 years in the split 'train'"):

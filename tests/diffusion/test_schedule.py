@@ -63,7 +63,7 @@ def test_steps_that_do_not_fit_are_refused(sd, steps):
 @pytest.mark.parametrize("strength", [0.0, 1.5, 0.01, -1.0, float("nan"), float("inf")])
 def test_a_strength_that_leaves_no_step_is_refused(sd, strength):
     with pytest.raises(
-        ValueError, match=f"strength must be above 0 .* a step of the 20 to walk, not {strength:g}; give more steps"
+        ValueError, match=f"strength must be above 0 .* {strength:g} leaves none of the 20 steps; give more steps or"
     ):
         sd.schedule.timesteps(20, strength)
 

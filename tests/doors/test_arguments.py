@@ -20,7 +20,7 @@ from lida.doors.errors import InputError
     ("non_negative", {"0": 0.0}, ["-1e-9", "inf"]),
     ("share", {"0": 0.0, "1": 1.0, "0.5": 0.5}, ["-0.1", "1.1", "nan"]),
 ])  # fmt: skip
-def test_numbers(name, good, bad):
+def test_numeric_types_convert_valid_texts_and_refuse_others(name, good, bad):
     convert = getattr(arguments, name)
     for text, value in good.items():
         assert convert(text) == value and type(convert(text)) is type(value)
@@ -29,7 +29,7 @@ def test_numbers(name, good, bad):
             convert(text)
 
 
-def test_paths(tmp_path):
+def test_existing_folder_takes_only_folders_that_exist(tmp_path):
     (tmp_path / "file").touch()
     assert arguments.existing_folder(str(tmp_path)) == tmp_path
     for convert, path, message in (

@@ -45,7 +45,7 @@ def test_errors_of_the_input_and_the_system_are_lines(capsys, monkeypatch, error
     assert code == 2 and shown.startswith("Traceback") and shown.endswith(lines)
 
 
-def test_more_memory_than_there_is(capsys):
+def test_running_out_of_memory_is_reported_in_one_line(capsys):
     code, shown = ended(lambda: torch.empty(2**60), capsys)
     assert code == 2 and shown.startswith("error: out of memory;") and shown.count("\n") == 1
 
@@ -57,7 +57,7 @@ def test_bugs_keep_their_traceback(error):
 
 
 @pytest.mark.filterwarnings("default")
-def test_an_interrupt_and_a_warning(capsys):
+def test_an_interrupt_is_silent_and_a_warning_is_one_line(capsys):
     assert ended(raising(KeyboardInterrupt()), capsys) == (130, "")
     run(lambda: warnings.warn("a\nb"))
     assert capsys.readouterr().err == "warning: a b\n"

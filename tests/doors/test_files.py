@@ -221,7 +221,7 @@ def test_a_line_that_finds_no_room_names_its_file(tmp_path):
         append_text("/dev/full", "a\n")
 
 
-def test_output_folders(tmp_path):
+def test_output_folder_makes_folders_and_refuses_unusable_paths(tmp_path):
     assert output_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b" and os.listdir(tmp_path / "a" / "b") == []
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300), "/proc/x"):
@@ -301,7 +301,7 @@ def test_a_lock_has_one_holder(tmp_path):
     assert [locker.wait() for locker in [start(LOCKER, tmp_path / "folder", tmp_path / "file") for _ in range(3)]] == [0] * 3
 
 
-def test_regular_files(tmp_path):
+def test_regular_file_refuses_every_other_kind_of_path(tmp_path):
     write_text(tmp_path / "file", "")
     assert regular_file(str(tmp_path / "file")) == tmp_path / "file"
     os.mkfifo(tmp_path / "pipe")

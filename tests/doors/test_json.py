@@ -21,20 +21,20 @@ from lida.doors.json import Range, parse_json, read_json, typed
     ("[" * 100_000, "recursion depth"),
     ('{"a":' * 100_000, "recursion depth"),
     (r'"a\u0000"', "holds NUL"),
-    (r'{"a": {"\ud800": 1}}', "half a surrogate pair"),
+    (r'{"a": {"\ud800": 1}}', "a lone surrogate"),
     (b'"na\xefve"', "can't decode byte 0xef"),
     ('{"a": 1,}', "line 1 column"),
     ("", "Expecting value"),
     ("1 2", "Extra data"),
     (" " * 1001, "is longer than 1000 bytes"),
 ])  # fmt: skip
-def test_what_is_refused(text, message):
+def test_invalid_json_is_refused_in_one_line(text, message):
     with pytest.raises(InputError, match=f"^place: .*{message}") as caught:
         parse_json(text, "place", limit=10**6 if len(text) > 1001 else 1000)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_read(tmp_path):
+def test_valid_json_is_read_from_texts_and_files(tmp_path):
     value = {"a": [1, -(2**63), 2**63 - 1, 0.5, -1e-300, True, None], "ä 😀": {"": ""}}
     text = '{"a": [1, -9223372036854775808, 9223372036854775807, 5e-1, -1e-300, true, null], "\\u00e4 \\ud83d\\ude00": {"": ""}}'
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + text.encode())

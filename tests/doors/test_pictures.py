@@ -13,7 +13,7 @@ from lida.doors.pictures import from_srgb, in_srgb, open_image, open_photo, open
 from lida.photos.squares import cut
 
 
-def test_tensor_and_back():
+def test_a_picture_becomes_a_tensor_and_comes_back_unchanged():
     image = noise_image(20, 30)
     tensor = to_tensor(image)
     assert tensor.shape == (1, 3, 30, 20) and tensor.min() >= -1 and tensor.max() <= 1
@@ -201,7 +201,7 @@ def test_a_foreign_profile_is_ignored_with_one_warning(tmp_path):
     assert from_srgb(image, image) is image
 
 
-def test_a_header_alone(tmp_path):
+def test_opening_a_picture_reads_only_its_header(tmp_path):
     noise_image(60, 40).save(tmp_path / "a.jpg", quality=100)
     with opened(tmp_path / "a.jpg") as image:
         assert (image.format, image.size) == ("JPEG", (60, 40))

@@ -23,7 +23,7 @@ def test_prompts_are_encoded_once_each_and_in_their_order(sd):
         assert relative(encode_prompts(sd.text_encoder, prompts), sd.text_encoder(prompts)) <= 1e-5
 
 
-def test_what_is_no_text_is_refused(sd):
+def test_prompts_that_are_not_texts_are_refused(sd):
     for prompts in ([5], [b"a boy"], [None], ["a \udcff"]):
         with pytest.raises((TypeError, UnicodeError)):
             sd.text_encoder(prompts)

@@ -57,7 +57,7 @@ def test_a_mask_from_a_file_is_used_as_given(tmp_path):
         open_mask(tmp_path / "black.png", (9, 8))
 
 
-def test_a_box(tmp_path):
+def test_a_box_gives_a_rectangular_mask_and_must_lie_within_the_photograph(tmp_path):
     image = noise_image(30, 20)
     assert np.array_equal(np.asarray(read_masks("2,3,30,20", image)[0]), np.asarray(box_mask(30, 20, (2, 3, 30, 20))))
     for box in ("2,3,31,20", "-1,0,5,5", "5,0,5,5", "0,9,5,5"):

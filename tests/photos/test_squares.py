@@ -68,7 +68,7 @@ def test_what_is_cut_out_turned_lies_where_it_lay():
     assert beyond.shape == (30, 30, 3) and np.abs(beyond[15, 15].astype(int) - pixels[3, 2]).max() <= 12
 
 
-def test_a_sheet():
+def test_a_sheet_has_equally_high_pictures_in_a_row():
     row = sheet([noise_image(64, 64), noise_image(50, 100)], ["input", "age 10"], height=100)
     assert row.height == 142 and row.width == 100 + 50 + 3 * 8
 

@@ -536,7 +536,7 @@ BAD = [
 STEPS = [
     (
         ["--strength", "0.01"],
-        "strength must be above 0 and up to 1, and leave a step of the 25 to walk, not 0.01; give more steps",
+        "strength must be above 0 and up to 1, and 0.01 leaves none of the 25 steps; give more steps or a higher strength",
     ),
 ]
 READING = [

@@ -381,7 +381,7 @@ def test_a_last_validation_without_memory_does_not_cost_the_adapter(command, tmp
     assert code == 0 and "nothing is measured or painted: out of memory" in err and (tmp_path / "a" / ADAPTER).exists()
 
 
-def test_what_a_run_shows(train, tmp_path):
+def test_a_run_writes_metrics_and_sample_pictures(train, tmp_path):
     options = ("--validation_prompt", "a man", "--validation_steps", 2, "--num_validation_images", 2)
     options += ("--mixed_precision", "bf16", "--lora_dropout", 0.1, "--train_text_encoder")
     train("a", *options, "--report_to", "tensorboard", "--max_train_steps", 5)
@@ -434,7 +434,7 @@ def test_latest_starts_anew_where_there_is_none_and_rests_where_all_is_done(trai
 
 
 @pytest.mark.parametrize("damage", ["truncated", "of another run", "absent"])
-def test_a_finished_run_is_believed_if_its_adapter_is_whole(train, tmp_path, damage):
+def test_a_finished_run_writes_its_adapter_again_if_the_file_is_damaged(train, tmp_path, damage):
     options = ("--checkpointing_steps", 3, "--resume_from_checkpoint", "latest")
     whole, path = train("a", *options), tmp_path / "a" / ADAPTER
     if damage == "truncated":

@@ -94,7 +94,7 @@ def test_networks_tell_invented_persons_apart(source):
 
 
 def test_dlibs_vector_is_that_of_its_own_detector(judges, demo):
-    """The box about the face comes from YuNet. dlib's own box gives nearly the same vector; two persons are 0.6 apart."""
+    """The box around the face comes from YuNet. dlib's own box gives nearly the same vector; two persons are 0.6 apart."""
     dlib = pytest.importorskip("dlib", reason="pip install dlib-bin face_recognition_models")
     folder = Path(importlib.util.find_spec("face_recognition_models").origin).parent / "models"
     landmarks = dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
@@ -113,7 +113,7 @@ def test_dlibs_vector_is_that_of_its_own_detector(judges, demo):
     (["no/such/folder"], ["sface"], "no age estimator"), (["grey_judges:ages"], ["arcface"], "is not sface, dlib"),
     (["grey_judges:ages"] * 2, ["sface"], "name of two judges"),
 ])  # fmt: skip
-def test_judges_that_cannot_be_are_refused_in_a_line(grey, ages, identities, said):
+def test_invalid_judges_are_refused_in_one_line(grey, ages, identities, said):
     with pytest.raises(InputError, match=said) as error:
         Judges(ages, identities)
     assert len(error.value.args) == 1 and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Stage 1: squares about the faces of All-Age-Faces and UTKFace, as infer.py cuts them, for training the small model.
+"""Stage 1: squares around the faces of All-Age-Faces and UTKFace, as infer.py cuts them, for training the small model.
 
     python weights/recipe/prepare.py "All-Age-Faces Dataset" UTKFace --output_dir squares
 
@@ -62,7 +62,7 @@ def sharpness(square: Image.Image) -> float:
 
 
 def boxes(landmarks: np.ndarray, size: tuple[int, int], count: int, rng: np.random.Generator) -> list[tuple]:
-    """Return `count` squares (left, top, side) about the face's mask, of sides between the CONTEXTs, within the picture."""
+    """Return `count` squares (left, top, side) around the face's mask, of sides between the CONTEXTs, within the picture."""
     left, top, right, bottom = mask_from_landmarks(landmarks, size).getbbox()
     middle, longer = np.array([left + right, top + bottom]) / 2, max(right - left, bottom - top)
     contexts = np.linspace(*CONTEXT, count + 1)

@@ -105,8 +105,8 @@ class StableDiffusion:
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the model, with what is merged into it, as a folder in diffusers' layout.
 
-        Raises ValueError for a model that is being trained, for merge weights that depend on the timestep, and for a schedule made
-        from betas; InputError for a folder that is not empty, and for weights that are not finite in `dtype`.
+        Raises ValueError for a model that is being trained, for merge weights that depend on the timestep, and for a schedule
+        made from betas; InputError for a folder that is not empty, and for weights that are not finite in `dtype`.
         """
         if any(isinstance(module, LoRALinear) for part in (self.unet, self.text_encoder) for module in part.modules()):
             raise ValueError("the model is being trained (inject_lora); save its adapter, and call eject_lora first")

@@ -5,8 +5,8 @@
 Adults of 20 to 50 years, half from each dataset, are aged to 10 and to 70 as infer.py does it by its defaults, by the Age-LoRA
 alone. Reported, for each age: what each estimator reads; in how many pictures a face is found; SFace's cosine to the own
 photograph, and how many faces are nearer to it than to nine others'; under the mask, the sharpness as a share of the photograph's
-(variance of the Laplacian) and how far the mean colour moved. Ages and cosines have 95 % bootstrap intervals over people. Then the ages read of faces painted from captions, by decade, with
-the adapter and without it.
+(variance of the Laplacian) and how far the mean colour moved. Ages and cosines have 95 % bootstrap intervals over people. Then
+the ages read of faces painted from captions, by decade, with the adapter and without it.
 """
 
 import argparse

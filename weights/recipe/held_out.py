@@ -1,4 +1,4 @@
-"""Copy held-out photographs of every age to a folder, for the slider: two of each decade from the 10s to the 60s, of each dataset.
+"""Copy held-out photographs to a folder, for the slider: two of each decade from the 10s to the 60s, of each dataset.
 
     python weights/recipe/held_out.py "All-Age-Faces Dataset" UTKFace --output_dir held-out-24
 

@@ -194,7 +194,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def reconstruct(args: argparse.Namespace, vae: VAE, sface: SFace, x: Tensor, points: np.ndarray | None) -> tuple[Tensor, dict]:
-    """Reconstructions of pictures and the terms of their loss; SFace's two terms are those of whole squares, which have landmarks."""
+    """Return reconstructions of pictures and the terms of their loss; SFace's two are of whole squares, which have landmarks."""
     with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
         mean, logvar = (part.float() for part in vae.posterior(x))
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from ..diffusion.blending import Blend
+from ..diffusion.blending import Blend, mask_to_latents
 from ..diffusion.flow_edit import flow_edit, flow_source
 from ..diffusion.inversion import Trajectory, ddim_invert
 from ..diffusion.samplers import Sampling, sample
 from ..diffusion.schedule import randn_like
 from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
-from ..photos.masks import mask_to_latents, mask_to_tensor
+from ..photos.masks import mask_to_tensor
 from ..photos.squares import Box, colour_bounded, colour_matched, cut, is_grey, paste, square_about, with_detail
 from .edit import Edit, Target, age_targets
 from .generation import Progress, check_output, finite, repeated, step_rule

@@ -14,6 +14,7 @@ from ..adapters.files import load_adapter
 from ..adapters.merging import Merger, Rule, Weight, varies, weighted_sum
 from ..checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_pipeline
 from ..checkpoints.sources import MOVED
+from ..diffusion.blending import mask_to_latents
 from ..diffusion.guidance import guided
 from ..diffusion.inversion import NoisePrediction
 from ..diffusion.samplers import Sampling
@@ -26,7 +27,6 @@ from ..nn.text import TextEncoder, encode_prompts
 from ..nn.unet import UNet
 from ..nn.vae import VAE
 from ..photos.captions import Captioning, captioning_of
-from ..photos.masks import mask_to_latents
 
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
 
@@ -158,7 +158,10 @@ class StableDiffusion:
         self.merger.merge(self.adapters, dict(zip(names, weights)), rule, len(self.schedule) - 1)
 
     def merging(self, predict: NoisePrediction) -> NoisePrediction:
-        """Return a prediction that first merges the adapters at its timestep, if a weight depends on the timestep."""
+        """Return a prediction that first merges the adapters at its timestep, if a weight depends on the timestep.
+
+        The model keeps the merge of the last prediction.
+        """
         if not any(varies(weight) for weight in self.weights.values()):
             return predict
 

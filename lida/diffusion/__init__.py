@@ -3,7 +3,7 @@
 Everything here is a function of tensors and of a callable that predicts noise. Nothing knows a UNet class, a tokenizer or a file.
 """
 
-from .blending import Blend
+from .blending import Blend, mask_to_latents
 from .flow_edit import flow_edit, flow_source
 from .guidance import guided
 from .inversion import ddim_inverse_step, ddim_invert
@@ -13,5 +13,5 @@ from .schedule import NoiseSchedule, NoiseScheduleConfig
 
 __all__ = [
     "SCHEDULERS", "Blend", "NoiseSchedule", "NoiseScheduleConfig", "Sampling", "ddim_inverse_step", "ddim_invert", "ddim_step",
-    "dpmpp_2m_step", "euler_step", "flow_edit", "flow_source", "guided", "mask_weights", "noise_prediction_loss", "sample",
+    "dpmpp_2m_step", "euler_step", "flow_edit", "flow_source", "guided", "mask_to_latents", "mask_weights", "noise_prediction_loss", "sample",
 ]  # fmt: skip

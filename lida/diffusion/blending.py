@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .schedule import NoiseSchedule
@@ -50,3 +51,11 @@ class Blend:
         noise = None if self.noise is None else repeated(self.noise)
         trajectory = self.trajectory and {t: repeated(x) for t, x in self.trajectory.items()}
         return Blend(fractions * self.mask, repeated(self.init_latents), noise, trajectory)
+
+
+def mask_to_latents(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a pixel mask (B, 1, H, W) to that of latents (B, 1, h, w): each cell has the value of its whitest pixel.
+
+    diffusers takes a cell's first pixel instead, which loses small masks.
+    """
+    return F.adaptive_max_pool2d(mask, size)

@@ -1,4 +1,4 @@
-"""Masks, white where the face is repainted: from a file, a box, landmarks or the face finder; and resized for latents."""
+"""Masks, white where the face is repainted: from a file, a box, landmarks or the face finder; and as tensors."""
 
 import os
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
@@ -164,11 +163,3 @@ def hull(points: np.ndarray) -> np.ndarray:
 def mask_to_tensor(mask: Image.Image) -> Tensor:
     """Return an L picture as a mask (1, 1, H, W) in [0, 1]."""
     return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)[None, None]
-
-
-def mask_to_latents(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a pixel mask (B, 1, H, W) to that of latents (B, 1, h, w): each cell has the value of its whitest pixel.
-
-    diffusers takes a cell's first pixel instead, which loses small masks.
-    """
-    return F.adaptive_max_pool2d(mask, size)

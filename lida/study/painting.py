@@ -14,13 +14,14 @@ from ..adapters import Adapter, load_adapter
 from ..adapters.adapter import frobenius
 from ..aging.editing import age_to
 from ..aging.stable_diffusion import StableDiffusion
+from ..diffusion.blending import mask_to_latents
 from ..doors.errors import InputError
 from ..doors.files import write_json
 from ..doors.json import as_object, read_json
 from ..doors.pictures import open_photo, save_image
 from ..nn.lora import LowRank
 from ..photos.marking import file_hash
-from ..photos.masks import mask_to_latents, mask_to_tensor
+from ..photos.masks import mask_to_tensor
 from ..photos.squares import cut, square_about
 from ..training.processes import Processes
 from .people import Person, Subject

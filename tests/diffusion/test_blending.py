@@ -1,9 +1,10 @@
 """The photograph is put back where the mask is black, and for a while where it is grey."""
 
+import pytest
 import torch
 from conftest import relative
 
-from lida.diffusion import Blend, sample
+from lida.diffusion import Blend, mask_to_latents, sample
 
 
 def test_a_grey_mask_is_released_at_its_step(sd):
@@ -35,3 +36,10 @@ def test_a_row_of_paintings_is_each_painting_by_itself(sd):
             own = slice(2 * k, 2 * k + 2)
             assert relative(row[own], alone(sd.schedule, painted[own], 500, 0.3)) <= 1e-6
     assert torch.equal(blend(sd.schedule, painted[:2], -1, 1.0), init)  # nothing is painted before the first step
+
+
+def test_a_cell_of_latents_is_repainted_where_any_of_its_pixels_is():
+    mask = torch.zeros(1, 1, 64, 48)
+    mask[0, 0, 9, 47] = 0.05
+    small = mask_to_latents(mask, (8, 6))
+    assert small.count_nonzero() == 1 and small[0, 0, 1, 5] == pytest.approx(0.05)

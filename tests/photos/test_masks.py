@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, box_mask, noise_image
 from PIL import Image
 
@@ -20,7 +19,6 @@ from lida.photos.masks import (
     face_frame,
     hull,
     mask_from_landmarks,
-    mask_to_latents,
     open_mask,
     read_masks,
 )
@@ -152,13 +150,6 @@ def test_without_the_face_networks_the_cure_is_named(monkeypatch):
     monkeypatch.setattr("lida.photos.faces.find_spec", lambda name: None)
     with pytest.raises(lida.InputError, match=r"pip install lida-aging\[face\]; or give --mask a picture or a box"):
         read_masks("auto", noise_image(9, 9))
-
-
-def test_a_cell_of_latents_is_repainted_where_any_of_its_pixels_is():
-    mask = torch.zeros(1, 1, 64, 48)
-    mask[0, 0, 9, 47] = 0.05
-    small = mask_to_latents(mask, (8, 6))
-    assert small.count_nonzero() == 1 and small[0, 0, 1, 5] == pytest.approx(0.05)
 
 
 def test_zones_weigh_less(landmarks):

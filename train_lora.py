@@ -202,8 +202,7 @@ def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDr
     except ValueError as error:
         raise InputError(f"--targets: {error}") from None
     if args.train_text_encoder:
-        inner = getattr(sd.text_encoder.model, "text_model", sd.text_encoder.model)  # transformers 5.6 flattened the model
-        layers |= {TEXT + path: layer for path, layer in inject(inner, targets=TEXT_ATTENTION).items()}
+        layers |= {TEXT + path: layer for path, layer in inject(sd.text_encoder.layers, targets=TEXT_ATTENTION).items()}
     return layers
 
 

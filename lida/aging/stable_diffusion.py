@@ -120,8 +120,7 @@ class StableDiffusion:
         """Return the module of an adapter's path, in the UNet or behind `text_encoder.`; None if there is none."""
         if not path.startswith(TEXT):
             return submodule(self.unet, path)
-        inner = getattr(self.text_encoder.model, "text_model", self.text_encoder.model)  # transformers 5.6 flattened it
-        return submodule(inner, path.removeprefix(TEXT))
+        return submodule(self.text_encoder.layers, path.removeprefix(TEXT))
 
     def load_adapter(self, name: str, source: str | Path | Adapter) -> Adapter:
         """Load an adapter under a name, without merging it. Raises InputError if it does not fit the model."""

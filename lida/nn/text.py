@@ -21,6 +21,11 @@ class TextEncoder(nn.Module):
         """Return the number of channels C: the UNet's cross_attention_dim."""
         return self.model.config.hidden_size
 
+    @property
+    def layers(self) -> nn.Module:
+        """Return the module that holds `embeddings` and `encoder`; before transformers 5.6 it is a part of the model."""
+        return getattr(self.model, "text_model", self.model)
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return token ids (B, 77), truncated or padded. SD1.5's encoder reads the pad tokens too.
 

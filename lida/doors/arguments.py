@@ -41,7 +41,7 @@ seed = whole(0, 2**63 - 1)
 share, years = between(0, 1), between(0, 120)
 fraction = checked(float, "a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 rate = checked(float, "a learning rate above 0 and up to 1", lambda value: 0 < value <= 1)
-positive = checked(float, "a number above 0 and up to 1e9", lambda value: 0 < value <= 1e9)  # float32 overflows at 1e39
+positive = checked(float, "a number above 0 and up to 1e30", lambda value: 0 < value <= 1e30)  # float32 overflows at 1e39
 non_negative = checked(float, "a number of at least 0", lambda value: value >= 0)
 
 

@@ -54,7 +54,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("--mask", help=f"{help} (default: auto)")
     face = lambda text: text if text == "all" else arguments.whole(1, 1000)(text)  # noqa: E731
     add("--face", type=face, metavar="N", help="with --mask auto: the number of a face, 1 for the largest, or all")
-    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="with --mask auto: enlarge by so many face heights")
+    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="with --mask auto: in face heights (default: 0)")
     help = "with --mask auto: width of the soft edge in face heights (default: %(default)s)"
     add("--mask_feather", type=arguments.between(0, 10), default=SOFT.feather, help=help)
     help = f"with --mask auto: how much a part of the face changes, such as eyes=0.5; the parts are {', '.join(ZONES)}"

@@ -8,10 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, relative
 from PIL import Image
 
 import lida
+from lida.nn.vae import VAE, VAEConfig
 
 RECIPE, WEIGHTS = ROOT / "weights" / "recipe", ROOT / "weights"
 
@@ -47,6 +49,35 @@ def utkface(tmp_path):
     return folder
 
 
+def test_a_grown_model_makes_what_the_old_one_makes(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPE)
+    from grow import growth_loss, more_channels, whitened, widened
+
+    torch.manual_seed(0)
+    old, x = VAE(VAEConfig((8, 16), norm_num_groups=4, scaling_factor=0.7)).eval(), torch.rand(8, 3, 16, 16) * 2 - 1
+    grown = more_channels(old, 6).eval()
+    with torch.no_grad():
+        first, latents = old.encode(x, sample=False), grown.encode(x, sample=False)
+        assert relative(latents[:, :4], first) <= 1e-5 and latents[:, 4:].std() > 0.01
+        assert relative(grown.decode(latents), old.decode(first)) <= 1e-5
+        assert growth_loss(torch.cat([first, torch.randn_like(first)], 1), first) < growth_loss(latents, first)
+
+        torch.nn.init.normal_(grown.decoder.conv_in.weight)  # as trained: it looks at the new channels
+        picture = grown.decode(latents)
+        whitened(grown, latents, 4)
+        latents = grown.encode(x, sample=False)
+        assert relative(grown.decode(latents), picture) <= 1e-4 and relative(latents[:, :4], first) <= 1e-5
+        flat = latents[:, 4:].transpose(0, 1).flatten(1)
+        assert flat.mean(1).abs().max() <= 1e-3 and relative(torch.cov(flat, correction=0), torch.eye(2)) <= 1e-3
+
+        unet, text = lida.checkpoints.load_unet(WEIGHTS / "lida-tiny"), torch.randn(1, 77, 128)
+        channels, t = unet.config.in_channels, torch.tensor([500])
+        noisy = torch.randn(1, channels + 2, 8, 8)
+        predicted = widened(unet, channels + 2)(noisy, t, text)
+        assert relative(predicted[:, :channels], unet(noisy[:, :channels], t, text)) <= 1e-5
+        assert not predicted[:, channels:].any()
+
+
 def test_the_stages_follow_each_other_and_stop_and_go_on(utkface, stage, tmp_path):
     pytest.importorskip("onnx")
     squares, held_out, tiny = tmp_path / "squares", tmp_path / "held-out", WEIGHTS / "lida-tiny"
@@ -61,7 +92,8 @@ def test_the_stages_follow_each_other_and_stop_and_go_on(utkface, stage, tmp_pat
     report = json.loads(stage("estimator", *data, "--output_dir", tmp_path / "estimator", *few).splitlines()[-1])
     assert report["all"]["faces"] == len(np.load(held_out / "pixels.npy")) and report["utkface"].keys() >= {"mean_error", "bias"}
     stage("words", "--tokenizer", tiny, "--output_dir", tmp_path / "words", *few)
-    options = ("--half_weight", 0.25, "--output_dir", tmp_path / "vae")
+    stage("vae", *data, "--latent_channels", 4, "--output_dir", tmp_path / "small", *few)
+    options = ("--init", tmp_path / "small", "--half_weight", 0.25, "--output_dir", tmp_path / "vae")
     report = json.loads(stage("vae", *data, *options, *few).splitlines()[-1])
     assert report["step"] == 2 and 0 < report["utkface"]["psnr"] < 40
     options = ("--init", tmp_path / "vae", "--train_part", "decoder", "--gan_start", 0, "--gan_warmup", 1)

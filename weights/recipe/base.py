@@ -6,18 +6,21 @@
 Captions have coarse ages only ("an old woman", "a boy"); half of them have no age, some the colour of the skin, and a tenth
 are empty. Decades are left to the Age-LoRA.
 The learning rate is constant and falls linearly to zero over the last --decay_steps, so that a run can be prolonged.
+With --init, a UNet of fewer latent channels than the VAE has gets the others (grow.py).
 A square is encoded when it is first drawn, and its latents are kept in --output_dir. State is saved every five minutes; the
 same command goes on from it.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
 import torch
 from ema import EMA
+from grow import widened
 from torch import Tensor, nn
 from tqdm import tqdm
 from words import WIDTH
@@ -140,9 +143,9 @@ class LossAwareTimesteps(nn.Module):
         self.moments.copy_(torch.tensor(moments))
 
 
-def new_unet() -> UNet:
-    """Return a UNet whose residual branches start at zero, as in latent diffusion."""
-    unet = UNet(UNET)
+def new_unet(channels: int) -> UNet:
+    """Return a UNet for so many latent channels, whose residual branches start at zero, as in latent diffusion."""
+    unet = UNet(replace(UNET, in_channels=channels, out_channels=channels))
     for module in unet.modules():
         if type(module) in LAST or module is unet:
             layer = getattr(module, LAST.get(type(module), "conv_out"))
@@ -190,8 +193,9 @@ def main():
     ages, men, races = faces["ages"], faces["men"], faces["races"]
     chances, latents = chances_of(ages, faces["sources"], args.age_balance), Latents(args.data, vae, args.output_dir, bf16)
     torch.manual_seed(0)
-    unet = (load_unet(args.init) if args.init else new_unet()).to(args.device, memory_format=torch.channels_last)
-    unet.train().requires_grad_(True)
+    channels = vae.config.latent_channels
+    unet = widened(load_unet(args.init), channels) if args.init else new_unet(channels)
+    unet.to(args.device, memory_format=torch.channels_last).train().requires_grad_(True)
     dtype = torch.bfloat16 if bf16 else torch.float32
     use_attention(unet, fastest_attention(dtype, args.device, unet.config.sample_size**2), dtype)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)

@@ -6,7 +6,8 @@ Steps alternate between crops of 64 pixels out of the squares and whole squares,
 is left. The loss is L1 on a pyramid of three resolutions, twice the L1 of the edges, how far the energy of fine detail is off,
 and a KL term so small that latents stay exact rather than normal; for whole squares also the L1 of SFace's first activations and
 one minus the cosine of its embeddings. With --half_weight, halved latents are to decode to the halved crop: latents as smooth
-as pictures are easier to diffuse (scale equivariance, Skorokhodov et al. 2025; Kouzelis et al. 2025). From step --gan_start a
+as pictures are easier to diffuse (scale equivariance, Skorokhodov et al. 2025; Kouzelis et al. 2025). With --init and more
+--latent_channels than its VAE has, the first ones stay as they are (grow.py). From step --gan_start a
 PatchGAN discriminator judges the crops, weighed against the reconstruction by their gradients at the last layer (Esser et al.
 2021, equation 7; Rombach et al. 2022).
 The learning rate is constant and falls linearly to zero over the last --decay_steps, so that a run can be prolonged.
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ema import EMA
+from grow import growth_loss, more_channels, whitened
 from sface import LEVELS, SFace, aligned
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -32,7 +34,9 @@ from lida.nn.vae import VAE, VAEConfig
 from lida.training.state import load_state, save_state
 
 CROP = 64
-CONFIG = VAEConfig(block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, sample_size=128)
+CONFIG = VAEConfig(
+    block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, sample_size=128, latent_channels=8
+)
 
 
 class Batches:
@@ -129,9 +133,9 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor) 
 
 
 @torch.no_grad()
-def measure_scaling_factor(vae: VAE, batches: Batches) -> float:
-    """Return 1 / standard deviation of the unscaled latents of 512 squares."""
-    return float(1 / torch.cat([vae.posterior(batches.squares(step, 32)[0])[0] for step in range(16)]).std())
+def latents_of(vae: VAE, batches: Batches) -> Tensor:
+    """Return the scaled latents of 512 squares, the posterior's means."""
+    return torch.cat([vae.encode(batches.squares(step, 32)[0], sample=False) for step in range(16)])
 
 
 def tensors(pixels: np.ndarray) -> Tensor:
@@ -194,6 +198,7 @@ def parse_args() -> argparse.Namespace:
     add("--data", type=Path, required=True, help="squares from prepare.py")
     add("--held_out", type=Path, help="held-out squares from prepare.py, to report on")
     add("--init", type=Path, help="model folder whose VAE to go on from (default: from scratch)")
+    add("--latent_channels", type=int, default=8, help="(default: 8)")
     add("--output_dir", type=Path, required=True, help="gets vae/ and the training state")
     add("--learning_rate", type=float, default=5e-4, help="(default: 5e-4)")
     add("--decay_steps", type=int, default=2000, help="over which the learning rate falls to zero (default: 2000)")
@@ -206,6 +211,8 @@ def parse_args() -> argparse.Namespace:
     add("--feature_weight", type=float, default=0.1, help="(default: 0.1)")
     add("--identity_weight", type=float, default=0.5, help="(default: 0.5)")
     add("--half_weight", type=float, default=0.0, help="of the halved pairs (default: 0)")
+    help = "largest deviation of noise on scaled latents: the decoder is to bear what a UNet paints (default: 0)"
+    add("--latent_noise", type=float, default=0.0, help=help)
     add("--gan_start", type=int, help="step from which on the discriminator counts (default: never)")
     help = "steps from --gan_start on in which the discriminator alone learns (default: 200)"
     add("--gan_warmup", type=int, default=200, help=help)
@@ -214,17 +221,27 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def reconstruct(args: argparse.Namespace, vae: VAE, sface: SFace, x: Tensor, points: np.ndarray | None) -> tuple[Tensor, dict]:
-    """Return reconstructions of pictures and the terms of their loss; SFace's two are of whole squares, which have landmarks."""
+def reconstruct(
+    args: argparse.Namespace, vae: VAE, smaller: VAE | None, sface: SFace, x: Tensor, points: np.ndarray | None
+) -> tuple[Tensor, dict]:
+    """Return reconstructions of pictures and the terms of their loss; SFace's two are of whole squares, which have landmarks.
+
+    `smaller` is the VAE that `vae` is grown from.
+    """
     with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
         mean, logvar = (part.float() for part in vae.posterior(x))
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-        y = vae.decode(z * vae.config.scaling_factor).float()
+        noise = args.latent_noise * torch.rand(len(x), 1, 1, 1) * torch.randn_like(z)
+        y = vae.decode(z * vae.config.scaling_factor + noise).float()
         terms = {"l1": reconstruction_loss(x, y)}
         if args.half_weight and points is None:
             terms["half"] = args.half_weight * half_loss(vae, x, z)
     terms["detail"] = args.detail_weight * detail_loss(x, y)
     terms["kl"] = 1e-6 * 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean() * mean[0].numel()
+    if smaller is not None:
+        with torch.no_grad():
+            first = smaller.encode(x, sample=False)
+        terms["growth"] = growth_loss(mean * vae.config.scaling_factor, first)
     if points is not None:
         ours = sface(aligned(y, points))
         with torch.no_grad():
@@ -242,7 +259,9 @@ def hinge_loss(discriminator: Discriminator, x: Tensor, y: Tensor) -> Tensor:
 def main():
     args = parse_args()
     torch.manual_seed(0)
-    vae = load_vae(args.init) if args.init else VAE(CONFIG)
+    vae, smaller = load_vae(args.init) if args.init else VAE(replace(CONFIG, latent_channels=args.latent_channels)), None
+    if vae.config.latent_channels < args.latent_channels:
+        vae, smaller = more_channels(vae, args.latent_channels), vae.eval()
     vae.train().requires_grad_(args.train_part == "all").to(memory_format=torch.channels_last)
     for module in (vae.decoder, vae.post_quant_conv):
         module.requires_grad_(True)
@@ -267,7 +286,7 @@ def main():
             x, points = batches.squares(step, args.train_batch_size)
         else:
             x, points = batches.crops(step, 4 * args.train_batch_size), None
-        y, terms = reconstruct(args, vae, sface, x, points)
+        y, terms = reconstruct(args, vae, smaller, sface, x, points)
         if not judging or step >= args.gan_start + args.gan_warmup:  # else the discriminator learns alone
             loss = sum(terms.values())
             if judging:
@@ -296,8 +315,11 @@ def main():
 
     ema.copy_to(vae)
     vae.eval()
-    if args.train_part == "all":
-        vae.config = replace(vae.config, scaling_factor=measure_scaling_factor(vae, batches))
+    if smaller is not None:
+        whitened(vae, latents_of(vae, batches), smaller.config.latent_channels)
+    elif args.train_part == "all":
+        scale = vae.config.scaling_factor / float(latents_of(vae, batches).std())
+        vae.config = replace(vae.config, scaling_factor=scale)
     save_model(vae, args.output_dir / "vae")
 
 

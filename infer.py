@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import lida
 from lida.adapters import parse_pairs
-from lida.aging import Edit, StableDiffusion, age_targets, generate
+from lida.aging import Plan, StableDiffusion, generate, plan_ages, plan_prompt
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
 from lida.aging.photograph import SEED, Photograph, repaint_faces, save_row, settings_of
 from lida.aging.slider import Slider, read_slider
@@ -177,36 +177,36 @@ def load_model(args: argparse.Namespace) -> StableDiffusion:
     return sd
 
 
-def targets_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, edit: Edit, slider: Slider | None) -> list:
-    """Return a row of targets for each face of a photograph: one for each age, or one for the prompt."""
+def plans_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, slider: Slider | None) -> list[Plan]:
+    """Return the plan for each face of a photograph: a target for each age, or one for the prompt."""
+    edit = edit_of(args)
     if args.prompt is not None:
-        plain = edit.without_age()
-        return [[plain.target(args.prompt)] for _ in photo.ages]
+        return [plan_prompt(args.prompt, photo.subject, edit)] * len(photo.ages)
     low, high = sd.captioning.ages
     limits = slider.reach if slider else (low, high)
     reach = "the slider reaches {:+.0f} to {:+.0f}".format(*limits) if slider else f"the adapter saw {low} to {high} in training"
     for value in args.years or args.ages:
         if not limits[0] <= value <= limits[1]:
             print(f"warning: {value} years: {reach}", file=sys.stderr)
-    rows = []
+    plans = []
     for age in photo.ages:
         assert age is not None  # it is None with --prompt only
         ages = [min(max(round(age + slider.ask(years)), low), high) for years in args.years] if slider else args.ages
-        rows.append(age_targets(sd, ages, age, photo.subject, edit))
-    return rows
+        plans.append(plan_ages(sd, ages, age, photo.subject, edit))
+    return plans
 
 
 def age_photograph(
     args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, sampling: Sampling, slider: Slider | None, settings: dict
 ) -> None:
     """Repaint every face of a photograph towards every age, or the prompt, and save the pictures."""
-    edit, names, count = edit_of(args, photo.subject), names_of(args, photo.path.stem), args.num_images_per_prompt
-    rows, progress = targets_of(args, sd, photo, edit, slider), partial(tqdm, desc=photo.path.stem, unit="step")
+    names, count = names_of(args, photo.path.stem), args.num_images_per_prompt
+    plans, progress = plans_of(args, sd, photo, slider), partial(tqdm, desc=photo.path.stem, unit="step")
     options = {"seed": args.seed, "num_images_per_prompt": count, "batch_size": args.batch_size, "progress": progress}
-    pictures = repaint_faces(sd, photo, rows, edit, sampling, **options)
+    pictures = repaint_faces(sd, photo, plans, sampling, **options)
     labels = [f"{years:+d} years" for years in args.years or ()] + [f"age {age}" for age in args.ages or ()] or ["prompt"]
     with claimed_folder(args.output_dir, files_of(args, photo.path.stem), args.overwrite) as folder:
-        print(*save_row(photo, rows, pictures, names, labels, folder, settings | marking.made_in(folder)), sep="\n")
+        print(*save_row(photo, plans, pictures, names, labels, folder, settings | marking.made_in(folder)), sep="\n")
         if args.gif:
             print(film(pictures[::count], folder / f"{photo.path.stem}.gif"))
 

@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 HOMES = {
     "adapters": ("Adapter", "combine", "compare", "load_adapter", "save_adapter"),
     "aging": (
-        "Edit", "StableDiffusion", "Target", "age_face", "age_targets", "age_to", "generate", "prepare", "repaint",
+        "Edit", "Plan", "StableDiffusion", "Target", "age_face", "age_to", "generate", "plan_ages", "prepare", "repaint",
     ),
     "diffusion": ("NoiseSchedule", "Sampling", "ddim_step", "guided", "noise_prediction_loss", "sample"),
     "doors.errors": ("InputError",),

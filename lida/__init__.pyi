@@ -4,12 +4,13 @@ from .adapters import compare as compare
 from .adapters import load_adapter as load_adapter
 from .adapters import save_adapter as save_adapter
 from .aging import Edit as Edit
+from .aging import Plan as Plan
 from .aging import StableDiffusion as StableDiffusion
 from .aging import Target as Target
 from .aging import age_face as age_face
-from .aging import age_targets as age_targets
 from .aging import age_to as age_to
 from .aging import generate as generate
+from .aging import plan_ages as plan_ages
 from .aging import prepare as prepare
 from .aging import repaint as repaint
 from .diffusion import NoiseSchedule as NoiseSchedule

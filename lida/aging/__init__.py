@@ -1,15 +1,15 @@
 """Use a model: load a Stable Diffusion, merge adapters into it, paint, and age a face in a photograph.
 
 `StableDiffusion` holds the networks and the merged adapters. `generate` paints from prompts, `age_face` repaints a face towards
-prompts, `age_to` towards ages; `Edit` and `Sampling` say how.
+prompts, `age_to` towards ages; `Edit` and `Sampling` say how. A `Plan` is what follows from them for one face.
 """
 
-from .edit import Edit, Target, age_targets
+from .edit import Edit, Plan, Target, plan_ages, plan_prompt
 from .editing import Prepared, age_face, age_to, prepare, repaint, repaint_all
 from .generation import generate
 from .stable_diffusion import Prompt, StableDiffusion
 
 __all__ = [
-    "Edit", "Prepared", "Prompt", "StableDiffusion", "Target", "age_face", "age_targets", "age_to", "generate",
-    "prepare", "repaint", "repaint_all",
+    "Edit", "Plan", "Prepared", "Prompt", "StableDiffusion", "Target", "age_face", "age_to", "generate", "plan_ages",
+    "plan_prompt", "prepare", "repaint", "repaint_all",
 ]  # fmt: skip

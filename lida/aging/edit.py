@@ -20,7 +20,7 @@ class Edit:
     steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and up to 1, is the share of the
     steps to take. `detail`, 0 to 1, is the share of the detail lost in the autoencoder that is added back. `source_prompt`
     describes the photograph; method inpaint ignores it. Guidance leads away from `negative_prompt`. Where one of these four is
-    None, of_face() and towards() fill it in for an age, and without_age() for any other prompt. The square around the mask is
+    None, plan_ages() fills it in for the ages of a face, and without_age() for any other prompt. The square around the mask is
     `context` times as long as the mask. Raises ValueError for a value out of range.
     """
 
@@ -91,10 +91,16 @@ class Target:
         Edit(strength=self.strength, detail=self.detail)  # raises ValueError for a value out of range
 
 
-def age_targets(
-    sd: StableDiffusion, ages: Sequence[float], current: float, subject: str = "a person", edit: Edit = Edit()
-) -> list[Target]:
-    """Return a target for each age of a face that looks `current` years old.
+@dataclass(frozen=True)
+class Plan:
+    """How one face is repainted: the edit, complete for its photograph, and a target for each picture."""
+
+    edit: Edit
+    targets: Sequence[Target]
+
+
+def plan_ages(sd: StableDiffusion, ages: Sequence[float], current: float, subject: str = "a person", edit: Edit = Edit()) -> Plan:
+    """Return the plan for a face that looks `current` years old: a target for each age.
 
     Its prompt is the caption of the age's decade, or a mixture of two decades, in the words of the merged Age-LoRA, for a
     `subject` such as "a man" or "sks man". For an inpainting model all targets have the highest strength. Raises ValueError
@@ -110,4 +116,10 @@ def age_targets(
     targets = [edit.towards(age, current).target(prompt) for prompt, age in zip(prompts, ages)]
     if sd.unet.inpaints:
         targets = [replace(target, strength=max(other.strength for other in targets)) for target in targets]
-    return targets
+    return Plan(edit.of_face(sd.captioning, subject, current), targets)
+
+
+def plan_prompt(prompt: Prompt, subject: str = "a person", edit: Edit = Edit()) -> Plan:
+    """Return the plan for a prompt without an age: one target. The photograph's caption names the subject alone."""
+    edit = edit.filled(source_prompt=f"a portrait photo of {subject}").without_age()
+    return Plan(edit, [edit.target(prompt)])

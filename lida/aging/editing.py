@@ -15,7 +15,7 @@ from ..diffusion.schedule import randn_like
 from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
 from ..photos.masks import mask_to_tensor
 from ..photos.squares import Box, colour_bounded, colour_matched, cut, is_grey, paste, square_about, with_detail
-from .edit import Edit, Target, age_targets
+from .edit import Edit, Plan, Target, plan_ages
 from .generation import Progress, check_output, finite, repeated, step_rule
 from .stable_diffusion import Prompt, StableDiffusion
 
@@ -167,18 +167,16 @@ def age_to(
 
     `subject` is what captions call the person: "a man", or with the word that an Identity-LoRA learnt, "sks man".
     """
-    targets = age_targets(sd, ages, current, subject, edit)  # it checks what is given
-    edit = edit.of_face(sd.captioning, subject, current)
-    return repaint_all(sd, image, mask, targets, edit, sampling, generator=generator, progress=progress)
+    plan = plan_ages(sd, ages, current, subject, edit)  # it checks what is given
+    return repaint_all(sd, image, mask, plan, sampling, generator=generator, progress=progress)
 
 
 def repaint_all(
-    sd: StableDiffusion, image: Image.Image, mask: Image.Image, targets: Sequence[Target], edit: Edit,
-    sampling: Sampling = Sampling(), *, num_images_per_prompt: int = 1, batch_size: int | None = None,
-    generator: Generator | None = None, progress: Progress = list,
+    sd: StableDiffusion, image: Image.Image, mask: Image.Image, plan: Plan, sampling: Sampling = Sampling(), *,
+    num_images_per_prompt: int = 1, batch_size: int | None = None, generator: Generator | None = None, progress: Progress = list,
 ) -> list[Image.Image]:  # fmt: skip
     """Prepare a photograph at the strength of its strongest target, and repaint it, `batch_size` targets at a time."""
-    edit = replace(edit, strength=max(target.strength for target in targets))
+    edit, targets = replace(plan.edit, strength=max(target.strength for target in plan.targets)), plan.targets
     prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
     size = batch_size or len(targets)
     pictures: list[Image.Image] = []

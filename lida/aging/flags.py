@@ -63,8 +63,7 @@ def idle(args: argparse.Namespace) -> list[str]:
     return [flag for flags, needed in needs.items() if not needed for flag in flags.split()]
 
 
-def edit_of(args: argparse.Namespace, subject: str) -> Edit:
-    """Return the Edit of the flags, for a subject such as "a man"."""
+def edit_of(args: argparse.Namespace) -> Edit:
+    """Return the Edit of the flags."""
     names = ("method", "strength", "detail", "source_prompt", "negative_prompt")
-    edit = Edit(**{name: getattr(args, name) for name in names}, match_colour=not args.no_colour_match)
-    return edit if args.prompt is None else edit.filled(source_prompt=f"a portrait photo of {subject}", negative_prompt="")
+    return Edit(**{name: getattr(args, name) for name in names}, match_colour=not args.no_colour_match)

@@ -14,7 +14,7 @@ from ..diffusion.samplers import Sampling
 from ..doors.errors import InputError
 from ..photos.marking import Encoding, save_marked
 from ..photos.squares import cut, largest_change_outside, sheet, square_about
-from .edit import Edit, Target
+from .edit import Plan
 from .editing import repaint_all
 from .generation import Progress
 from .stable_diffusion import StableDiffusion
@@ -39,21 +39,20 @@ class Photograph:
 
 
 def repaint_faces(
-    sd: StableDiffusion, photo: Photograph, rows: Sequence[Sequence[Target]], edit: Edit, sampling: Sampling, *,
-    seed: int = SEED, num_images_per_prompt: int = 1, batch_size: int | None = None, progress: Progress = list,
+    sd: StableDiffusion, photo: Photograph, plans: Sequence[Plan], sampling: Sampling, *, seed: int = SEED,
+    num_images_per_prompt: int = 1, batch_size: int | None = None, progress: Progress = list,
 ) -> list[Image.Image]:  # fmt: skip
-    """Repaint each face towards its row of targets, one target for each picture; return pictures with all faces repainted.
+    """Repaint each face as its plan says, one target for each picture; return pictures with all faces repainted.
 
     Raises InputError, which names the photograph, if its mask or the settings cannot be used.
     """
-    painted = [photo.image] * (len(rows[0]) * num_images_per_prompt)
-    for mask, age, targets in zip(photo.masks, photo.ages, rows):
-        face_edit = edit if age is None else edit.of_face(sd.captioning, photo.subject, age)
+    painted = [photo.image] * (len(plans[0].targets) * num_images_per_prompt)
+    for mask, plan in zip(photo.masks, plans):
         generator, inside = torch.Generator().manual_seed(seed), mask.point(lambda value: 255 * (value > 0))
         try:
             pictures = repaint_all(
-                sd, photo.image, mask, targets, face_edit, sampling, num_images_per_prompt=num_images_per_prompt,
-                batch_size=batch_size, generator=generator, progress=progress,
+                sd, photo.image, mask, plan, sampling, num_images_per_prompt=num_images_per_prompt, batch_size=batch_size,
+                generator=generator, progress=progress,
             )  # fmt: skip
         except ValueError as error:
             raise InputError(f"{photo.path}: {error}") from None
@@ -68,23 +67,23 @@ def settings_of(sd: StableDiffusion, seed: int = SEED) -> dict[str, Any]:
 
 
 def save_row(
-    photo: Photograph, rows: Sequence[Sequence[Target]], pictures: Sequence[Image.Image], names: Sequence[str],
+    photo: Photograph, plans: Sequence[Plan], pictures: Sequence[Image.Image], names: Sequence[str],
     labels: Sequence[str], folder: Path, settings: dict[str, Any],
 ) -> list[Path]:  # fmt: skip
-    """Save repaint_faces()'s pictures under their names, and a sheet with a label for each target; return the paths.
+    """Save repaint_faces()'s pictures under their names, and a sheet with a label for each target. Return the paths.
 
     Each picture holds its own targets and the settings. The sheet shows the photograph's faces first.
     """
-    union, count, paths = reduce(ImageChops.lighter, photo.masks), len(pictures) // len(rows[0]), []
+    union, count, paths = reduce(ImageChops.lighter, photo.masks), len(pictures) // len(plans[0].targets), []
     for k, (name, picture) in enumerate(zip(names, pictures, strict=True)):
-        targets = [row[k // count] for row in rows]
+        targets = [plan.targets[k // count] for plan in plans]
         own: dict[str, Any] = {
             "whole_prompt": [target.prompt for target in targets],
             "strength": [target.strength for target in targets],
             "detail": [target.detail for target in targets],
             "current_age": photo.ages,
         }
-        if len(rows) == 1:  # one face
+        if len(plans) == 1:  # one face
             own = {key: values[0] for key, values in own.items()}
         own["report"] = {"largest_change_outside": largest_change_outside(photo.image, picture, union)}
         paths.append(save_marked(picture, folder / name, {**own, **settings, "files": photo.files}, encoding=photo.encoding))

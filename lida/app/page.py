@@ -13,7 +13,7 @@ import torch
 from PIL import ImageOps
 
 from ..adapters import load_adapter
-from ..aging import Edit, StableDiffusion, age_targets
+from ..aging import Edit, StableDiffusion, plan_ages
 from ..aging.photograph import SEED, Photograph, repaint_faces, save_row, settings_of
 from ..diffusion import Sampling
 from ..doors.errors import InputError, faults_of, one_line
@@ -95,9 +95,9 @@ class Painter:
         current, (low, high) = photo.ages[0], self.sd.captioning.ages
         wanted = [min(max(round(current + more), low), high) for more in (years, *(ROW if row else ()))]
         ages = sorted(set(wanted))
-        rows = [age_targets(self.sd, ages, current, photo.subject)]
+        plans = [plan_ages(self.sd, ages, current, photo.subject)]
         steps = partial(progress.tqdm, desc="painting")
-        pictures = repaint_faces(self.sd, photo, rows, Edit(), self.sampling, progress=steps)
+        pictures = repaint_faces(self.sd, photo, plans, self.sampling, progress=steps)
         arguments = {
             "photo": [photo.path.name], "face": face, "ages": ages, "current_age": current, "subject": [photo.subject],
             "pretrained_model_name_or_path": self.model, "adapter": merged, "seed": SEED,
@@ -106,7 +106,7 @@ class Painter:
         }  # fmt: skip
         names, settings = [f"{photo.path.stem}-age{age:02d}" for age in ages], {**settings_of(self.sd), "arguments": arguments}
         labels = [f"age {age}, looks {self.estimator.of(new, photo.masks[0]):.0f}" for age, new in zip(ages, pictures)]
-        files = save_row(photo, rows, pictures, names, labels, self.folder / uuid4().hex, settings)
+        files = save_row(photo, plans, pictures, names, labels, self.folder / uuid4().hex, settings)
         for file in files:
             file.with_suffix(".json").unlink()  # the picture holds the settings
         return (photo.image, pictures[ages.index(wanted[0])]), str(files[-1]), [str(file) for file in files]

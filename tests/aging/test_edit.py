@@ -3,7 +3,7 @@
 import pytest
 from conftest import random_adapter
 
-from lida.aging import Edit, age_targets
+from lida.aging import Edit, plan_ages, plan_prompt
 from lida.aging.edit import FULL_GAP, LEAST_STRENGTH, MOST_STRENGTH
 from lida.photos import Captioning
 
@@ -48,14 +48,16 @@ def test_what_is_given_is_not_chosen_by_the_years():
 
 
 def test_targets_are_captions_of_the_merged_age_adapter(sd):
-    (target,) = age_targets(sd, [34], 34)
+    plan = plan_ages(sd, [34], 34)
+    (target,), edit = plan.targets, plan.edit
+    assert edit == Edit().of_face(sd.captioning, "a person", 34) and edit.source_prompt == target.prompt
     shares = {"a portrait photo of a person, age 30s": 0.6, "a portrait photo of a person, age 40s": 0.4}
     assert target.prompt == pytest.approx(shares) and (target.strength, target.detail) == (LEAST_STRENGTH, 1)
     sd.load_adapter("age", random_adapter(sd, 0))
     sd.set_adapters(["age"], [1.0])
-    assert [target.prompt for target in age_targets(sd, [34, 70], 30, "sks")] == ["sks 34", "sks 70"]
+    assert [target.prompt for target in plan_ages(sd, [34, 70], 30, "sks").targets] == ["sks 34", "sks 70"]
     sd.set_adapters([], [])
-    assert age_targets(sd, [40], 30)[0].prompt == "a portrait photo of a person, age 40s"
+    assert plan_ages(sd, [40], 30).targets[0].prompt == "a portrait photo of a person, age 40s"
 
 
 def test_a_face_is_described_by_the_caption_of_its_age_and_guidance_leads_away_from_it():
@@ -67,3 +69,10 @@ def test_a_face_is_described_by_the_caption_of_its_age_and_guidance_leads_away_f
     assert Edit("inpaint").of_face(Captioning(), "a man", 34).negative_prompt == ""
     given = Edit(source_prompt="a", negative_prompt="b")
     assert given.of_face(Captioning(), "a man", 34) == given
+
+
+def test_a_prompt_without_an_age_replaces_a_caption_of_the_subject():
+    plan = plan_prompt("a boy", "sks man")
+    assert plan.edit == Edit(source_prompt="a portrait photo of sks man").without_age()
+    assert plan.targets == [plan.edit.target("a boy")]
+    assert plan_prompt("a boy", "sks man", given := Edit("inpaint", 0.9, 0.1, "a", "b")).edit == given

@@ -116,9 +116,8 @@ def parse_args() -> argparse.Namespace:
         args.adapter = ([AGE_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
     if needless := [name for name in idle(args) if getattr(args, name) != getattr(plain, name)]:
         raise InputError(f"--{needless[0]}: has no effect together with the other arguments; leave it out")
-    check_device(args.device)  # these two before any photograph is read
-    parse_pairs(args.adapter)
-    args.zones, args.expected = dict(args.zones), expected
+    check_device(args.device)  # before any photograph is read
+    args.zones, args.weights, args.expected = dict(args.zones), dict(parse_pairs(args.adapter)), expected
     if args.prompt is None and not args.years:
         args.ages = args.ages or [10, 30, 50, 70]
     return args
@@ -164,16 +163,15 @@ def files_of(args: argparse.Namespace, stem: str) -> list[str]:
 
 def load_model(args: argparse.Namespace) -> StableDiffusion:
     """Load the model and merge the adapters."""
-    weights = dict(parse_pairs(args.adapter))
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, getattr(torch, args.dtype), args.device)
     for model in (sd.unet, sd.vae):
         use_fastest(model, (sd.resolution // sd.vae.factor) ** 2)
         if args.attention:
             use_attention(model, args.attention)
     sd.vae.tiling = args.vae_tiling
-    for path in weights:
+    for path in args.weights:
         sd.load_adapter(path, path)
-    sd.set_adapters(list(weights), list(weights.values()))
+    sd.set_adapters(list(args.weights), list(args.weights.values()))
     return sd
 
 
@@ -229,7 +227,7 @@ def main() -> None:
     settings = settings_of(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
         raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than are here now")
-    recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected", *idle(args))}
+    recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected", "weights", *idle(args))}
     for photo in photos:
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}
         age_photograph(args, sd, photo, sampling, slider, {**settings, "arguments": own})

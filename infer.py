@@ -20,7 +20,7 @@ import lida
 from lida.adapters import parse_pairs
 from lida.aging import Plan, StableDiffusion, generate, plan_ages, plan_prompt
 from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
-from lida.aging.photograph import SEED, Photograph, repaint_faces, save_row, settings_of
+from lida.aging.photograph import SEED, Photograph, made_with, repaint_faces, save_row
 from lida.aging.slider import Slider, read_slider
 from lida.data.folder import photographs
 from lida.diffusion import Sampling
@@ -224,7 +224,7 @@ def main() -> None:
     names = [name for photo in photos for name in files_of(args, photo.path.stem)] or names_of(args)
     inputs = [Path(path) for photo in photos for path in photo.files]
     args.output_dir = free_folder(args.output_dir, names, args.overwrite, inputs)
-    settings = settings_of(sd, args.seed)
+    settings = made_with(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
         raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than are here now")
     recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected", "weights", *idle(args))}

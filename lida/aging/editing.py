@@ -16,7 +16,7 @@ from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
 from ..photos.masks import mask_to_tensor
 from ..photos.squares import Box, colour_bounded, colour_matched, cut, is_grey, paste, square_about, with_detail
 from .edit import Edit, Plan, Target, plan_ages
-from .generation import Progress, check_output, finite, repeated, step_rule
+from .generation import Progress, check_output_type, finite, repeated, step_rule
 from .stable_diffusion import Prompt, StableDiffusion
 
 
@@ -51,7 +51,7 @@ def prepare(
     check_photograph(image, mask)
     if not isinstance(edit, Edit) or not isinstance(sampling, Sampling):
         raise TypeError(f"give an Edit and a Sampling, not {type(edit).__name__} and {type(sampling).__name__}")
-    check_output("pil", sampling, generator)
+    check_output_type("pil", sampling, generator)
     edit = edit.without_age()
     assert edit.strength is not None and edit.source_prompt is not None  # without_age() has filled them
     sources = repeated(edit.source_prompt, num_images_per_prompt)
@@ -96,7 +96,7 @@ def repaint(
     size, target by target, or latents of the square for output_type "latent". An inpainting model does not put the photograph
     back: it raises ValueError for a target with detail or a lower strength.
     """
-    check_output(output_type, sampling)
+    check_output_type(output_type, sampling)
     count, edit = len(prepared.latents), prepared.edit
     check_eta(edit, sampling)
     assert edit.strength is not None and edit.negative_prompt is not None  # prepare() has filled them

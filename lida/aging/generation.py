@@ -26,7 +26,7 @@ def generate(
     Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for sizes that are not positive
     multiples of the VAE's factor.
     """
-    check_output(output_type, sampling, generator)
+    check_output_type(output_type, sampling, generator)
     prompts = repeated(prompt, num_images_per_prompt)
     sizes = [sd.resolution if size is None else size for size in (height, width)]
     if any(size % sd.vae.factor or size < 1 for size in sizes):
@@ -62,7 +62,7 @@ def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
     return [p for p in prompts for _ in range(count)]
 
 
-def check_output(output_type: str, sampling: Sampling, generator: Generator | None = None) -> None:
+def check_output_type(output_type: str, sampling: Sampling, generator: Generator | None = None) -> None:
     """Raise ValueError unless output_type is pil or latent, and TypeError unless `sampling` is a Sampling and
     `generator` a torch.Generator or None."""
     if not isinstance(sampling, Sampling):

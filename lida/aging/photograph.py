@@ -60,7 +60,7 @@ def repaint_faces(
     return painted
 
 
-def settings_of(sd: StableDiffusion, seed: int = SEED) -> dict[str, Any]:
+def made_with(sd: StableDiffusion, seed: int = SEED) -> dict[str, Any]:
     """Return the settings that are not arguments: lida's version, the fingerprints of model and adapters, and the seed."""
     adapters = {name: adapter.fingerprint for name, adapter in sd.adapters.items()}
     return {"lida": __version__, "base": sd.base, "adapters": adapters, "seed": seed}

@@ -14,7 +14,7 @@ from PIL import ImageOps
 
 from ..adapters import load_adapter
 from ..aging import Edit, StableDiffusion, plan_ages
-from ..aging.photograph import SEED, Photograph, repaint_faces, save_row, settings_of
+from ..aging.photograph import SEED, Photograph, made_with, repaint_faces, save_row
 from ..diffusion import Sampling
 from ..doors.errors import InputError, faults_of, one_line
 from ..doors.pictures import open_photo
@@ -104,7 +104,7 @@ class Painter:
             "num_inference_steps": self.sampling.num_inference_steps, "guidance_scale": self.sampling.guidance_scale,
             "method": Edit.method,
         }  # fmt: skip
-        names, settings = [f"{photo.path.stem}-age{age:02d}" for age in ages], {**settings_of(self.sd), "arguments": arguments}
+        names, settings = [f"{photo.path.stem}-age{age:02d}" for age in ages], {**made_with(self.sd), "arguments": arguments}
         labels = [f"age {age}, looks {self.estimator.of(new, photo.masks[0]):.0f}" for age, new in zip(ages, pictures)]
         files = save_row(photo, plans, pictures, names, labels, self.folder / uuid4().hex, settings)
         for file in files:

@@ -84,7 +84,7 @@ def fingerprint(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def load_model(part: str, source: str | Path, dtype: torch.dtype, device: Device) -> Any:
+def load_part(part: str, source: str | Path, dtype: torch.dtype, device: Device) -> Any:
     """Return the part "unet" or "vae" of a model."""
     kind, kind_of_config = MODELS[part]
     if is_single_file(source):
@@ -109,12 +109,12 @@ def load_unet(source: str | Path, dtype: torch.dtype = torch.float32, device: De
     This and the other loaders take a folder in diffusers' layout, a single .safetensors file, or a model's id on the hub, and
     raise InputError that names the file and its fault.
     """
-    return load_model("unet", source, dtype, device)
+    return load_part("unet", source, dtype, device)
 
 
 def load_vae(source: str | Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> VAE:
     """Return the VAE of a model, frozen. Its attention layers may have the names of old files, as in SD1.5's own."""
-    return load_model("vae", source, dtype, device)
+    return load_part("vae", source, dtype, device)
 
 
 def load_text_encoder(source: str | Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> TextEncoder:

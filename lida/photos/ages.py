@@ -31,7 +31,7 @@ def years_of(label: str, source: str | Path) -> float:
     return numbers[0] + 5 * (label.strip("() ") != re.findall(r"[\d.]+", label)[0])
 
 
-def check_folder(folder: Path) -> None:
+def check_estimator(folder: Path) -> None:
     """Raise InputError for a folder that transformers would hang on: one with a pipe, or with a network of too many layers."""
     for path in folder.iterdir():
         if not path.is_dir():
@@ -53,7 +53,7 @@ class AgeEstimator:
 
     def __init__(self, source: str | Path):
         if Path(source).is_dir():
-            check_folder(Path(source))
+            check_estimator(Path(source))
         from transformers import AutoImageProcessor, AutoModelForImageClassification
         from transformers.utils import logging
 

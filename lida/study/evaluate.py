@@ -31,7 +31,7 @@ from .painting import Painter, Unit, paint_all
 from .people import KINDS, Dated, Person, read_aged, read_people
 from .report import table_of_pictures, text_table, write_report
 from .rules import parse_rule
-from .settings import CEILING, NEGATIVES, Setting, grid_of, settings_of, spelled
+from .settings import CEILING, NEGATIVES, Setting, compared_settings, grid_of, spelled
 from .verdict import counted
 
 PLAIN = Sampling(num_inference_steps=20, guidance_scale=3.0)  # the grid's defaults; guidance leads away from the empty prompt
@@ -121,7 +121,7 @@ def settings_from(args: argparse.Namespace, adapters: Sequence[str]) -> list[Set
         grid = grid_of(plain, identities if adapters else [0.0], ages, list(map(parse_rule, args.rules)), adapters)
     except ValueError as error:
         raise InputError(f"--identity_weights, --age_weights or --rules: {error}") from None
-    return settings_of(plain, grid, args.setting, adapters)
+    return compared_settings(plain, grid, args.setting, adapters)
 
 
 def face(unit: Unit, image: Image.Image) -> Image.Image:

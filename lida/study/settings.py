@@ -89,7 +89,7 @@ class Setting:
         return MEANINGS.get(self.name, text)
 
 
-def settings_of(plain: Setting, grid: Sequence[Setting], more: Sequence[str], adapters: Sequence[str]) -> list[Setting]:
+def compared_settings(plain: Setting, grid: Sequence[Setting], more: Sequence[str], adapters: Sequence[str]) -> list[Setting]:
     """Return the grid, the settings of the texts `more`, infer.py's default, and the controls.
 
     These settings and the controls start from `plain`; `adapters` are the names of the people's adapters. Raises InputError for
@@ -141,7 +141,7 @@ def controls(plain: Setting, first: Setting) -> list[Setting]:
     return [replace(nothing, name=name, family=name, **values) for name, values in changes.items()]
 
 
-def interval(text: str) -> tuple[float, float]:
+def guidance_interval(text: str) -> tuple[float, float]:
     """Return two noise levels of a text such as 0.3-2."""
     low, _, high = text.partition("-")
     return arguments.non_negative(low), arguments.non_negative(high)
@@ -157,7 +157,7 @@ def negative(text: str) -> dict[str, Any]:
 # Parsers of the values of --setting, by the field of Setting, Sampling or Edit; `negative` sets Edit's two prompts
 READERS: dict[str, Callable[[str], object]] = {
     "family": str, "identity": parse_weight, "age": parse_weight, "rule": parse_rule, "adapter": str, "within": arguments.share,
-    "guidance_scale": GUIDANCE, "guidance_rescale": arguments.share, "guidance_interval": interval, "scheduler": str,
+    "guidance_scale": GUIDANCE, "guidance_rescale": arguments.share, "guidance_interval": guidance_interval, "scheduler": str,
     "eta": arguments.share, "strength": STRENGTH, "negative": negative,
     "detail": lambda text: None if text == "years" else arguments.share(text),
 }  # fmt: skip

@@ -124,7 +124,7 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
         return 0
     for path in found:
         try:
-            if differing := differences(as_object(read_json(path / SETTINGS), path / SETTINGS), settings):
+            if differing := changed_settings(as_object(read_json(path / SETTINGS), path / SETTINGS), settings):
                 raise InputError(f"{path}: was trained with other settings ({'; '.join(differing[:5])})")
             step = load_state(path / STATE, parts)
             if path.name[11:].isdecimal() and path.name != f"checkpoint-{step}":
@@ -138,7 +138,7 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
     raise InputError(f"{faults[0]}; name another checkpoint, or start anew with --overwrite_output_dir")
 
 
-def differences(before: dict, now: dict) -> list[str]:
-    """Return the differences between the settings of a checkpoint and those of this run."""
+def changed_settings(before: dict, now: dict) -> list[str]:
+    """Return the changed_settings between the settings of a checkpoint and those of this run."""
     pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
     return [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]

@@ -7,7 +7,7 @@ import pytest
 from conftest import box_mask, draws, noise_image
 
 from lida.aging import Edit, age_to, plan_ages
-from lida.aging.photograph import Photograph, repaint_faces, save_row, settings_of
+from lida.aging.photograph import Photograph, made_with, repaint_faces, save_row
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError
 from lida.photos.marking import read_settings
@@ -36,7 +36,7 @@ def test_two_faces_together_are_each_alone_and_are_saved_with_their_targets(sd, 
             inside = np.asarray(mask) > 0
             expected[inside] = np.asarray(faces[k])[inside]
         assert np.array_equal(np.asarray(picture), expected)
-    paths = save_row(photo, plans, pictures, ["a", "b"], ["20", "60"], tmp_path, settings_of(sd, 7))
+    paths = save_row(photo, plans, pictures, ["a", "b"], ["20", "60"], tmp_path, made_with(sd, 7))
     assert [path.name for path in paths] == ["a.png", "b.png", "anna-sheet.png"]
     for k, path in enumerate(paths[:2]):
         told = read_settings(path)
@@ -44,7 +44,7 @@ def test_two_faces_together_are_each_alone_and_are_saved_with_their_targets(sd, 
         assert told["seed"] == 7 and told["base"] == sd.base and told["files"] == photo.files
         assert told["report"]["largest_change_outside"] == 0
     one = Photograph(photo.path, photo.image, photo.masks[:1], [30.0], "a man", photo.files)
-    saved = save_row(one, plans[:1], pictures, ["c", "d"], ["20", "60"], tmp_path, settings_of(sd))
+    saved = save_row(one, plans[:1], pictures, ["c", "d"], ["20", "60"], tmp_path, made_with(sd))
     assert read_settings(saved[0])["strength"] == plans[0].targets[0].strength  # not a list for one face
 
 

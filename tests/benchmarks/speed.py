@@ -34,10 +34,12 @@ def measure(args: Namespace) -> list[Row]:
     unet.to(args.device).requires_grad_(False)
     unet.add_adapter(peft.LoraConfig(r=8, lora_alpha=8, target_modules=list(CROSS_ATTENTION)))
 
+    def latents_of(batch: int) -> torch.Tensor:
+        return torch.randn(batch, sd.unet.config.in_channels, args.size, args.size, device=args.device)
+
     def inputs(batch: int) -> tuple:
-        latents = torch.randn(batch, 4, args.size, args.size, device=args.device)
         timesteps = torch.randint(1000, (batch,), device=args.device)
-        return latents, timesteps, torch.randn(batch, 77, sd.unet.config.cross_attention_dim, device=args.device)
+        return latents_of(batch), timesteps, torch.randn(batch, 77, sd.unet.config.cross_attention_dim, device=args.device)
 
     x, rows = inputs(2), []
     layers = lida.inject_lora(lida.StableDiffusion.load(args.model).unet, 8)
@@ -48,7 +50,7 @@ def measure(args: Namespace) -> list[Row]:
     rows.append(Row("one guided step of lida-tiny, adapter merged", *times))
 
     sd.set_adapters([], [])
-    y, noise = inputs(args.batch), torch.randn(args.batch, 4, args.size, args.size, device=args.device)
+    y, noise = inputs(args.batch), latents_of(args.batch)
     ours = lora_parameters(lida.inject_lora(sd.unet, 8).values())
     theirs = [p for p in unet.parameters() if p.requires_grad]
     optimizers = [torch.optim.AdamW(parameters, lr=1e-4) for parameters in (ours, theirs)]

@@ -1,4 +1,4 @@
-"""A small model whose heads and groups are SD1.5's, as a folder and as a single file."""
+"""A small model whose heads and groups are SD1.5's, as a folder and as a single file; and what loads its parts."""
 
 import shutil
 from types import SimpleNamespace
@@ -11,12 +11,14 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import lida
+from lida.checkpoints import load_text_encoder, load_unet, load_vae
 from lida.checkpoints import single_file as ldm
 from lida.checkpoints.configs import TextConfig
 from lida.nn.unet import UNetConfig
 from lida.nn.vae import VAEConfig
 
 WIDTHS = (32, 64, 96, 96)
+LOADERS = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}
 
 
 @pytest.fixture(autouse=True)

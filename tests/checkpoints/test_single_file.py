@@ -9,10 +9,9 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import save_file
 
 import lida
-from lida.checkpoints import load_text_encoder, load_unet, load_vae
 from lida.checkpoints.single_file import PREFIXES
+from tests.checkpoints.conftest import LOADERS
 
-LOADERS = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}
 TENSORS = (
     "model.diffusion_model.input_blocks.1.0.in_layers.2.weight", "model.diffusion_model.output_blocks.5.2.conv.bias",
     "first_stage_model.encoder.down.0.block.0.conv1.weight", "first_stage_model.decoder.mid.attn_1.q.weight",

@@ -36,7 +36,8 @@ def test_compiled_gradients_are_the_gradients():
     layers = inject_lora(unet, 4, targets=["to_q", "to_k", "to_v", "to_out.0"])
     for layer in layers.values():
         torch.nn.init.normal_(layer.train().lora_up, std=0.1)
-    latents, text = torch.randn(1, 4, 16, 16, dtype=torch.bfloat16), torch.randn(1, 7, 32, dtype=torch.bfloat16)
+    latents = torch.randn(1, config.in_channels, 16, 16, dtype=torch.bfloat16)
+    text = torch.randn(1, 7, 32, dtype=torch.bfloat16)
 
     def gradients(model) -> list[torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16):

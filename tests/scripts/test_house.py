@@ -1,4 +1,4 @@
-"""The rooms of lida: imports point down only, and the figure in docs/ is of the code as it is."""
+"""The rooms of lida: imports point down only, the figure in docs/ is of the code as it is, and tests/ mirrors lida/."""
 
 import ast
 import re
@@ -13,6 +13,8 @@ sys.path.append(str(ROOT / "docs"))
 import rooms
 
 FLOOR_OF = {room: number for number, floor in enumerate(rooms.FLOORS) for room in floor}
+# The tests of a module `room/x` are in `room/test_x`, but those of these
+TESTED_IN = {"adapters/__main__": "adapters/test_command_line", "app/__main__": "app/test_page"}
 
 
 def code_lines(path):
@@ -73,3 +75,12 @@ def test_type_checkers_see_each_public_name_in_its_room():
     stub = (ROOT / "lida" / "__init__.pyi").read_text(encoding="utf-8")
     seen = {name: room for room, name in re.findall(r"from \.([\w.]+) import (\w+) as \2\n", stub)}
     assert seen == {name: room for room, names in lida.HOMES.items() for name in names}
+
+
+def test_each_module_has_its_tests_in_the_file_that_mirrors_it():
+    modules = {path.relative_to(ROOT / "lida").with_suffix("") for path in (ROOT / "lida").rglob("*.py")}
+    modules = {path for path in modules if path.name != "__init__" and path.parts[0] != "weights"}
+    expected = {str(path): TESTED_IN.get(str(path), str(path.with_name(f"test_{path.name}"))) for path in modules}
+    assert TESTED_IN.keys() <= expected.keys() and len(expected) > 60
+    missing = {module: tests for module, tests in expected.items() if not (ROOT / "tests" / f"{tests}.py").is_file()}
+    assert not missing, missing

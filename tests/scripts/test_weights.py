@@ -81,7 +81,7 @@ def test_the_tokenizer_is_in_clips_format_and_loses_nothing(tiny):
 
 def test_all_weights_together_stay_small():
     tracked = list(WEIGHTS.rglob("*.safetensors"))
-    assert sum(path.stat().st_size for path in tracked) <= 30e6
+    assert sum(path.stat().st_size for path in tracked) <= 32e6
 
 
 @pytest.mark.parametrize("person", PERSONS)

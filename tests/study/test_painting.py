@@ -5,16 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import box_mask, noise_image, relative
+from conftest import box_mask, noise_image
 from PIL import Image
 
 import lida
 from lida.aging import Edit
 from lida.diffusion import Sampling
-from lida.nn.layers import CachedContext
 from lida.study.painting import Painter, Unit, random_adapter, shrunk
 from lida.study.people import Person, Subject
-from lida.study.regional import applied_within
 from lida.study.settings import Setting
 
 FEW = Sampling(3, 3.0)
@@ -96,27 +94,6 @@ def test_everything_that_decides_a_picture_is_recorded(painter, unit, adapters, 
     units += [replace(unit, setting=replace(unit.setting, edit=Edit()))]
     records = [record, *map(painter.record, units)]
     assert all(a != b for k, a in enumerate(records) for b in records[:k])
-
-
-def test_an_adapter_within_everything_is_an_adapter_merged(sd, adapters):
-    """A mask of ones changes nothing of W + w BA; one of zeros leaves the change of the text's keys and values alone."""
-    adapter = sd.load_adapter("own", adapters / "person.safetensors")
-    x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), sd.encode(["a portrait photo of sks"] * 2)
-    with torch.no_grad():
-        base = sd.unet(x, t, text)
-        with applied_within(sd.module, adapter.layers, 0.7, torch.ones(1, 1, 8, 8)):
-            everywhere = sd.unet(x, t, CachedContext(text))
-        with applied_within(sd.module, adapter.layers, 0.7, torch.zeros(1, 1, 8, 8)):
-            nowhere = sd.unet(x, t, text)
-        assert torch.equal(sd.unet(x, t, text), base)  # the hooks are gone
-        sd.set_adapters(["own"], [0.7])
-        assert relative(everywhere, sd.unet(x, t, text)) < 1e-5
-        sd.set_adapters([], [])
-        of_text = {path: layer for path, layer in adapter.layers.items() if path.endswith(("attn2.to_k", "attn2.to_v"))}
-        sd.load_adapter("text", lida.Adapter(of_text))
-        sd.set_adapters(["text"], [0.7])
-        assert relative(nowhere, sd.unet(x, t, text)) < 1e-5
-    assert relative(everywhere, base) > 1e-3 < relative(nowhere, base)
 
 
 def test_within_the_whole_mask_is_everywhere_that_is_painted(painter, unit):

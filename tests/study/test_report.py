@@ -1,4 +1,4 @@
-"""The report: the table in CSV and HTML, and the verdict."""
+"""The report: the table in CSV and HTML, and the pictures."""
 
 import csv
 import json
@@ -8,34 +8,7 @@ import pytest
 from PIL import Image
 
 from lida.study.report import cell, table_of_pictures, write_report
-from lida.study.verdict import counted, verdict
-
-LINE = {"family": "f", "control": False, "identity": "1.0", "age": "0.2", "pictures": 3, "face": 1.0, "largest_change_outside": 0}
-NUMBERS = {"similarity_input": 0.6, "similarity_target": None, "similarity_input:dlib": 0.4, "age_error": 12.0, "hcs": 64.6}
-
-
-def findings(**best) -> dict:
-    """Findings of one person: one setting, doing nothing, and neutral values for the rest."""
-    nothing = {
-        **LINE,
-        **NUMBERS,
-        "setting": "do nothing",
-        "control": True,
-        "similarity_input": 1.0,
-        "age_error": 22.0,
-        "hcs": 62.1,
-    }
-    table = [
-        {**LINE, **NUMBERS, "setting": "<b>x</b>", "years_per_year": 0.4, **best},
-        {**nothing, "years_per_year": float("nan")},
-    ]
-    judge = {"name": "reader", "mean_error": 5.5, "faces": 1, "references": 0, "references_error": None}
-    identity = [{"name": "sface", "measure": "cosine", "same": 0.363}, {"name": "dlib", "measure": "d", "same": 0.5}]
-    return {
-        "what": "1 person.", "base": {}, "judges": [judge], "identity_judges": identity, "table": table,
-        "meanings": {"<b>x</b>": "words & more", "do nothing": "nothing"}, "areas": [], "differences": [], "interference": [],
-        "rows": [{"person": "a"}],
-    }  # fmt: skip
+from tests.study.conftest import findings
 
 
 @pytest.mark.parametrize("value, expected", [
@@ -61,47 +34,6 @@ def test_the_files_say_the_same(tmp_path):
     assert page.index("<h2>Rows</h2>") < page.index("<h2>Verdict</h2>") and "on 1 real face that" in page
     assert all(sentence.split("'")[0] in page for sentence in said)
     assert Image.open(tmp_path / "grid.png").size == (20, 20) and Image.open(tmp_path / "curve.png").width > 300
-
-
-def test_the_verdict_answers_both_questions():
-    best, ages, slope, sface, dlib, few, limit = verdict(findings())
-    assert "Of 1 setting, '<b>x</b>'" in best and "64.6 of 100, that of doing nothing 62.1." in best
-    assert (
-        "by 12.0 years on average, the photograph itself by 22.0." in ages and "0.40 years older: they follow it in part" in slope
-    )
-    assert (
-        "Yes, on average: sface sees a similarity of 0.60" in sface and "No, on average: dlib sees a similarity of 0.40" in dlib
-    )
-    assert "1 person was" in few and "5.5 years" in limit
-
-
-def test_a_setting_that_is_worse_than_nothing_is_called_so():
-    assert "no better than to leave" in verdict(findings(hcs=50.0))[0]
-    assert not any("one year higher" in sentence for sentence in verdict(findings(years_per_year=None)))
-
-
-@pytest.mark.parametrize("low, high, people, said", [
-    (-7.0, -1.0, 6, "4.0 years nearer to the age asked for than those of 'y'; the 95 % interval of that difference is -7.0 to -1.0, which leaves out zero."),
-    (-7.0, 1.0, 6, "may be chance"), (-4.0, -4.0, 1, "in one person."),
-])  # fmt: skip
-def test_a_difference_is_said_with_its_chance(low, high, people, said):
-    line = {
-        "setting": "<b>x</b>",
-        "less": "y",
-        "column": "age_error",
-        "difference": -4.0,
-        "low": low,
-        "high": high,
-        "people": people,
-    }
-    given = {**findings(), "differences": [line], "rows": [{"person": k} for k in range(people)]}
-    sentences = verdict(given)
-    assert any(said in sentence for sentence in sentences)
-    assert any("says little" in sentence for sentence in sentences) == (people < 5)
-
-
-def test_things_are_counted():
-    assert [counted(n, "person", "people") for n in (1, 2)] == ["1 person", "2 people"] and counted(2, "seed") == "2 seeds"
 
 
 def test_pictures_lie_where_their_headings_say():

@@ -10,7 +10,7 @@ from lida.aging import Edit
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError
 from lida.study.rules import parse_rule
-from lida.study.settings import NEGATIVES, Setting, grid_of, read_setting, settings_of, spelled
+from lida.study.settings import NEGATIVES, Setting, compared_settings, grid_of, read_setting, spelled
 
 NEUTRAL = Edit(**NEGATIVES["neutral"])
 PLAIN = Setting("plain", "plain", adapter="plain", sampling=Sampling(20, 3.0), edit=Edit(detail=0.0, **NEGATIVES["nothing"]))
@@ -18,7 +18,7 @@ PLAIN = Setting("plain", "plain", adapter="plain", sampling=Sampling(20, 3.0), e
 
 def settings(identities=("1.0",), ages=("0.2",), more=(), adapters=("plain",)) -> list[Setting]:
     weights = [list(map(parse_weight, texts)) for texts in (identities, ages)]
-    return settings_of(PLAIN, grid_of(PLAIN, *weights, [parse_rule("sum")], adapters), more, adapters)
+    return compared_settings(PLAIN, grid_of(PLAIN, *weights, [parse_rule("sum")], adapters), more, adapters)
 
 
 def test_settings_are_the_grid_and_more_and_the_default_and_the_controls():
@@ -92,6 +92,6 @@ def test_settings_that_cannot_be_are_refused(more, said):
 
 def test_an_identity_weight_without_an_adapter_is_refused():
     with pytest.raises(InputError, match="no identity adapter"):
-        settings_of(PLAIN, grid_of(PLAIN, [1.0], [0.2], [parse_rule("sum")], []), [], [])
+        compared_settings(PLAIN, grid_of(PLAIN, [1.0], [0.2], [parse_rule("sum")], []), [], [])
     with pytest.raises(InputError, match="no setting is given"):
-        settings_of(PLAIN, [], [], [])
+        compared_settings(PLAIN, [], [], [])

@@ -1,6 +1,4 @@
-"""The model card says what the adapter is, and nothing of a person is uploaded without consent."""
-
-from argparse import Namespace
+"""The model card says what the adapter is, and only what belongs to it is uploaded."""
 
 import huggingface_hub
 import pytest
@@ -11,7 +9,6 @@ from lida.adapters import Adapter
 from lida.doors.errors import InputError
 from lida.nn.lora import LowRank
 from lida.training.card import push_to_hub, write_card
-from lida.training.run import check_output
 
 TRAINING = {"max_train_steps": 10, "train_batch_size": 2, "learning_rate": 1e-3, "mask_loss": False, "snr_gamma": None}
 
@@ -50,19 +47,3 @@ def test_what_is_uploaded_is_the_adapter_its_card_and_samples_and_a_failure_is_o
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(InputError, match="--push_to_hub: no connection; the adapter is in"):
         push_to_hub(tmp_path, "a/b")
-
-
-def test_a_person_is_not_uploaded_without_consent():
-    flags = {
-        "overwrite_output_dir": False,
-        "resume_from_checkpoint": None,
-        "push_to_hub": True,
-        "hub_model_id": None,
-        "report_to": "none",
-    }
-    with pytest.raises(InputError, match="that person's --consent only"):
-        check_output(Namespace(role="identity", consent=None, **flags))
-    check_output(Namespace(role="identity", consent="herself", **flags))
-    check_output(Namespace(role="age", consent=None, **flags))
-    with pytest.raises(InputError, match="--hub_model_id a/b: nothing is uploaded"):
-        check_output(Namespace(role="age", consent=None, **{**flags, "push_to_hub": False, "hub_model_id": "a/b"}))

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from lida.app.__main__ import DEMO
 from lida.app.page import Painter, serve
 from lida.diffusion import Sampling
 
@@ -40,8 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         age, model = str(WEIGHTS / "age.safetensors"), str(WEIGHTS / "lida-tiny")
         painter = Painter(model, {"age": age}, str(WEIGHTS / "age-estimator"), Sampling(), Path(folder))
-        demo = (str(WEIGHTS / "demo" / "person-d.png"), str(WEIGHTS / "person-d.safetensors"), "sks woman")
-        page = serve(painter, demo)
+        page = serve(painter, DEMO)
         shot = Path(folder, "shot.png")
         take(page.local_url, shot)
         page.close()

@@ -8,7 +8,7 @@ from ..photos.captions import Captioning
 from .stable_diffusion import Prompt, StableDiffusion
 
 METHODS = ("flow_edit", "ddim_inversion", "inpaint")
-LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.8, 60  # strength for a difference of 0 years, and of 60 or more
+LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.8, 40  # strength for a difference of 0 years, and of 40 or more
 PLAIN_STRENGTH = 0.5  # for prompts without an age
 
 

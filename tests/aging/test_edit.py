@@ -33,10 +33,10 @@ def test_prompts_that_are_not_texts_are_refused():
 
 
 def test_the_strength_rises_with_the_years_between():
-    edits = {age: Edit().towards(age, 60) for age in (60, 90, 120, 50, 20, 0)}
+    edits = {age: Edit().towards(age, 60) for age in (60, 80, 100, 50, 20, 0)}
     middle = (LEAST_STRENGTH + MOST_STRENGTH) / 2
-    strengths = {60: LEAST_STRENGTH, 90: middle, 120: MOST_STRENGTH, 0: MOST_STRENGTH}
-    assert all(edits[age].strength == pytest.approx(strength) for age, strength in strengths.items()) and FULL_GAP == 60
+    strengths = {60: LEAST_STRENGTH, 80: middle, 100: MOST_STRENGTH, 20: MOST_STRENGTH, 0: MOST_STRENGTH}
+    assert all(edits[age].strength == pytest.approx(strength) for age, strength in strengths.items()) and FULL_GAP == 40
     assert {edit.detail for edit in edits.values()} == {1}
     assert Edit("inpaint").towards(60, 60).detail == 0  # drawn noise leads to another face
 

@@ -28,7 +28,7 @@ from lida.photos.squares import sheet
 
 WEIGHTS = Path(__file__).parent.parent
 SUBJECTS = {"a": "a man", "b": "a woman", "c": "a man", "d": "a woman"}
-AGES = dict.fromkeys(SUBJECTS, (10, 30, 50, 70)) | {"b": (10, 30, 60, 70)}  # at 50 the rule takes b for somebody
+AGES = dict.fromkeys(SUBJECTS, (10, 30, 50, 70)) | {"d": (10, 30, 45, 55)}  # older, the rule takes d for somebody
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:

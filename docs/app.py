@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from lida.app.__main__ import DEMO
+from lida.app.__main__ import AGE, DEMO, ESTIMATOR, TINY
 from lida.app.page import Painter, serve
 from lida.diffusion import Sampling
 
@@ -39,8 +39,7 @@ def take(address: str, path: Path) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        age, model = str(WEIGHTS / "age.safetensors"), str(WEIGHTS / "lida-tiny")
-        painter = Painter(model, {"age": age}, str(WEIGHTS / "age-estimator"), Sampling(), Path(folder))
+        painter = Painter(TINY, {"age": AGE}, ESTIMATOR, Sampling(), Path(folder))
         page = serve(painter, DEMO)
         shot = Path(folder, "shot.png")
         take(page.local_url, shot)

@@ -70,7 +70,7 @@ def save_row(
     photo: Photograph, plans: Sequence[Plan], pictures: Sequence[Image.Image], names: Sequence[str],
     labels: Sequence[str], folder: Path, settings: dict[str, Any],
 ) -> list[Path]:  # fmt: skip
-    """Save repaint_faces()'s pictures under their names, and a sheet with a label for each target. Return the paths.
+    """Save repaint_faces()'s pictures under their names, and a sheet with a label for each target; return the paths.
 
     Each picture holds its own targets and the settings. The sheet shows the photograph's faces first.
     """

@@ -139,6 +139,6 @@ def resume(wanted: str, folder: Path, settings: dict, parts: Mapping[str, Any]) 
 
 
 def changed_settings(before: dict, now: dict) -> list[str]:
-    """Return the changed_settings between the settings of a checkpoint and those of this run."""
+    """Return a line for each setting of a checkpoint that this run has with another value."""
     pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
     return [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]

@@ -51,7 +51,7 @@ def utkface(tmp_path):
 
 def test_a_grown_model_makes_what_the_old_one_makes(monkeypatch):
     monkeypatch.syspath_prepend(RECIPE)
-    from grow import growth_loss, more_channels, whitened, widened
+    from grow import growth_loss, more_channels, whiten, widened
 
     torch.manual_seed(0)
     old, x = VAE(VAEConfig((8, 16), norm_num_groups=4, scaling_factor=0.7)).eval(), torch.rand(8, 3, 16, 16) * 2 - 1
@@ -64,7 +64,7 @@ def test_a_grown_model_makes_what_the_old_one_makes(monkeypatch):
 
         torch.nn.init.normal_(grown.decoder.conv_in.weight)  # as trained: it looks at the new channels
         picture = grown.decode(latents)
-        whitened(grown, latents, 4)
+        whiten(grown, latents, 4)
         latents = grown.encode(x, sample=False)
         assert relative(grown.decode(latents), picture) <= 1e-4 and relative(latents[:, :4], first) <= 1e-5
         flat = latents[:, 4:].transpose(0, 1).flatten(1)
@@ -92,8 +92,8 @@ def test_the_stages_follow_each_other_and_stop_and_go_on(utkface, stage, tmp_pat
     report = json.loads(stage("estimator", *data, "--output_dir", tmp_path / "estimator", *few).splitlines()[-1])
     assert report["all"]["faces"] == len(np.load(held_out / "pixels.npy")) and report["utkface"].keys() >= {"mean_error", "bias"}
     stage("words", "--tokenizer", tiny, "--output_dir", tmp_path / "words", *few)
-    stage("vae", *data, "--latent_channels", 4, "--output_dir", tmp_path / "small", *few)
-    options = ("--init", tmp_path / "small", "--half_weight", 0.25, "--output_dir", tmp_path / "vae")
+    stage("vae", *data, "--output_dir", tmp_path / "small", *few)
+    options = ("--init", tmp_path / "small", "--latent_channels", 10, "--half_weight", 0.25, "--output_dir", tmp_path / "vae")
     report = json.loads(stage("vae", *data, *options, *few).splitlines()[-1])
     assert report["step"] == 2 and 0 < report["utkface"]["psnr"] < 40
     options = ("--init", tmp_path / "vae", "--train_part", "decoder", "--gan_start", 0, "--gan_warmup", 1)

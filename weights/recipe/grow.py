@@ -53,27 +53,26 @@ def growth_loss(latents: Tensor, first: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def whitened(vae: VAE, latents: Tensor, old: int) -> VAE:
-    """Return the VAE with the channels after the first `old` of mean 0, deviation 1 and no correlation, on scaled latents of squares.
+def whiten(vae: VAE, latents: Tensor, old: int) -> None:
+    """Give the channels after the first `old` mean 0, deviation 1 and no correlation, on scaled latents (N, C, h, w) of squares.
 
-    It makes the same pictures: the two 1 x 1 convolutions beside the latents take up the change and its inverse.
+    The VAE makes the same pictures: the two 1 x 1 convolutions beside the latents take up the change and its inverse.
     """
     flat = latents.transpose(0, 1).flatten(1).double()
     known = torch.cat([flat[:old], torch.ones_like(flat[:1])])
     by_known = torch.linalg.lstsq(known.T, flat[old:].T).solution.T  # (new, old + 1): what the first ones say of the others
     rest = flat[old:] - by_known @ known
     variances, directions = torch.linalg.eigh(rest @ rest.T / rest.shape[1])
-    whiten = (directions * variances.rsqrt()) @ directions.T
+    scale = (directions * variances.rsqrt()) @ directions.T
     change, shift = torch.eye(len(flat), dtype=torch.float64), torch.zeros(len(flat), dtype=torch.float64)
-    change[old:, :old], change[old:, old:] = -whiten @ by_known[:, :old], whiten
-    shift[old:] = -whiten @ by_known[:, old] / vae.config.scaling_factor  # the convolutions see unscaled latents
+    change[old:, :old], change[old:, old:] = -scale @ by_known[:, :old], scale
+    shift[old:] = -scale @ by_known[:, old] / vae.config.scaling_factor  # the convolutions see unscaled latents
     quant, back, count = vae.quant_conv, vae.post_quant_conv, len(flat)
     undo = back.weight[:, :, 0, 0].double() @ torch.linalg.inv(change)
     quant.weight[:count, :, 0, 0] = (change @ quant.weight[:count, :, 0, 0].double()).float()
     quant.bias[:count] = (change @ quant.bias[:count].double() + shift).float()
     back.bias -= (undo @ shift).float()
     back.weight[:, :, 0, 0] = undo.float()
-    return vae
 
 
 @torch.no_grad()

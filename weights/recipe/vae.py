@@ -6,9 +6,9 @@ Steps alternate between crops of 64 pixels out of the squares and whole squares,
 is left. The loss is L1 on a pyramid of three resolutions, twice the L1 of the edges, how far the energy of fine detail is off,
 and a KL term so small that latents stay exact rather than normal; for whole squares also the L1 of SFace's first activations and
 one minus the cosine of its embeddings. With --half_weight, halved latents are to decode to the halved crop: latents as smooth
-as pictures are easier to diffuse (scale equivariance, Skorokhodov et al. 2025; Kouzelis et al. 2025). With --init and more
---latent_channels than its VAE has, the first ones stay as they are (grow.py). From step --gan_start a
-PatchGAN discriminator judges the crops, weighed against the reconstruction by their gradients at the last layer (Esser et al.
+as pictures are easier to diffuse (scale equivariance, Skorokhodov et al. 2025; Kouzelis et al. 2025). With --init and
+--latent_channels, the VAE is grown to so many, and the first ones stay as they are (grow.py). From step --gan_start a
+PatchGAN discriminator judges both, weighed against the reconstruction by their gradients at the last layer (Esser et al.
 2021, equation 7; Rombach et al. 2022).
 The learning rate is constant and falls linearly to zero over the last --decay_steps, so that a run can be prolonged.
 State is saved every two minutes; the same command goes on from it.
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ema import EMA
-from grow import growth_loss, more_channels, whitened
+from grow import growth_loss, more_channels, whiten
 from sface import LEVELS, SFace, aligned
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -34,9 +34,7 @@ from lida.nn.vae import VAE, VAEConfig
 from lida.training.state import load_state, save_state
 
 CROP = 64
-CONFIG = VAEConfig(
-    block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, sample_size=128, latent_channels=8
-)
+CONFIG = VAEConfig((24, 48, 96, 128), layers_per_block=1, latent_channels=8, norm_num_groups=8, sample_size=128)
 
 
 class Batches:
@@ -198,7 +196,7 @@ def parse_args() -> argparse.Namespace:
     add("--data", type=Path, required=True, help="squares from prepare.py")
     add("--held_out", type=Path, help="held-out squares from prepare.py, to report on")
     add("--init", type=Path, help="model folder whose VAE to go on from (default: from scratch)")
-    add("--latent_channels", type=int, default=8, help="(default: 8)")
+    add("--latent_channels", type=int, help="to which the VAE of --init is grown (default: it keeps its own)")
     add("--output_dir", type=Path, required=True, help="gets vae/ and the training state")
     add("--learning_rate", type=float, default=5e-4, help="(default: 5e-4)")
     add("--decay_steps", type=int, default=2000, help="over which the learning rate falls to zero (default: 2000)")
@@ -259,8 +257,8 @@ def hinge_loss(discriminator: Discriminator, x: Tensor, y: Tensor) -> Tensor:
 def main():
     args = parse_args()
     torch.manual_seed(0)
-    vae, smaller = load_vae(args.init) if args.init else VAE(replace(CONFIG, latent_channels=args.latent_channels)), None
-    if vae.config.latent_channels < args.latent_channels:
+    vae, smaller = load_vae(args.init) if args.init else VAE(CONFIG), None
+    if args.latent_channels:
         vae, smaller = more_channels(vae, args.latent_channels), vae.eval()
     vae.train().requires_grad_(args.train_part == "all").to(memory_format=torch.channels_last)
     for module in (vae.decoder, vae.post_quant_conv):
@@ -316,7 +314,7 @@ def main():
     ema.copy_to(vae)
     vae.eval()
     if smaller is not None:
-        whitened(vae, latents_of(vae, batches), smaller.config.latent_channels)
+        whiten(vae, latents_of(vae, batches), smaller.config.latent_channels)
     elif args.train_part == "all":
         scale = vae.config.scaling_factor / float(latents_of(vae, batches).std())
         vae.config = replace(vae.config, scaling_factor=scale)

@@ -32,7 +32,6 @@ from lida.doors.tensors import check_device
 from lida.kernels import ATTENTION, use_attention, use_fastest
 from lida.photos import marking
 from lida.photos.ages import AgeEstimator
-from lida.photos.captions import with_article
 from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, save_marked
 from lida.photos.masks import SOFT, ZONES, Outline, read_masks
 from lida.photos.squares import film
@@ -116,8 +115,9 @@ def parse_args() -> argparse.Namespace:
         args.adapter = ([AGE_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
     if needless := [name for name in idle(args) if getattr(args, name) != getattr(plain, name)]:
         raise InputError(f"--{needless[0]}: has no effect together with the other arguments; leave it out")
-    check_device(args.device)  # before any photograph is read
-    args.zones, args.weights, args.expected = dict(args.zones), dict(parse_pairs(args.adapter)), expected
+    check_device(args.device)  # these two before any photograph is read
+    parse_pairs(args.adapter)
+    args.zones, args.expected = dict(args.zones), expected
     if args.prompt is None and not args.years:
         args.ages = args.ages or [10, 30, 50, 70]
     return args
@@ -142,7 +142,7 @@ def open_photographs(args: argparse.Namespace) -> list[Photograph]:
             read = ", ".join(f"{age:.0f}" for age in ages)
             print(f"{path}: looks {read} years old; give --current_age if that is wrong", file=sys.stderr)
         files = {str(file): file_hash(file) for file in [path, Path(mask)] if file.is_file()}
-        opened.append(Photograph(path, image, masks, ages, with_article(subject), files, encoding))
+        opened.append(Photograph(path, image, masks, ages, subject, files, encoding))
     return opened
 
 
@@ -169,9 +169,7 @@ def load_model(args: argparse.Namespace) -> StableDiffusion:
         if args.attention:
             use_attention(model, args.attention)
     sd.vae.tiling = args.vae_tiling
-    for path in args.weights:
-        sd.load_adapter(path, path)
-    sd.set_adapters(list(args.weights), list(args.weights.values()))
+    sd.merge_files(parse_pairs(args.adapter))
     return sd
 
 
@@ -189,7 +187,7 @@ def plans_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, s
     plans = []
     for age in photo.ages:
         assert age is not None  # it is None with --prompt only
-        ages = [min(max(round(age + slider.ask(years)), low), high) for years in args.years] if slider else args.ages
+        ages = [sd.captioning.nearest(age + slider.ask(years)) for years in args.years] if slider else args.ages
         plans.append(plan_ages(sd, ages, age, photo.subject, edit))
     return plans
 
@@ -227,7 +225,7 @@ def main() -> None:
     settings = made_with(sd, args.seed)
     if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
         raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than are here now")
-    recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected", "weights", *idle(args))}
+    recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected", *idle(args))}
     for photo in photos:
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}
         age_photograph(args, sd, photo, sampling, slider, {**settings, "arguments": own})

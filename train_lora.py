@@ -97,14 +97,14 @@ def parse_args() -> argparse.Namespace:
     add("--adam_beta1", type=fraction, default=0.9, help="decay of the first moment")
     add("--adam_beta2", type=fraction, default=0.999, help="decay of the second moment")
     add("--adam_weight_decay", type=non_negative, default=1e-2, help="decay of the weights")
-    add("--adam_epsilon", type=positive, default=1e-8, help="added to the second moment's root")
+    add("--adam_epsilon", type=positive, default=1e-8, help="AdamW's epsilon")
     add("--use_8bit_adam", action="store_true", help="8-bit moments by bitsandbytes, on a CUDA GPU")
     add("--max_grad_norm", type=positive, default=1.0, help="longer gradients are scaled to this norm")
     add("--seed", type=seed, default=0, help="seed of the initial weights, data order, noise and timesteps")
     # Speed and memory
     add("--mixed_precision", choices=tuple(DTYPES), default="no", help="precision of the networks; adapter and loss are float32")
     add("--cache_latents", action="store_true", help="encode each picture once, in float32, when it is first drawn")
-    add("--cache_dir", help="the same, and keep the latents in this folder, which runs may share")
+    add("--cache_dir", help="as --cache_latents, but keep the latents in this folder; runs may share it")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice rather than keep them")
     add("--attention", choices=ATTENTION, help="attention kernel; the fastest available if not given")
     add("--allow_tf32", action="store_true", help="multiply float32 with 10 bits of mantissa, on a CUDA GPU")
@@ -255,7 +255,7 @@ class Objective:
 
     @torch.no_grad()
     def with_latents(self, batch: dict) -> dict:
-        """Return a batch on the model's device, with latents (B, 4, h, w)."""
+        """Return a batch on the model's device, with latents (B, C, h, w)."""
         batch = {name: value.to(self.args.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         posterior = batch["posterior"].unbind(1) if "posterior" in batch else self.sd.vae.posterior(batch["pixel_values"])
         return batch | {"latents": self.sd.vae.draw(posterior[0].float(), posterior[1].float(), batch["posterior_noise"])}
@@ -284,7 +284,7 @@ def validate(objective: Objective, held_out: MicroBatches | None, monitor: Monit
         return
     options = {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
     with objective.autocast:
-        latents = generate(sd, args.validation_prompt, Sampling(25, 3.0), output_type="latent", **options)
+        latents = generate(sd, args.validation_prompt, Sampling(guidance_scale=3.0), output_type="latent", **options)
     assert isinstance(latents, Tensor)
     add_to_contact_sheet(Path(args.output_dir), step, to_images(sd.vae.decode(latents)))
 

@@ -55,9 +55,7 @@ def fuse(source: str, pairs: Sequence[tuple[str, Weight]], folder: Path) -> None
         raise InputError("fuse: a model's weights are the same at all timesteps; give weights without @")
     with folder_written_whole(folder) as part:
         sd = StableDiffusion.load(source)
-        for path, _ in pairs:
-            sd.load_adapter(path, path)
-        sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
+        sd.merge_files(pairs)
         sd.save(part)
 
 

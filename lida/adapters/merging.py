@@ -176,7 +176,10 @@ class Merger:
         self.write(path, merged, has_adapters=True)
 
     def write(self, path: str, weight: Tensor, has_adapters: bool) -> None:
-        """Write a weight in place; until it is complete, its path does not count as merged. inject_lora reads `has_adapters`."""
+        """Write a weight in place. Its path is unmerged until the copy is complete, so an interrupted write is done again.
+
+        inject_lora reads `has_adapters`.
+        """
         module = self.module_of(path)
         self.merged.pop(path, None)
         self.version += 1

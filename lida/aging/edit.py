@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..photos.captions import Captioning
+from ..photos.captions import Captioning, with_article
 from .stable_diffusion import Prompt, StableDiffusion
 
 METHODS = ("flow_edit", "ddim_inversion", "inpaint")
@@ -16,11 +16,11 @@ PLAIN_STRENGTH = 0.5  # for prompts without an age
 class Edit:
     """How a photograph is repainted.
 
-    `method` says how: flow_edit leads it from prompt to prompt by the difference of two predictions, ddim_inversion takes DDIM's
-    steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and up to 1, is the share of the
+    `method` says how: flow_edit integrates the difference of the predictions for the target and the source prompt,
+    ddim_inversion takes DDIM's steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and up to 1, is the share of the
     steps to take. `detail`, 0 to 1, is the share of the detail lost in the autoencoder that is added back. `source_prompt`
-    describes the photograph; method inpaint ignores it. Guidance leads away from `negative_prompt`. Where one of these four is
-    None, plan_ages() fills it in for the ages of a face, and without_age() for any other prompt. The square around the mask is
+    describes the photograph; method inpaint ignores it. `negative_prompt` is the prompt of the unconditional prediction. Where
+    one of these four is None, plan_ages() sets it for the ages of a face, and without_age() for any other prompt. The square around the mask is
     `context` times as long as the mask. Raises ValueError for a value out of range.
     """
 
@@ -52,7 +52,7 @@ class Edit:
         Asking for the current age then leads back to the photograph, and guidance changes the age alone. For method inpaint,
         which has no source prompt, the negative prompt becomes empty.
         """
-        caption = captioning.prompt(subject, min(max(round(current), 0), 99))
+        caption = captioning.prompt(subject, current)
         return self.filled(source_prompt=caption, negative_prompt="" if self.method == "inpaint" else caption)
 
     def towards(self, age: float, current: float) -> "Edit":
@@ -103,7 +103,7 @@ def plan_ages(sd: StableDiffusion, ages: Sequence[float], current: float, subjec
     """Return the plan for a face that looks `current` years old: a target for each age.
 
     Its prompt is the caption of the age's decade, or a mixture of two decades, in the words of the merged Age-LoRA, for a
-    `subject` such as "a man" or "sks man". For an inpainting model all targets have the highest strength. Raises ValueError
+    `subject` such as "man" or "sks man". For an inpainting model all targets have the highest strength. Raises ValueError
     unless there are ages and all are finite.
     """
     if not isinstance(subject, str) or not isinstance(edit, Edit):
@@ -112,8 +112,8 @@ def plan_ages(sd: StableDiffusion, ages: Sequence[float], current: float, subjec
         raise ValueError("the subject is blank; give one such as 'a man'")
     if not len(ages) or not all(math.isfinite(age) for age in (*ages, current)):
         raise ValueError(f"ages must be finite numbers, one or more, not {ages} of a face of {current}")
-    prompts = [sd.captioning.prompt(subject, min(max(round(age), 0), 99)) for age in ages]
-    targets = [edit.towards(age, current).target(prompt) for prompt, age in zip(prompts, ages)]
+    subject = with_article(subject)
+    targets = [edit.towards(age, current).target(sd.captioning.prompt(subject, age)) for age in ages]
     if sd.unet.inpaints:
         targets = [replace(target, strength=max(other.strength for other in targets)) for target in targets]
     return Plan(edit.of_face(sd.captioning, subject, current), targets)
@@ -121,5 +121,5 @@ def plan_ages(sd: StableDiffusion, ages: Sequence[float], current: float, subjec
 
 def plan_prompt(prompt: Prompt, subject: str = "a person", edit: Edit = Edit()) -> Plan:
     """Return the plan for a prompt without an age: one target. The photograph's caption names the subject alone."""
-    edit = edit.filled(source_prompt=f"a portrait photo of {subject}").without_age()
+    edit = edit.filled(source_prompt=f"a portrait photo of {with_article(subject)}").without_age()
     return Plan(edit, [edit.target(prompt)])

@@ -16,7 +16,7 @@ from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
 from ..photos.masks import mask_to_tensor
 from ..photos.squares import Box, colour_bounded, colour_matched, cut, is_grey, paste, square_about, with_detail
 from .edit import Edit, Plan, Target, plan_ages
-from .generation import Progress, check_output_type, finite, repeated, step_rule
+from .generation import Progress, check_output_type, finite, painting, repeated, step_rule
 from .stable_diffusion import Prompt, StableDiffusion
 
 
@@ -37,7 +37,7 @@ class Prepared:
     generator: Generator | None  # in its state after prepare(), for the noise that the steps draw
 
 
-@torch.no_grad()
+@painting
 def prepare(
     sd: StableDiffusion, image: Image.Image, mask: Image.Image, edit: Edit = Edit(), sampling: Sampling = Sampling(), *,
     num_images_per_prompt: int = 1, generator: Generator | None = None,
@@ -75,7 +75,7 @@ def prepare(
         blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
     else:
         unguided = replace(sampling, guidance_scale=1.0)
-        predict = sd.merging(sd.predictor(sources, "", unguided, condition))
+        predict = sd.predictor(sources, "", unguided, condition)
         if edit.method == "flow_edit":
             trajectory, source_pred = flow_source(predict, sd.schedule, init_latents, steps, generator)
         else:
@@ -85,7 +85,7 @@ def prepare(
     return Prepared(image, mask, edit, box, square, steps, latents, blend, condition, source_pred, state)
 
 
-@torch.no_grad()
+@painting
 def repaint(
     sd: StableDiffusion, prepared: Prepared, targets: Sequence[Target], sampling: Sampling = Sampling(), *,
     output_type: str = "pil", progress: Progress = list,
@@ -108,7 +108,7 @@ def repaint(
     prompts = repeated([target.prompt for target in targets], count)
     one = isinstance(edit.negative_prompt, str | Mapping)
     negative = repeated(edit.negative_prompt, len(prompts) if one else count)
-    predict = sd.merging(sd.predictor(prompts, negative, sampling, prepared.condition))
+    predict = sd.predictor(prompts, negative, sampling, prepared.condition)
     generator = None if prepared.generator is None else prepared.generator.clone_state()
     rule = step_rule(sampling, generator, len(targets))
     if prepared.source_pred is not None:

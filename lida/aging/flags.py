@@ -5,7 +5,7 @@ import argparse
 from ..diffusion.samplers import SCHEDULERS, Sampling
 from ..doors import arguments
 from ..doors.errors import InputError
-from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, Edit
+from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, PLAIN_STRENGTH, Edit
 
 GUIDANCE = arguments.between(-100, 100)
 STRENGTH = arguments.checked(float, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
@@ -35,13 +35,14 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 
 def add_edit_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --method, --strength, --detail and the other fields of Edit."""
+    """Add the flags of Edit's fields, but for `context`."""
     add = parser.add_argument
     help = "how it is repainted: by FlowEdit, after DDIM's steps backwards, or from drawn noise"
     add("--method", choices=METHODS, default=Edit.method, help=f"{help} (default: {Edit.method})")
-    help = f"share of the steps, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the difference in years)"
+    help = f"share of the steps, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the difference in years; "
+    help += f"{PLAIN_STRENGTH} with --prompt)"
     add("--strength", type=STRENGTH, help=help)
-    help = "share, 0 to 1, of the detail lost in the autoencoder that is added back where it fits (default: 1; 0 with --prompt)"
+    help = "share, 0 to 1, of the detail lost in the autoencoder that is added back where it fits (default: 1; 0 for inpaint and --prompt)"
     add("--detail", type=arguments.share, help=help)
     help = "what the photograph shows; method inpaint ignores it (default: the caption of the current age)"
     add("--source_prompt", type=arguments.text, help=help)

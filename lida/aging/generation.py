@@ -1,6 +1,8 @@
 """Paint pictures from prompts."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from PIL import Image
@@ -12,10 +14,26 @@ from ..doors.errors import InputError
 from ..doors.pictures import to_images
 from .stable_diffusion import Prompt, StableDiffusion
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Progress = Callable[[Sequence], Collection]  # wraps the list of steps, like tqdm; the result must have a length
 
 
-@torch.no_grad()
+def painting(function: Callable[Concatenate[StableDiffusion, P], T]) -> Callable[Concatenate[StableDiffusion, P], T]:
+    """Run a function of a model without gradients, and merge weights that depend on the timestep as set_adapters() does."""
+
+    @torch.no_grad()
+    @wraps(function)
+    def run(sd: StableDiffusion, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(sd, *args, **kwargs)
+        finally:
+            sd.merge_at(len(sd.schedule) - 1)
+
+    return run
+
+
+@painting
 def generate(
     sd: StableDiffusion, prompt: Prompt | Sequence[Prompt], sampling: Sampling = Sampling(), *,
     negative_prompt: str | Sequence[str] = "", num_images_per_prompt: int = 1, height: int | None = None,
@@ -38,7 +56,7 @@ def generate(
         blank, mask = torch.zeros(1, 3, *sizes, device=sd.device), torch.ones(1, 1, *shape[2:], device=sd.device)
         condition = sd.inpainting_condition(blank, mask, mask, torch.Generator().manual_seed(0))
     negative = negative_prompt if isinstance(negative_prompt, str) else repeated(negative_prompt, num_images_per_prompt)
-    predict = sd.merging(sd.predictor(prompts, negative, sampling, condition))
+    predict = sd.predictor(prompts, negative, sampling, condition)
     latents = sample(predict, sd.schedule, latents, progress(sampling.steps(sd.schedule)), step_rule(sampling, generator))
     return latents if output_type == "latent" else to_images(sd.vae.decode(finite(latents)))
 

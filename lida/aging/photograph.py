@@ -13,7 +13,7 @@ from .. import __version__
 from ..diffusion.samplers import Sampling
 from ..doors.errors import InputError
 from ..photos.marking import Encoding, save_marked
-from ..photos.squares import cut, largest_change_outside, sheet, square_about
+from ..photos.squares import cut, largest_change_outside, not_black, sheet, square_about
 from .edit import Plan
 from .editing import repaint_all
 from .generation import Progress
@@ -48,7 +48,7 @@ def repaint_faces(
     """
     painted = [photo.image] * (len(plans[0].targets) * num_images_per_prompt)
     for mask, plan in zip(photo.masks, plans):
-        generator, inside = torch.Generator().manual_seed(seed), mask.point(lambda value: 255 * (value > 0))
+        generator, inside = torch.Generator().manual_seed(seed), not_black(mask)
         try:
             pictures = repaint_all(
                 sd, photo.image, mask, plan, sampling, num_images_per_prompt=num_images_per_prompt, batch_size=batch_size,

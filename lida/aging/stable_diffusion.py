@@ -156,19 +156,16 @@ class StableDiffusion:
             raise ValueError(f"one weight for each name, each name once: {list(names)}, {weights}")
         self.merger.merge(self.adapters, dict(zip(names, weights)), rule, len(self.schedule) - 1)
 
-    def merging(self, predict: NoisePrediction) -> NoisePrediction:
-        """Return a prediction that first merges the adapters at its timestep, if a weight depends on the timestep.
+    def merge_files(self, pairs: Sequence[tuple[str, Weight]]) -> None:
+        """Load each file as an adapter that is named by its path, and merge them at their weights, as set_adapters() does."""
+        for path, _ in pairs:
+            self.load_adapter(path, path)
+        self.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
 
-        The model keeps the merge of the last prediction.
-        """
-        if not any(varies(weight) for weight in self.weights.values()):
-            return predict
-
-        def merged(latents: Tensor, timesteps: Tensor) -> Tensor:
-            self.merger.merge(self.adapters, self.weights, self.merger.rule, int(timesteps[0]))
-            return predict(latents, timesteps)
-
-        return merged
+    def merge_at(self, t: int) -> None:
+        """Merge the adapters as they are at a timestep, if a weight depends on it."""
+        if any(varies(weight) for weight in self.weights.values()):
+            self.merger.merge(self.adapters, self.weights, self.merger.rule, t)
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return encoder_hidden_states (B, M, C) of prompts; a mixture is the sum of its prompts, weighted by their shares."""
@@ -185,6 +182,7 @@ class StableDiffusion:
 
         There is one negative prompt for all, or one for each; any other number raises ValueError. `condition` is the result of
         inpainting_condition(). The prompts are encoded now; the UNet has the weights that are merged when the prediction runs.
+        Weights that depend on the timestep are merged at each call, and stay so; see painting().
         """
         negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
         if len(negative) != len(prompts):
@@ -197,6 +195,7 @@ class StableDiffusion:
 
         def unet(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
             nonlocal version
+            self.merge_at(int(timesteps[0]))
             if version != self.merger.version:  # the cached keys and values belong to other weights
                 contexts.clear()
                 version = self.merger.version

@@ -19,7 +19,6 @@ from ..diffusion import Sampling
 from ..doors.errors import InputError, faults_of, one_line
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
-from ..photos.captions import with_article
 from ..photos.marking import file_hash
 from ..photos.masks import read_masks
 
@@ -57,7 +56,7 @@ class Painter:
         image, name = open_photo(path), Path(path).name
         masks = read_masks("auto", image, face=face)
         ages: list[float | None] = [self.estimator.of(image, mask) for mask in masks]
-        return Photograph(Path(name), image, masks, ages, with_article(subject), {name: file_hash(path)})
+        return Photograph(Path(name), image, masks, ages, subject, {name: file_hash(path)})
 
     def merge(self, weights: Mapping[str, float], uploaded: str | None = None) -> list[str]:
         """Merge the adapters; an uploaded one replaces that of its role. Return them in the spelling of --adapter."""
@@ -92,8 +91,8 @@ class Painter:
         progress(0, desc="looking at the photograph")
         photo = self.open(path, face, subject.strip())
         merged = self.merge({"age": age_weight, "identity": identity_weight}, adapter)
-        current, (low, high) = photo.ages[0], self.sd.captioning.ages
-        wanted = [min(max(round(current + more), low), high) for more in (years, *(ROW if row else ()))]
+        current = photo.ages[0]
+        wanted = [self.sd.captioning.nearest(current + more) for more in (years, *(ROW if row else ()))]
         ages = sorted(set(wanted))
         plans = [plan_ages(self.sd, ages, current, photo.subject)]
         steps = partial(progress.tqdm, desc="painting")

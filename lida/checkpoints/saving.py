@@ -32,13 +32,9 @@ INDEX = {
 
 
 def save_pipeline(
-    folder: str | Path,
-    unet: UNet,
-    vae: VAE,
-    text_encoder: TextEncoder,
-    schedule: NoiseSchedule,
+    folder: str | Path, unet: UNet, vae: VAE, text_encoder: TextEncoder, schedule: NoiseSchedule,
     dtype: torch.dtype = torch.float16,
-) -> None:
+) -> None:  # fmt: skip
     """Write a whole model as diffusers' StableDiffusionPipeline would, its weights in `dtype`, into a new or an empty folder.
 
     All files are written, or none. Raises InputError for a folder that is not empty.

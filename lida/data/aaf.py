@@ -99,12 +99,9 @@ def read_landmarks(folder: str | Path, face: AgedFace) -> np.ndarray:
 
 
 def write_dataset(
-    faces: Sequence[AgedFace],
-    folder: str | Path,
-    captioning: Captioning = Captioning(),
-    landmarks: str | Path | None = None,
-    resolution: int | None = None,
-) -> None:
+    faces: Sequence[AgedFace], folder: str | Path, captioning: Captioning = Captioning(),
+    landmarks: str | Path | None = None, resolution: int | None = None,
+) -> None:  # fmt: skip
     """Write a new folder with the faces and their captions, and if `landmarks`, the dataset's folder, is given, their masks.
 
     The pictures are hard links to the dataset's files, or copies on another disk. With a `resolution` they are squares of that

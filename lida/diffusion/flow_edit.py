@@ -1,4 +1,4 @@
-"""FlowEdit (Kulikov et al. 2025): lead a photograph from one prompt to another without inverting it.
+"""FlowEdit (Kulikov et al. 2025): edit a photograph from a source prompt to a target prompt, without inversion.
 
 The paper's models predict a flow from noise to images. In x / sqrt(abar) the noise prediction is such a flow, dx/dsigma = eps
 (Karras et al. 2022), and sigma stands for the paper's t.
@@ -15,14 +15,14 @@ from .schedule import NoiseSchedule, randn_like
 
 
 def flow_source(
-    predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, timesteps: Steps, generator: Generator | None = None
+    predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, steps: Steps, generator: Generator | None = None
 ) -> tuple[Trajectory, Trajectory]:
     """Add independent noise to the photograph's `latents` (B, C, h, w) at each t; return them and the noise predicted from them.
 
     Entry -1 of the first result is the clean latents.
     """
     trajectory, source_pred = {-1: latents}, {}
-    for t, _ in reversed(timesteps):  # from the lowest t up: each t has the same noise at every strength
+    for t, _ in reversed(steps):  # from the lowest t up: each t has the same noise at every strength
         trajectory[t] = schedule.add_noise(latents, randn_like(latents, generator), torch.tensor(t))
         source_pred[t] = predict(trajectory[t], torch.full(latents.shape[:1], t, device=latents.device))
     return trajectory, source_pred

@@ -5,20 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-NoisePredictor = Callable[[Tensor, Tensor, Tensor], Tensor]  # (latents, timesteps, encoder_hidden_states) -> noise_pred
-
 
 def guided(
-    unet: NoisePredictor,
-    cond: Tensor,
-    uncond: Tensor | None,
-    guidance_scale: float,
-    rescale: float = 0.0,
-    acts_at: Callable[[int], bool] = lambda t: True,
-) -> Callable[[Tensor, Tensor], Tensor]:
+    unet: Callable[[Tensor, Tensor, Tensor], Tensor], cond: Tensor, uncond: Tensor | None, guidance_scale: float,
+    rescale: float = 0.0, acts_at: Callable[[int], bool] = lambda t: True,
+) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
     """Return eps_u + g (eps_c - eps_u) as a function of latents (B, C, h, w) and timesteps (B,).
 
-    `cond` and `uncond` are the encoded prompts (B, M, C_text). Both go through the network as one batch, the unconditional
+    `unet` takes latents, timesteps and encoder_hidden_states; `cond` and `uncond` are the encoded prompts (B, M, C_text). Both go through the network as one batch, the unconditional
     first. At g <= 1, and at timesteps where guidance does not act (Kynkaanniemi et al. 2024), the result is the conditional
     prediction alone, at half the cost; at g <= 1 `uncond` may be None. `rescale` is the weight of the rescaled prediction; see
     rescaled().

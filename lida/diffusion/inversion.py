@@ -19,13 +19,13 @@ def ddim_inverse_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tens
     return abar.sqrt() * x0 + (1 - abar).sqrt() * noise_pred
 
 
-def ddim_invert(predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, timesteps: Steps) -> Trajectory:
+def ddim_invert(predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, steps: Steps) -> Trajectory:
     """Take DDIM's steps backwards from `latents` (B, C, h, w); return the latents at each t.
 
     No noise is drawn, so an image sampled from there differs from the photograph by its prompt alone.
     """
     trajectory = {-1: latents}
-    for t, t_prev in reversed(timesteps):
-        noise_pred = predict(latents, torch.full(latents.shape[:1], max(t_prev, timesteps[-1][0]), device=latents.device))
+    for t, t_prev in reversed(steps):
+        noise_pred = predict(latents, torch.full(latents.shape[:1], max(t_prev, steps[-1][0]), device=latents.device))
         latents = trajectory[t] = ddim_inverse_step(schedule, latents, noise_pred, t_prev, t)
     return trajectory

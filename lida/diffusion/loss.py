@@ -9,20 +9,14 @@ from .schedule import NoiseSchedule
 
 
 def noise_prediction_loss(
-    unet: Callable[[Tensor, Tensor, Tensor], Tensor],
-    schedule: NoiseSchedule,
-    latents: Tensor,
-    encoder_hidden_states: Tensor,
-    noise: Tensor | None = None,
-    timesteps: Tensor | None = None,
-    snr_gamma: float | None = None,
-    pixel_weights: Tensor | None = None,
-    teacher: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-) -> Tensor:
+    unet: Callable[[Tensor, Tensor, Tensor], Tensor], schedule: NoiseSchedule, latents: Tensor, encoder_hidden_states: Tensor,
+    noise: Tensor | None = None, timesteps: Tensor | None = None, snr_gamma: float | None = None,
+    pixel_weights: Tensor | None = None, teacher: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """Compute the mean of || eps - eps_theta(x_t, t, c) ||^2 (Ho et al. 2020, equation 14).
 
     latents (B, C, h, w), encoder_hidden_states (B, M, C_text); noise like latents and timesteps (B,) are drawn unless given.
-    `snr_gamma` weighs a sample by min(snr, gamma) / snr, so nearly clean ones count less (Hang et al. 2023, section 3.4).
+    `snr_gamma` is min-SNR weighting: a sample counts min(snr, gamma) / snr, so nearly clean ones count less (Hang et al. 2023, section 3.4).
     `pixel_weights` (B, 1, h, w) weigh the positions of a picture. The prediction of a `teacher` replaces eps as the target (Qi
     et al. 2025, extrapolation regularisation).
     """

@@ -15,15 +15,9 @@ History = tuple[int, Tensor]  # the last step's t and estimate of x_0
 
 
 def ddim_step(
-    schedule: NoiseSchedule,
-    latents: Tensor,
-    noise_pred: Tensor,
-    t: int,
-    t_prev: int,
-    eta: float = 0.0,
-    generator: Generator | None = None,
-    repeats: int = 1,
-) -> Tensor:
+    schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int, eta: float = 0.0,
+    generator: Generator | None = None, repeats: int = 1,
+) -> Tensor:  # fmt: skip
     """Return x_{t_prev}: deterministic at eta 0, DDPM's ancestral step at eta 1 (Song et al. 2021, equations 12 and 16).
 
     The batch consists of `repeats` parts, which share the drawn noise.
@@ -102,15 +96,15 @@ class Sampling:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.eta and self.scheduler != "ddim":
-            raise ValueError(f"scheduler {self.scheduler!r} draws no noise; eta belongs to ddim")
+            raise ValueError(f"eta belongs to scheduler 'ddim', not {self.scheduler!r}; leave it at 0")
         pair = (0, 0) if self.guidance_interval is None else self.guidance_interval
         if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
             raise ValueError(f"guidance_interval must be two noise levels, the lower first, not {self.guidance_interval}")
 
     def steps(self, schedule: NoiseSchedule, strength: float = 1.0) -> list[tuple[int, int]]:
-        """Return the pairs (t, t_prev) of a run; see NoiseSchedule.timesteps."""
+        """Return the pairs (t, t_prev) of a run; see NoiseSchedule.steps."""
         if self.timesteps is None:
-            return schedule.timesteps(self.num_inference_steps, strength)
+            return schedule.steps(self.num_inference_steps, strength)
         chosen = list(self.timesteps)
         whole = all(isinstance(t, int) for t in chosen)
         falling = chosen == sorted(set(chosen), reverse=True)
@@ -120,25 +114,20 @@ class Sampling:
 
 
 def sample(
-    predict: Callable[[Tensor, Tensor], Tensor],
-    schedule: NoiseSchedule,
-    latents: Tensor,
-    timesteps: Collection[tuple[int, int]],
-    step: StepRule = ddim_step,
-    blend: Blend | None = None,
-    callback: Callable[[int, int, Tensor], object] | None = None,
-) -> Tensor:
+    predict: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, latents: Tensor, steps: Collection[tuple[int, int]],
+    step: StepRule = ddim_step, blend: Blend | None = None,
+) -> Tensor:  # fmt: skip
     """Apply the step rule to each pair (t, t_prev), from `latents` (B, C, h, w) at the first t to clean latents.
 
     `predict` returns the noise in latents at timesteps (B,), as guided() makes it. `step` is a step rule, such as those of
-    SCHEDULERS. After each step, `blend` puts the photograph back and `callback(number, t, latents)` is called. `timesteps` may
-    be an iterator with a length, such as a progress bar.
+    SCHEDULERS. After each step, `blend` puts the photograph back. `steps` may be an iterator with a length, such as a progress
+    bar. Raises ValueError unless t_prev < t and 0 <= t <= T - 1, and for a prediction of another shape.
     """
     multistep = "history" in inspect.signature(step).parameters
-    history, count = None, len(timesteps)
-    for number, (t, t_prev) in enumerate(timesteps):
+    history, count = None, len(steps)
+    for number, (t, t_prev) in enumerate(steps):
         if not t_prev < t < len(schedule) or t < 0:
-            raise ValueError(f"({t}, {t_prev}) is no step down the timesteps of the schedule, {len(schedule) - 1} to 0")
+            raise ValueError(f"({t}, {t_prev}) is not a step (t, t_prev) with t_prev < t and 0 <= t <= {len(schedule) - 1}")
         noise_pred = predict(latents, torch.full(latents.shape[:1], t, device=latents.device))
         if (shape := getattr(noise_pred, "shape", None)) != latents.shape:
             raise ValueError(f"predict returned {shape} for latents {latents.shape}")
@@ -146,6 +135,4 @@ def sample(
         latents, history = result if isinstance(result, tuple) else (result, None)
         if blend is not None:
             latents = blend(schedule, latents, t_prev, 1 - (number + 1) / count)
-        if callback is not None:
-            callback(number, t, latents)
     return latents

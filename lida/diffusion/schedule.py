@@ -87,7 +87,7 @@ class NoiseSchedule:
         """Return the noise level sqrt((1 - abar_t) / abar_t) of Karras et al. 2022, table 1; 0 for t < 0."""
         return ((1 - self.alphas_cumprod[t]) / self.alphas_cumprod[t]).sqrt() if t >= 0 else torch.zeros(())
 
-    def timesteps(self, num_inference_steps: int, strength: float = 1.0) -> list[tuple[int, int]]:
+    def steps(self, num_inference_steps: int, strength: float = 1.0) -> list[tuple[int, int]]:
         """Return the pairs (t, t_prev) of a run, from noisy to clean, spaced as diffusers' "leading"; the last t_prev is -1.
 
         Raises ValueError if N steps do not fit into the schedule, or if the strength leaves no step.

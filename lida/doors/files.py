@@ -145,9 +145,9 @@ def output_folder(path: str | Path, flag: str = "--output_dir") -> Path:
 
 
 def free_folder(folder: Path, names: Collection[str], overwrite: bool = False, inputs: Collection[Path] = ()) -> Path:
-    """Return the folder, or the first numbered one in it, that has no files of these names (with or without endings).
+    """Return `folder`, or its first numbered subfolder without a file of these names (with or without endings).
 
-    With `overwrite`, files of these names do not count, except the `inputs`.
+    With `overwrite`, existing files may be replaced, but not the `inputs`.
     """
     chosen, number, kept = folder, 1, {os.path.realpath(path) for path in inputs}
     stays = lambda path: not overwrite or os.path.realpath(path) in kept or not path.is_file()  # noqa: E731

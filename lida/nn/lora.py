@@ -106,12 +106,9 @@ class HalfLoRALinear(LoRALinear):
 
 
 def inject_lora(
-    model: nn.Module,
-    rank: int,
-    alpha: float | None = None,
-    targets: Sequence[str] = CROSS_ATTENTION,
+    model: nn.Module, rank: int, alpha: float | None = None, targets: Sequence[str] = CROSS_ATTENTION,
     layer: Callable[[nn.Linear, int, float | None], LoRALinear] | None = None,
-) -> dict[str, LoRALinear]:
+) -> dict[str, LoRALinear]:  # fmt: skip
     """Freeze the model and replace each linear layer whose path ends in one of `targets` by a LoRALinear, in place.
 
     alpha defaults to rank, a scale of 1. `layer` makes the new layer from (base, rank, alpha), for a subclass of your own.

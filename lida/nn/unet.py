@@ -152,7 +152,7 @@ class UNet(nn.Module):
 
     @property
     def inpaints(self) -> bool:
-        """Return whether the input is latents, mask and masked image, 4 + 1 + 4 channels (Rombach et al. 2022, section 4.5)."""
+        """Return whether the input is latents, mask and masked image, C + 1 + C channels (Rombach et al. 2022, section 4.5)."""
         return self.config.in_channels == 2 * self.config.out_channels + 1
 
     def set_gradient_checkpointing(self, on: bool) -> None:

@@ -1,6 +1,6 @@
 """Photographs, without the diffusion model: squares, masks, faces, ages, captions and marking.
 
-The face finder (`faces`, with OpenCV) and the age estimator (`ages`, with transformers) are imported where they are used.
+OpenCV, for the face finder, and transformers, for the age estimator, are imported at their first use.
 """
 
 from .captions import Captioning, caption, captioning_of, noun_of, with_article

@@ -15,6 +15,7 @@ from ..doors.pictures import in_srgb
 from .squares import cut, square_about
 
 CURE = "give a transformers image classifier whose labels are ages"
+SIDE, CONTEXT = 224, 1.3  # of the square: in pixels, and in lengths of the mask
 DEEPEST = 1000  # layers of an image classifier
 
 
@@ -93,5 +94,10 @@ class AgeEstimator:
         return np.array(ages)
 
     def of(self, image: Image.Image, mask: Image.Image) -> float:
-        """Return the age in years of the face under a mask, from a square as in the training data of the shipped estimator."""
-        return float(self([in_srgb(cut(image, square_about(mask, 1.3), 224))])[0])
+        """Return the age in years of the face under a mask."""
+        return float(self([square_of(image, mask)])[0])
+
+
+def square_of(image: Image.Image, mask: Image.Image, context: float = CONTEXT) -> Image.Image:
+    """Return the square around a face's mask, in sRGB, as in the training data of the shipped estimator."""
+    return in_srgb(cut(image, square_about(mask, context), SIDE))

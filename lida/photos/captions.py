@@ -27,7 +27,7 @@ def with_article(subject: str) -> str:
 
 
 def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) -> str:
-    """Return a subject as one of that age: "a man" is "a boy" below `child` and "an old man" from `old` on.
+    """Return the subject with the noun of its age: "a man" is "a boy" below `child` and "an old man" from `old` on.
 
     The last word decides: man, woman or person, also after an adapter's word, as in "sks man". Other subjects stay as they are.
     `child=0` or `old=0` disables that noun.
@@ -61,12 +61,17 @@ class Captioning:
         """Return the caption of a subject at an age."""
         return caption(self.template, noun_of(subject, age, self.child, self.old), age)
 
-    def prompt(self, subject: str, age: int) -> str | dict[str, float]:
+    def nearest(self, age: float) -> int:
+        """Return the whole age of the training nearest to an age."""
+        return min(max(round(age), self.ages[0]), self.ages[1])
+
+    def prompt(self, subject: str, age: float) -> str | dict[str, float]:
         """Return the caption of an age, or the two captions whose embeddings are mixed, with their shares.
 
-        A template with {age} has a caption for every age. With {decade}, a decade's caption stands for its first year, and the
+        The age is rounded, and clamped to 0 to 99. A template with {age} has a caption for every age. With {decade}, a decade's caption stands for its first year, and the
         years between two decades are mixed in proportion: 34 is 0.6 of "30s" and 0.4 of "40s".
         """
+        age = min(max(round(age), 0), 99)
         next_decade = age // 10 * 10 + 10
         lower, upper = self.caption(subject, age), self.caption(subject, min(next_decade, 90))
         if "{age}" in self.template or age % 10 == 0 or upper == lower or next_decade > self.ages[1]:

@@ -99,8 +99,8 @@ def made_in(folder: Path) -> dict[str, str]:
 def origin(settings: dict[str, Any], path: str | Path) -> Path | None:
     """Return the folder from which the picture's relative paths resolve, or None for the working folder.
 
-    `made_in` of the settings is the path to that folder from the picture's own. The folder must have some of the files that the
-    arguments name, and each of them that the working folder has; otherwise the working folder is used.
+    `made_in` of the settings is the path to that folder from the picture's own. It is used if it holds at
+    least one of the files that the arguments name, and all of those that the working folder holds.
     """
     made_in, recorded = settings.get("made_in"), settings.get("arguments")
     if not isinstance(made_in, str) or not isinstance(recorded, dict):

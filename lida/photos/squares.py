@@ -70,7 +70,7 @@ def colour_matched(patch: Image.Image, square: Image.Image, mask: Image.Image) -
     Both show the same thing there, so only the model's colours differ. The ring is 0.08 times as wide as the side. With fewer
     than a hundred pixels in it, the patch is returned unchanged.
     """
-    grown = mask.point(lambda value: 255 * (value > 0)).filter(ImageFilter.GaussianBlur(0.04 * mask.width))
+    grown = not_black(mask).filter(ImageFilter.GaussianBlur(0.04 * mask.width))
     ring = (np.asarray(grown) > 8) & (np.asarray(mask) == 0)
     if ring.sum() < 100:
         return patch
@@ -125,13 +125,18 @@ def is_grey(image: Image.Image) -> bool:
 def largest_change_outside(before: Image.Image, after: Image.Image, mask: Image.Image) -> int:
     """Return the largest change of a pixel's value where the mask is 0."""
     change = ImageChops.difference(before, after)
-    change.paste("black", mask=mask.point(lambda value: 255 * (value > 0)))
+    change.paste("black", mask=not_black(mask))
     return max(high for _, high in change.getextrema())  # type: ignore[misc]  # the stub knows pictures of one band too
+
+
+def not_black(mask: Image.Image) -> Image.Image:
+    """Return the mask, white wherever it is not black."""
+    return mask.point(lambda value: 255 * (value > 0))
 
 
 def fade_inwards(mask: Image.Image, radius: float) -> Image.Image:
     """Return a mask that is white inside and fades towards its border over `radius` pixels, or fewer if it is thin."""
-    painted = mask.point(lambda value: 255 * (value > 0))
+    painted = not_black(mask)
     values = np.asarray(painted, dtype=np.float32)
     while radius >= 0.5:
         # A blurred edge is 1/2 at the edge itself: the upper half of its ramp lies inside.

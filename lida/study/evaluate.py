@@ -24,8 +24,9 @@ from ..diffusion.samplers import Sampling
 from ..doors import arguments
 from ..doors.errors import InputError, run
 from ..doors.files import output_folder
+from ..photos.ages import square_of
 from ..training.processes import Processes
-from .judges import IDENTITY_CONTEXT, Judges, square_of
+from .judges import IDENTITY_CONTEXT, Judges
 from .measures import areas, ceiling, differences, interference, judge_lines, judged, summary
 from .painting import Painter, Unit, paint_all
 from .people import KINDS, Dated, Person, read_aged, read_people

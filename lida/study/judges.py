@@ -12,15 +12,13 @@ from PIL import Image
 
 from ..doors.errors import InputError
 from ..doors.json import read_json, typed
-from ..doors.pictures import in_srgb, open_image, open_photo
-from ..photos.ages import AgeEstimator
+from ..doors.pictures import open_image, open_photo
+from ..photos.ages import AgeEstimator, square_of
 from ..photos.faces import SAME_PERSON, FaceNetworks
 from ..photos.masks import mask_from_landmarks, open_mask, read_masks
-from ..photos.squares import cut, square_about
 from .people import Person, Reference, Subject, read_aged
 
-SIDE = 224  # side in pixels of the squares that judges see
-AGE_CONTEXT, IDENTITY_CONTEXT = 1.3, 1.8  # sides of those squares, in lengths of the mask
+IDENTITY_CONTEXT = 1.8  # side of the square that a judge of identity sees, in lengths of the mask
 READINGS = "readings.json"  # in an estimator's folder: its errors by decade on faces that it was not trained on
 DLIB_FAR, DLIB_SAME = 1.2, 0.5  # the distance that counts as no similarity; the similarity at dlib's own threshold, 0.6
 Vectors = Sequence[np.ndarray | None]  # one of each identity judge
@@ -235,8 +233,3 @@ class Judges:
                     references.append(Reference(dated.age, seen, self.readings(pair[:1], pair[1])[0].tolist()))
         current = float(self.readings([image], mask)[0, 0]) if person.age is None else person.age
         return Subject(person, image, mask, current, vectors, references)
-
-
-def square_of(image: Image.Image, mask: Image.Image, context: float = AGE_CONTEXT) -> Image.Image:
-    """Return the square around the mask that judges see, in sRGB."""
-    return in_srgb(cut(image, square_about(mask, context), SIDE))

@@ -52,7 +52,10 @@ class Unit:
 
 
 class Painter:
-    """The model with one person's adapters. It paints a person at each of `ages`, and each result `back` at the first age."""
+    """The model with one person's adapters. It paints a person at each of `ages`.
+
+    With `back`, each result is also aged back to the person's current age.
+    """
 
     def __init__(self, model: str, age_adapter: str, device: str, ages: Sequence[int], back: bool):
         self.ages, self.back = tuple(ages), back

@@ -14,7 +14,7 @@ from ..doors.errors import InputError
 from .rules import NamedRule, parse_rule
 
 # The prompts that guidance leads away from, by name: none, the caption without an age (of {subject}), or the caption of the
-# current age, as in infer.py. All but the last describe the photograph by the caption without an age.
+# current age, as in infer.py. The first two have the caption without an age as source prompt.
 NO_AGE = "a portrait photo of {subject}"
 NEGATIVES: dict[str, dict[str, Any]] = {
     "nothing": {"source_prompt": NO_AGE, "negative_prompt": ""},
@@ -85,7 +85,7 @@ class Setting:
         away = {"": "the empty prompt", "None": "the caption of the current age"}
         negative = away.get(str(self.edit.negative_prompt), "the prompt without an age")
         detail = "1" if self.edit.detail is None else f"{self.edit.detail:g}"
-        text = f"{merged}; guidance {self.sampling.guidance_scale:g} away from {negative}; detail {detail}"
+        text = f"{merged}; {self.edit.method}; guidance {self.sampling.guidance_scale:g} away from {negative}; detail {detail}"
         return MEANINGS.get(self.name, text)
 
 
@@ -158,7 +158,7 @@ def negative(text: str) -> dict[str, Any]:
 READERS: dict[str, Callable[[str], object]] = {
     "family": str, "identity": parse_weight, "age": parse_weight, "rule": parse_rule, "adapter": str, "within": arguments.share,
     "guidance_scale": GUIDANCE, "guidance_rescale": arguments.share, "guidance_interval": guidance_interval, "scheduler": str,
-    "eta": arguments.share, "strength": STRENGTH, "negative": negative,
+    "eta": arguments.share, "method": str, "strength": STRENGTH, "negative": negative,
     "detail": lambda text: None if text == "years" else arguments.share(text),
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ from ..adapters import parse_pairs
 from ..aging.edit import METHODS, Edit
 from ..aging.editing import age_to
 from ..aging.flags import GUIDANCE
+from ..aging.photograph import SEED
 from ..aging.slider import Slider, aging_adapters, inverse
 from ..aging.stable_diffusion import StableDiffusion
 from ..data.folder import photographs
@@ -29,7 +30,7 @@ from ..doors.errors import InputError, run
 from ..doors.files import output_file, write_json
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
-from ..photos.captions import captioning_of, with_article
+from ..photos.captions import captioning_of
 from ..photos.masks import read_masks
 
 ASKED = tuple(range(-60, 61, 10))  # years asked for, relative to the face's own age
@@ -74,7 +75,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--num_inference_steps", type=arguments.whole(1, 999), default=sampling.num_inference_steps, help="(default: %(default)s)"
     )
-    add("--seed", type=arguments.seed, default=4, help="(default: 4)")
+    add("--seed", type=arguments.seed, default=SEED, help="(default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("-o", "--output", type=Path, required=True, help="the .json to write")
     return parser.parse_args()
@@ -82,7 +83,7 @@ def parse_args() -> argparse.Namespace:
 
 def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Namespace) -> np.ndarray:
     """Age each photograph by ASKED; return the change of the estimated age (N, len(ASKED)), nan beyond the adapters' ages."""
-    estimator, subject = AgeEstimator(args.age_estimator), with_article(args.subject)
+    estimator = AgeEstimator(args.age_estimator)
     sampling, edit = Sampling(args.num_inference_steps, args.guidance_scale), Edit(args.method)
     youngest, oldest = captioning_of({name: adapter.metadata for name, adapter in sd.adapters.items()}).ages
     gained, photos = np.full((len(paths), len(ASKED)), np.nan), []
@@ -95,7 +96,7 @@ def years_gained(sd: StableDiffusion, paths: Sequence[Path], args: argparse.Name
         columns = [k for k, asked in enumerate(ASKED) if youngest <= now + asked <= oldest or asked == 0]
         generator, ages = torch.Generator().manual_seed(args.seed), [now + ASKED[k] for k in columns]
         try:
-            pictures = age_to(sd, image, mask, ages, now, subject, edit, sampling, generator=generator)
+            pictures = age_to(sd, image, mask, ages, now, args.subject, edit, sampling, generator=generator)
         except ValueError as error:
             raise InputError(f"{path}: {error}") from None
         row[columns] = [estimator.of(picture, mask) - now for picture in pictures]
@@ -109,9 +110,7 @@ def main() -> None:
     if len(paths) < 3:
         raise InputError(f"{len(paths)} photographs are too few for a curve and its error; give twenty")
     sd = StableDiffusion.load(args.pretrained_model_name_or_path, device=args.device)
-    for path, _ in pairs:
-        sd.load_adapter(path, path)
-    sd.set_adapters([path for path, _ in pairs], [weight for _, weight in pairs])
+    sd.merge_files(pairs)
     gained = years_gained(sd, paths, args)
     painted = np.isfinite(gained).any(0)  # some years lead out of the adapter's ages for every face
     asked = np.array(ASKED, dtype=float)[painted].tolist()

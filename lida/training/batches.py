@@ -131,7 +131,10 @@ class Samples(Dataset):
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """One process's micro-batches: of each step's consecutive groups of `batch_size` samples, every count-th."""
+    """The micro-batches of one process.
+
+    The samples of a step are split into groups of `batch_size`; process r of n takes the groups r, r + n, r + 2n, ...
+    """
 
     samples: Samples
     sampler: BatchSampler

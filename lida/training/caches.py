@@ -18,7 +18,7 @@ from ..nn.vae import VAE
 class LatentCache:
     """The VAE's posterior of each picture, plain and mirrored, computed when it is first drawn.
 
-    Each is a tensor (2, 4, h, w), mean and log-variance, in memory or in a folder, which runs may share. Pictures are encoded one
+    Each is a tensor (2, C, h, w), mean and log-variance, in memory or in a folder, which runs may share. Pictures are encoded one
     by one, so their latents do not depend on the other pictures of a batch. `release` frees the memory of the decoder.
     """
 

@@ -49,7 +49,7 @@ class Monitor:
 
     @contextmanager
     def shown(self, step: int, report_to: str = "none") -> Iterator[None]:
-        """Show the run, which has taken `step` steps, while the block runs; remove later steps from metrics.jsonl."""
+        """Show the progress bar and the reporter while the block runs. Lines after `step` are removed from metrics.jsonl."""
         path = self.folder / METRICS
         if path.exists() and self.writes:
             lines = regular_file(path).read_text(encoding="utf-8", errors="replace").splitlines()

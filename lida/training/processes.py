@@ -31,7 +31,7 @@ class Processes:
     def join(cls, device: str, minutes: float = 30) -> "Processes":
         """Join the other processes, by NCCL on GPUs and gloo on CPUs.
 
-        They must meet within MEETING; after that none waits longer than `minutes` for the others. Raises InputError for
+        They must meet within MEETING; later operations time out after `minutes`. Raises InputError for
         missing or inconsistent RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR or MASTER_PORT variables, and if the processes do not
         find each other.
         """

@@ -61,7 +61,7 @@ def check_output(args: Namespace) -> None:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise InputError if the folder holds files of the run's names that train_lora.py did not write, or that it cannot replace.
+    """Raise InputError if the run would replace a file that train_lora.py did not write, or a folder has the name of its files.
 
     With `overwrite`, files that it did not write may be replaced.
     """

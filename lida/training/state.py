@@ -63,9 +63,9 @@ def options_of(state: dict) -> list[dict]:
 
 
 def check_values(part: Any, step: int) -> None:
-    """Raise ValueError for bad values of a part after `step` steps.
+    """Raise ValueError if a part that was restored after `step` steps cannot be right.
 
-    They are values that are not finite, moments that are missing or of another shape, and negative counts or second moments.
+    It has values that are not finite, moments that are missing or of another shape, or negative counts or second moments.
     """
     tensors: list[torch.Tensor] = list(part.parameters()) if isinstance(part, torch.nn.Module) else []
     if isinstance(part, torch.optim.Optimizer) and (step or part.state):

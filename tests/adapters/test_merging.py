@@ -100,7 +100,28 @@ def test_functions_of_the_timestep_are_called_with_the_samplers_steps(sd):
     sd.set_adapters(["a"], [lambda t: seen.append(t) or 0.5])
     seen.clear()
     lida.generate(sd, "a boy", lida.Sampling(num_inference_steps=5))
-    assert sorted(set(seen), reverse=True) == [t for t, _ in sd.schedule.timesteps(5)]
+    assert list(dict.fromkeys(seen)) == [*(t for t, _ in sd.schedule.steps(5)), 999]  # last, the merge of set_adapters again
+
+
+def test_a_prediction_has_the_weights_of_its_timestep(sd):
+    sd.load_adapter("a", adapter_for(sd, ("attn2.to_q",)))
+    latents, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
+
+    def predicted(weight):
+        sd.set_adapters(["a"], [weight])
+        with torch.no_grad():
+            return sd.predictor(["a boy"])(latents, t)
+
+    assert torch.equal(predicted(During(1.0, 600, 400)), predicted(1.0))
+    assert torch.equal(predicted(During(1.0, 400, 0)), predicted(0.0))
+
+
+def test_a_run_leaves_the_weights_as_they_were_set(sd):
+    sd.load_adapter("a", adapter_for(sd, ("attn2.to_q",)))
+    sd.set_adapters(["a"], [During(1.0, 600, 0)])
+    before = {name: weight.clone() for name, weight in sd.unet.state_dict().items()}
+    lida.generate(sd, "a boy", lida.Sampling(num_inference_steps=5))
+    assert all(torch.equal(weight, before[name]) for name, weight in sd.unet.state_dict().items())
 
 
 def test_the_text_encoders_weight_cannot_depend_on_the_timestep(sd):

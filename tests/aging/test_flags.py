@@ -36,7 +36,7 @@ def test_each_flag_sets_the_field_of_its_name(parsed):
 def test_flags_that_contradict_each_other_are_refused_by_name(parsed):
     for flags, message in (
         (("--guidance_interval", "5", "1"), "--guidance_interval must be two noise levels, the lower first, not (5.0, 1.0)"),
-        (("--scheduler=euler", "--eta=0.5"), "--scheduler 'euler' draws no noise; eta belongs to ddim"),
+        (("--scheduler=euler", "--eta=0.5"), "--eta belongs to scheduler 'ddim', not 'euler'; leave it at 0"),
     ):
         with pytest.raises(InputError) as error:
             sampling_of(parsed(*flags))

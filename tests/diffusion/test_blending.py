@@ -9,15 +9,18 @@ from lida.diffusion import Blend, mask_to_latents, sample
 
 def test_a_grey_mask_is_released_at_its_step(sd):
     """Of ten steps, a grey of 0.35 is the photograph's for six and free for the last three; what is black never changes."""
-    steps = sd.schedule.timesteps(10)
+    steps = sd.schedule.steps(10)
     init, noise, seen = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), []
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:4], mask[..., 4:6], mask[..., 6:] = 0.35, 1.0, 0.05
     start = sd.schedule.add_noise(init, noise, torch.tensor(steps[0][0]))
-    sample(
-        lambda x, t: 0 * x + 1, sd.schedule, start, steps, blend=Blend(mask, init, noise),
-        callback=lambda step, t, x: seen.append(x),
-    )  # fmt: skip
+    blend = Blend(mask, init, noise)
+
+    def seen_blend(*args):
+        seen.append(blend(*args))
+        return seen[-1]
+
+    sample(lambda x, t: 0 * x + 1, sd.schedule, start, steps, blend=seen_blend)
     for step, (x, (_, t_prev)) in enumerate(zip(seen, steps, strict=True)):
         known = init if t_prev < 0 else sd.schedule.add_noise(init, noise, torch.tensor(t_prev))
         same = [torch.equal(x[..., a:b], known[..., a:b]) for a, b in ((0, 2), (2, 4), (4, 6), (6, 8))]

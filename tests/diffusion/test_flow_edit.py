@@ -13,7 +13,7 @@ def test_flow_edit_is_the_papers_algorithm(sd, folder):
     """Z_src = X + t N; Z_tar = Z_FE + Z_src - X; Z_FE += (t_next - t) (V(Z_tar, target) - V(Z_src, source)), at t = sigma."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
     source, target = sd.encode(["a boy"]), sd.encode(["an old man"])
-    latents, steps, abar = torch.randn(1, 4, 8, 8), sd.schedule.timesteps(10, 0.7), sd.schedule.alphas_cumprod
+    latents, steps, abar = torch.randn(1, 4, 8, 8), sd.schedule.steps(10, 0.7), sd.schedule.alphas_cumprod
 
     generator, edited = draws(3), latents
     noise = {t: torch.randn(latents.shape, generator=generator) for t, _ in reversed(steps)}
@@ -33,7 +33,7 @@ def test_flow_edit_is_the_papers_algorithm(sd, folder):
 @pytest.mark.parametrize("rule", [ddim_step, euler_step, dpmpp_2m_step])
 def test_the_photograph_stays_where_the_predictions_agree(sd, rule):
     """For every painting of a batch; outside the mask wherever the predictions lead."""
-    latents, steps = torch.randn(2, 4, 8, 8), sd.schedule.timesteps(10, 0.7)
+    latents, steps = torch.randn(2, 4, 8, 8), sd.schedule.steps(10, 0.7)
     trajectory, source_pred = flow_source(lambda x, t: 0.1 * x, sd.schedule, latents, steps, draws())
     rule, start = flow_edit(rule, trajectory, source_pred), trajectory[steps[0][0]].repeat(3, 1, 1, 1)
     same = sample(lambda x, t: 0.1 * x, sd.schedule, start, steps, rule)

@@ -41,6 +41,6 @@ def test_guidance_acts_within_its_interval_and_costs_half_outside(sd, monkeypatc
     interval = tuple(sd.schedule.sigma(t).item() for t in (201, 601))
     paint = lambda *values: generate(sd, "a boy", Sampling(10, *values), generator=draws(), output_type="latent")  # noqa: E731
     paint(4.0, 0.0, interval)
-    assert sizes == [(t, 2 if 201 <= t <= 601 else 1) for t, _ in sd.schedule.timesteps(10)]
+    assert sizes == [(t, 2 if 201 <= t <= 601 else 1) for t, _ in sd.schedule.steps(10)]
     assert torch.equal(paint(4.0, 0.0, (0, 1e9)), paint(4.0))
     assert torch.equal(paint(4.0, 0.0, (1e8, 1e9)), paint(1.0))

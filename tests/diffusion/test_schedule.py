@@ -24,7 +24,7 @@ def test_a_config_is_the_schedule_of_its_betas(sd):
     ours = NoiseSchedule(betas, steps_offset=1)
     assert torch.equal(ours.alphas_cumprod, sd.schedule.alphas_cumprod)
     assert torch.equal(ours.final_alpha_cumprod, sd.schedule.final_alpha_cumprod)
-    assert ours.timesteps(50) == sd.schedule.timesteps(50) and len(ours) == 1000
+    assert ours.steps(50) == sd.schedule.steps(50) and len(ours) == 1000
 
 
 def test_adding_noise_equals_diffusers(sd):
@@ -44,20 +44,20 @@ def test_sigma_is_the_noise_beside_a_signal_of_one(sd):
 def test_timesteps_equal_diffusers(sd, steps):
     reference = diffusers.DDIMScheduler(**SCHEDULE)
     reference.set_timesteps(steps)
-    pairs = sd.schedule.timesteps(steps)
+    pairs = sd.schedule.steps(steps)
     assert [t for t, _ in pairs] == reference.timesteps.tolist()
     assert [t_prev for _, t_prev in pairs] == [*reference.timesteps.tolist()[1:], -1]
 
 
 @pytest.mark.parametrize(("strength", "walked"), [(1.0, 20), (0.5, 10), (0.58, 11), (0.05, 1)])
 def test_a_strength_leaves_out_the_first_steps(sd, strength, walked):
-    assert sd.schedule.timesteps(20, strength) == sd.schedule.timesteps(20)[20 - walked :]
+    assert sd.schedule.steps(20, strength) == sd.schedule.steps(20)[20 - walked :]
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1000, 5000])
 def test_steps_that_do_not_fit_are_refused(sd, steps):
     with pytest.raises(ValueError, match=f"between 1 and 999, not {steps}"):
-        sd.schedule.timesteps(steps)
+        sd.schedule.steps(steps)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.5, 0.01, -1.0, float("nan"), float("inf")])
@@ -65,7 +65,7 @@ def test_a_strength_that_leaves_no_step_is_refused(sd, strength):
     with pytest.raises(
         ValueError, match=f"strength must be above 0 .* {strength:g} leaves none of the 20 steps; give more steps or"
     ):
-        sd.schedule.timesteps(20, strength)
+        sd.schedule.steps(20, strength)
 
 
 @pytest.mark.parametrize(

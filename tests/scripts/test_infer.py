@@ -520,7 +520,10 @@ BAD = [
     (["{photo}", "--guidance_scale", "1e300"], "--guidance_scale: '1e300' is not"),
     (["{photo}", "--guidance_rescale", "2"], "--guidance_rescale: '2' is not"),
     (["{photo}", "--guidance_interval", "5", "1"], "--guidance_interval must be two noise levels, the lower first"),
-    (["{photo}", "--scheduler", "euler", "--eta", "0.5", "--method", "inpaint"], "--scheduler 'euler' draws no noise"),
+    (
+        ["{photo}", "--scheduler", "euler", "--eta", "0.5", "--method", "inpaint"],
+        "--eta belongs to scheduler 'ddim', not 'euler'",
+    ),
     (["{photo}", "--output_dir", "{photo}"], "--output_dir"),
     (["none.jpg", "--adapter", "none.safetensors=1"], "none.safetensors: no such adapter"),  # before photographs are read
     (["none.jpg", "--adapter", "=1"], "--adapter '=1': names no adapter"),

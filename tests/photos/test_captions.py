@@ -35,6 +35,13 @@ def test_the_noun_follows_the_age():
     assert {noun_of("a man", age, child=0, old=0) for age in ages} == {"a man"}
 
 
+def test_ages_are_rounded_and_clamped():
+    captioning = Captioning(ages=(2, 80))
+    assert [captioning.nearest(age) for age in (-5, 2.4, 33.6, 90)] == [2, 2, 34, 80]
+    assert [captioning.prompt("a man", age) for age in (-3, 140)] == [captioning.prompt("a man", age) for age in (0, 99)]
+    assert captioning.prompt("a man", 49.6) == captioning.prompt("a man", 50)
+
+
 def test_prompts_between_decades_are_mixed_of_captions_seen_in_training():
     assert Captioning().prompt("a man", 34) == pytest.approx(
         {"a portrait photo of a man, age 30s": 0.6, "a portrait photo of a man, age 40s": 0.4}

@@ -132,8 +132,9 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor) 
 
 @torch.no_grad()
 def latents_of(vae: VAE, batches: Batches) -> Tensor:
-    """Return the scaled latents of 512 squares, the posterior's means."""
-    return torch.cat([vae.encode(batches.squares(step, 32)[0], sample=False) for step in range(16)])
+    """Return the scaled latents of 512 squares, or of about as many as there are, the posterior's means."""
+    squares = batches.pixels.shape[0] * batches.pixels.shape[1]
+    return torch.cat([vae.encode(batches.squares(step, 32)[0], sample=False) for step in range(min(16, -(-squares // 32)))])
 
 
 def tensors(pixels: np.ndarray) -> Tensor:

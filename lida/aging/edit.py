@@ -8,7 +8,7 @@ from ..photos.captions import Captioning, with_article
 from .stable_diffusion import Prompt, StableDiffusion
 
 METHODS = ("flow_edit", "ddim_inversion", "inpaint")
-LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.3, 0.8, 40  # strength for a difference of 0 years, and of 40 or more
+LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.5, 0.8, 25  # strength for a difference of 0 years, and of 25 or more
 PLAIN_STRENGTH = 0.5  # for prompts without an age
 
 
@@ -113,7 +113,7 @@ def plan_ages(sd: StableDiffusion, ages: Sequence[float], current: float, subjec
     if not len(ages) or not all(math.isfinite(age) for age in (*ages, current)):
         raise ValueError(f"ages must be finite numbers, one or more, not {ages} of a face of {current}")
     subject = with_article(subject)
-    targets = [edit.towards(age, current).target(sd.captioning.prompt(subject, age)) for age in ages]
+    targets = [edit.towards(age, current).target(sd.captioning.prompt_from(subject, age, current)) for age in ages]
     if sd.unet.inpaints:
         targets = [replace(target, strength=max(other.strength for other in targets)) for target in targets]
     return Plan(edit.of_face(sd.captioning, subject, current), targets)

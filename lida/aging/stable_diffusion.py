@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,9 +26,7 @@ from ..nn.lora import LoRALinear
 from ..nn.text import TextEncoder, encode_prompts
 from ..nn.unet import UNet
 from ..nn.vae import VAE
-from ..photos.captions import Captioning, captioning_of
-
-Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
+from ..photos.captions import Captioning, Prompt, captioning_of
 
 
 class StableDiffusion:

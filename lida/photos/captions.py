@@ -13,7 +13,9 @@ DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
 FIELDS = ("subject", "gender", "decade", "age")
 CHILD, OLD = 13, 60  # below CHILD a man is a boy; from OLD on he is an old man
 CHILDREN = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
+FAR = (10, 70)  # the ages of a child and of an old person whose captions are mixed into a grown-up's
 Age = Annotated[int, Range(0, 120)]
+Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
 
 
 def caption(template: str, subject: str, age: int) -> str:
@@ -65,7 +67,23 @@ class Captioning:
         """Return the whole age of the training nearest to an age."""
         return min(max(round(age), self.ages[0]), self.ages[1])
 
-    def prompt(self, subject: str, age: float) -> str | dict[str, float]:
+    def prompt_from(self, subject: str, age: float, current: float) -> Prompt:
+        """Return the prompt that leads a face from its current age to another.
+
+        It is the caption of the age where that changes the noun. Between two ages of a grown-up only the decade's word would
+        change, and the picture would hardly: there it is the current caption, mixed with that of a child or of an old person
+        by the share of the way to FAR's age.
+        """
+        young, old = FAR
+        end = max(age, old) if age > current else min(age, young)
+        nouns = [noun_of(subject, years, self.child, self.old) for years in (current, age, end)]
+        if nouns[:2] != [subject, subject] or nouns[2] == subject or round(age) == round(current):
+            return self.prompt(subject, age)
+        share = abs(age - current) / abs(end - current)
+        share = share**0.5 if age > current else share  # half of an old person's caption adds less than half of the years
+        return mixed(self.prompt(subject, current), self.prompt(subject, end), share)
+
+    def prompt(self, subject: str, age: float) -> Prompt:
         """Return the caption of an age, or the two captions whose embeddings are mixed, with their shares.
 
         The age is rounded, and clamped to 0 to 99. A template with {age} has a caption for every age. With {decade}, a decade's caption stands for its first year, and the
@@ -77,6 +95,15 @@ class Captioning:
         if "{age}" in self.template or age % 10 == 0 or upper == lower or next_decade > self.ages[1]:
             return lower
         return {lower: 1 - age % 10 / 10, upper: age % 10 / 10}
+
+
+def mixed(first: Prompt, second: Prompt, share: float) -> dict[str, float]:
+    """Return the mixture of two prompts or mixtures with a share, 0 to 1, of the second."""
+    parts: dict[str, float] = {}
+    for prompt, weight in ((first, 1 - share), (second, share)):
+        for text, part in ({prompt: 1.0} if isinstance(prompt, str) else prompt).items():
+            parts[text] = parts.get(text, 0.0) + weight * part
+    return parts
 
 
 def check_template(template: str) -> None:

@@ -33,10 +33,10 @@ def test_prompts_that_are_not_texts_are_refused():
 
 
 def test_the_strength_rises_with_the_years_between():
-    edits = {age: Edit().towards(age, 60) for age in (60, 80, 100, 50, 20, 0)}
     middle = (LEAST_STRENGTH + MOST_STRENGTH) / 2
-    strengths = {60: LEAST_STRENGTH, 80: middle, 100: MOST_STRENGTH, 20: MOST_STRENGTH, 0: MOST_STRENGTH}
-    assert all(edits[age].strength == pytest.approx(strength) for age, strength in strengths.items()) and FULL_GAP == 40
+    strengths = {60: LEAST_STRENGTH, 72.5: middle, 47.5: middle, 85: MOST_STRENGTH, 35: MOST_STRENGTH, 0: MOST_STRENGTH}
+    edits = {age: Edit().towards(age, 60) for age in strengths}
+    assert all(edits[age].strength == pytest.approx(strength) for age, strength in strengths.items()) and FULL_GAP == 25
     assert {edit.detail for edit in edits.values()} == {1}
     assert Edit("inpaint").towards(60, 60).detail == 0  # drawn noise leads to another face
 
@@ -57,7 +57,8 @@ def test_targets_are_captions_of_the_merged_age_adapter(sd):
     sd.set_adapters(["age"], [1.0])
     assert [target.prompt for target in plan_ages(sd, [34, 70], 30, "sks").targets] == ["sks 34", "sks 70"]
     sd.set_adapters([], [])
-    assert plan_ages(sd, [40], 30).targets[0].prompt == "a portrait photo of a person, age 40s"
+    assert plan_ages(sd, [70], 30).targets[0].prompt == "a portrait photo of an old person, age 70s"
+    assert plan_ages(sd, [40], 30).targets[0].prompt == sd.captioning.prompt_from("a person", 40, 30)
 
 
 def test_a_noun_without_its_article_is_the_same_subject(sd):

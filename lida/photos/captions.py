@@ -13,7 +13,7 @@ DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
 FIELDS = ("subject", "gender", "decade", "age")
 CHILD, OLD = 13, 60  # below CHILD a man is a boy; from OLD on he is an old man
 CHILDREN = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
-FAR = (10, 70)  # the ages of a child and of an old person whose captions are mixed into a grown-up's
+FAR = 70  # the age of an old person whose caption is mixed into a grown-up's
 Age = Annotated[int, Range(0, 120)]
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
 
@@ -68,20 +68,18 @@ class Captioning:
         return min(max(round(age), self.ages[0]), self.ages[1])
 
     def prompt_from(self, subject: str, age: float, current: float) -> Prompt:
-        """Return the prompt that leads a face from its current age to another.
+        """Return the prompt that leads a face from its current age to another: the caption of that age.
 
-        It is the caption of the age where that changes the noun. Between two ages of a grown-up only the decade's word would
-        change, and the picture would hardly: there it is the current caption, mixed with that of a child or of an old person
-        by the share of the way to FAR's age.
+        For an older age of a grown-up only the decade's word would change, and the picture would hardly. There the
+        current caption is mixed with an old person's, by the root of the share of the way to FAR: half of that caption adds
+        less than half of the years (measured).
         """
-        young, old = FAR
-        end = max(age, old) if age > current else min(age, young)
-        nouns = [noun_of(subject, years, self.child, self.old) for years in (current, age, end)]
-        if nouns[:2] != [subject, subject] or nouns[2] == subject or round(age) == round(current):
+        nouns = [noun_of(subject, years, self.child, self.old) for years in (current, age, FAR)]
+        grown_up = nouns[0] == nouns[1] == subject != nouns[2]
+        if not grown_up or round(age) <= round(current) or self.ages[1] < FAR:
             return self.prompt(subject, age)
-        share = abs(age - current) / abs(end - current)
-        share = share**0.5 if age > current else share  # half of an old person's caption adds less than half of the years
-        return mixed(self.prompt(subject, current), self.prompt(subject, end), share)
+        share = ((age - current) / (FAR - current)) ** 0.5
+        return mixed(self.prompt(subject, current), self.prompt(subject, FAR), share)
 
     def prompt(self, subject: str, age: float) -> Prompt:
         """Return the caption of an age, or the two captions whose embeddings are mixed, with their shares.

@@ -18,9 +18,9 @@ from lida.photos.faces import FaceNetworks
 from lida.study.report import table_of_pictures
 
 WEIGHTS = Path(__file__).parent.parent
-PEOPLE = ("b", "c")
+PEOPLE = ("c",)  # by the rule, b at 65 is somebody
 AGES = (20, 35, 50, 65)
-SHOWN = ("sum 1.0 0.2", "sum 1.0 1.0", "age alone", "flow 0.3 1.0", "default", "ages in captions")
+SHOWN = ("sum 1.0 0.2", "age alone", "flow 0.3 1.0", "default")
 
 
 def main():

@@ -178,7 +178,7 @@ def test_of_several_faces_one_is_chosen_or_all_are_aged(infer, script, faces):
     assert not (changed[1] & changed[2]).any()
     assert np.array_equal(found["all"], np.where(changed[2][..., None], found[2], found[1]))
     told = read_settings("all/two-age30.png")
-    assert told["strength"] == [0.3, 0.3] and told["current_age"] == [30, 30]
+    assert told["strength"] == 2 * [Edit().towards(30, 30).strength] and told["current_age"] == [30, 30]
     for more, message in (((), "2 faces are found"), (("--face", 3), "--face 3: the photograph has 2")):
         code, _, err = script("infer.py", faces / "two.png", *more, *options)
         assert code == 2 and message in err

@@ -68,7 +68,7 @@ def test_a_record_is_json_and_differs_for_other_pictures():
 
 
 @pytest.mark.parametrize("setting, said", [
-    (PLAIN, "the identity adapter plain at 1.0 and the age adapter at 0.2, by sum; guidance 3 away from the empty prompt; detail 0"),
+    (PLAIN, "the identity adapter plain at 1.0 and the age adapter at 0.2, by sum; flow_edit; guidance 3 away from the empty prompt; detail 0"),
     (replace(PLAIN, within=0.6), "at 1.0 in the middle 60% of the mask and"), (replace(PLAIN, random="age"), "a random age adapter"),
     (replace(PLAIN, edit=NEUTRAL), "away from the prompt without an age; detail 1"), (replace(PLAIN, edit=Edit()), "away from the caption of the current age"),
     (replace(PLAIN, name="do nothing"), "the photograph itself, counted as the aged picture"),

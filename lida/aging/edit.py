@@ -17,11 +17,11 @@ class Edit:
     """How a photograph is repainted.
 
     `method` says how: flow_edit integrates the difference of the predictions for the target and the source prompt,
-    ddim_inversion takes DDIM's steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and up to 1, is the share of the
-    steps to take. `detail`, 0 to 1, is the share of the detail lost in the autoencoder that is added back. `source_prompt`
+    ddim_inversion takes DDIM's steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and
+    up to 1, is the share of the steps to take. `detail`, 0 to 1, is the share of the detail lost in the autoencoder that is added back. `source_prompt`
     describes the photograph; method inpaint ignores it. `negative_prompt` is the prompt of the unconditional prediction. Where
-    one of these four is None, plan_ages() sets it for the ages of a face, and without_age() for any other prompt. The square around the mask is
-    `context` times as long as the mask. Raises ValueError for a value out of range.
+    one of these four is None, plan_ages() sets it for the ages of a face, and without_age() for any other prompt. The square
+    around the mask is `context` times as long as the mask. Raises ValueError for a value out of range.
     """
 
     method: str = "flow_edit"
@@ -102,8 +102,8 @@ class Plan:
 def plan_ages(sd: StableDiffusion, ages: Sequence[float], current: float, subject: str = "a person", edit: Edit = Edit()) -> Plan:
     """Return the plan for a face that looks `current` years old: a target for each age.
 
-    Its prompt is the caption of the age's decade, or a mixture of two decades, in the words of the merged Age-LoRA, for a
-    `subject` such as "man" or "sks man". For an inpainting model all targets have the highest strength. Raises ValueError
+    Its prompt is that of Captioning.prompt_from(), in the words of the merged Age-LoRA, for a `subject` such as "man" or "sks
+    man". For an inpainting model all targets have the highest strength. Raises ValueError
     unless there are ages and all are finite.
     """
     if not isinstance(subject, str) or not isinstance(edit, Edit):

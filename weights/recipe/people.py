@@ -72,7 +72,7 @@ def main():
 
 
 def with_ages(album: Path, target: Path, estimator: AgeEstimator) -> None:
-    """Copy an album; its captions get the decade that the estimator reads in each picture (SelfAge, Ito et al. 2025, arXiv 2502.13987)."""
+    """Copy an album; each caption gets the decade that the estimator reads in its picture (SelfAge, arXiv 2502.13987)."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(album, target)
     lines = []

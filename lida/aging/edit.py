@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..photos.captions import Captioning, with_article
-from .stable_diffusion import Prompt, StableDiffusion
+from ..photos.captions import NO_AGE, Captioning, Prompt, with_article
+from .stable_diffusion import StableDiffusion
 
 METHODS = ("flow_edit", "ddim_inversion", "inpaint")
 LEAST_STRENGTH, MOST_STRENGTH, FULL_GAP = 0.5, 0.8, 25  # strength for a difference of 0 years, and of 25 or more
@@ -93,7 +93,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one face is repainted: the edit, complete for its photograph, and a target for each picture."""
+    """How one face is repainted: the edit, with the strength of the strongest target, and a target for each picture."""
 
     edit: Edit
     targets: Sequence[Target]
@@ -103,8 +103,8 @@ def plan_ages(sd: StableDiffusion, ages: Sequence[float], current: float, subjec
     """Return the plan for a face that looks `current` years old: a target for each age.
 
     Its prompt is that of Captioning.prompt_from(), in the words of the merged Age-LoRA, for a `subject` such as "man" or "sks
-    man". For an inpainting model all targets have the highest strength. Raises ValueError
-    unless there are ages and all are finite.
+    man". By method inpaint of an inpainting model all targets have the highest strength. Raises ValueError unless there are ages
+    and all are finite.
     """
     if not isinstance(subject, str) or not isinstance(edit, Edit):
         raise TypeError(f"give a subject such as 'a man' and an Edit, not {subject!r:.60} and {type(edit).__name__}")
@@ -114,12 +114,13 @@ def plan_ages(sd: StableDiffusion, ages: Sequence[float], current: float, subjec
         raise ValueError(f"ages must be finite numbers, one or more, not {ages} of a face of {current}")
     subject = with_article(subject)
     targets = [edit.towards(age, current).target(sd.captioning.prompt_from(subject, age, current)) for age in ages]
-    if sd.unet.inpaints:
-        targets = [replace(target, strength=max(other.strength for other in targets)) for target in targets]
-    return Plan(edit.of_face(sd.captioning, subject, current), targets)
+    strength = max(target.strength for target in targets)
+    if sd.unet.inpaints and edit.method == "inpaint":
+        targets = [replace(target, strength=strength) for target in targets]
+    return Plan(replace(edit.of_face(sd.captioning, subject, current), strength=strength), targets)
 
 
 def plan_prompt(prompt: Prompt, subject: str = "a person", edit: Edit = Edit()) -> Plan:
     """Return the plan for a prompt without an age: one target. The photograph's caption names the subject alone."""
-    edit = edit.filled(source_prompt=f"a portrait photo of {with_article(subject)}").without_age()
+    edit = edit.filled(source_prompt=NO_AGE.format(subject=with_article(subject))).without_age()
     return Plan(edit, [edit.target(prompt)])

@@ -9,15 +9,16 @@ from torch import Generator, Tensor
 
 from ..diffusion.blending import Blend, mask_to_latents
 from ..diffusion.flow_edit import flow_edit, flow_source
-from ..diffusion.inversion import Trajectory, ddim_invert
+from ..diffusion.inversion import NoisePreds, ddim_invert
 from ..diffusion.samplers import Sampling, sample
-from ..diffusion.schedule import randn_like
+from ..diffusion.schedule import Steps, Trajectory, randn_like
 from ..doors.pictures import from_srgb, in_srgb, to_images, to_tensor
+from ..photos.captions import Prompt
 from ..photos.masks import mask_to_tensor
 from ..photos.squares import Box, colour_bounded, colour_matched, cut, is_grey, paste, square_about, with_detail
 from .edit import Edit, Plan, Target, plan_ages
-from .generation import Progress, check_output_type, finite, painting, repeated, step_rule
-from .stable_diffusion import Prompt, StableDiffusion
+from .generation import Progress, check_options, finite, painting, repeated, step_rule
+from .stable_diffusion import StableDiffusion
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Prepared:
     box: Box  # the square that is repainted
     square: Image.Image  # the same at the model's size, in sRGB
     steps: list[tuple[int, int]]
-    latents: Tensor  # (num_images_per_prompt, C, h, w) at the first step
-    blend: Blend | None  # None for an inpainting model
+    trajectory: Trajectory  # the photograph's latents (num_images_per_prompt, C, h, w) at each t
+    blend: Blend | None  # None for method inpaint of an inpainting model
     condition: Tensor | None  # an inpainting model's further input
-    source_pred: Trajectory | None  # FlowEdit's predictions for the photograph
+    source_pred: NoisePreds | None  # FlowEdit's predictions for the photograph
     generator: Generator | None  # in its state after prepare(), for the noise that the steps draw
 
 
@@ -51,7 +52,7 @@ def prepare(
     check_photograph(image, mask)
     if not isinstance(edit, Edit) or not isinstance(sampling, Sampling):
         raise TypeError(f"give an Edit and a Sampling, not {type(edit).__name__} and {type(sampling).__name__}")
-    check_output_type("pil", sampling, generator)
+    check_options("pil", sampling, generator)
     edit = edit.without_age()
     assert edit.strength is not None and edit.source_prompt is not None  # without_age() has filled them
     sources = repeated(edit.source_prompt, num_images_per_prompt)
@@ -71,18 +72,17 @@ def prepare(
     condition = sd.inpainting_condition(pixel_values, pixel_mask, latent_mask, generator) if sd.unet.inpaints else None
     source_pred = None
     if noise is not None:
-        latents = noise if edit.strength == 1 else sd.schedule.add_noise(init_latents, noise, torch.tensor(steps[0][0]))
-        blend = None if sd.unet.inpaints else Blend(latent_mask, init_latents, noise)
+        noised = {t: sd.schedule.add_noise(init_latents, noise, torch.tensor(t)) for t, _ in steps}
+        trajectory = {-1: init_latents, **noised} | ({steps[0][0]: noise} if edit.strength == 1 else {})
     else:
-        unguided = replace(sampling, guidance_scale=1.0)
-        predict = sd.predictor(sources, "", unguided, condition)
+        predict = sd.predictor(sources, "", replace(sampling, guidance_scale=1.0), condition)
         if edit.method == "flow_edit":
             trajectory, source_pred = flow_source(predict, sd.schedule, init_latents, steps, generator)
         else:
             trajectory = ddim_invert(predict, sd.schedule, init_latents, steps)
-        latents, blend = trajectory[steps[0][0]], Blend(latent_mask, init_latents, trajectory=trajectory)
+    blend = None if sd.unet.inpaints and inpaint else Blend(latent_mask, trajectory)
     state = None if generator is None else generator.clone_state()
-    return Prepared(image, mask, edit, box, square, steps, latents, blend, condition, source_pred, state)
+    return Prepared(image, mask, edit, box, square, steps, trajectory, blend, condition, source_pred, state)
 
 
 @painting
@@ -90,43 +90,59 @@ def repaint(
     sd: StableDiffusion, prepared: Prepared, targets: Sequence[Target], sampling: Sampling = Sampling(), *,
     output_type: str = "pil", progress: Progress = list,
 ) -> list[Image.Image] | Tensor:  # fmt: skip
-    """Paint a prepared photograph towards each target, all in one batch.
+    """Paint a prepared photograph towards each target. Targets with as many steps are a batch.
 
-    For a target of lower strength, the photograph is put back during the first steps. Returns pictures of the photograph's
-    size, target by target, or latents of the square for output_type "latent". An inpainting model does not put the photograph
-    back: it raises ValueError for a target with detail or a lower strength.
+    A target of lower strength starts at a later step. Returns pictures of the photograph's size, target by target, or latents
+    of the square for output_type "latent". Method inpaint of an inpainting model does not put the photograph back: it raises
+    ValueError for a target with detail or a lower strength.
     """
-    check_output_type(output_type, sampling)
-    count, edit = len(prepared.latents), prepared.edit
-    check_eta(edit, sampling)
+    check_options(output_type, sampling)
+    check_eta(prepared.edit, sampling)
+    edit, prompts = prepared.edit, repeated([target.prompt for target in targets], 1)
     assert edit.strength is not None and edit.negative_prompt is not None  # prepare() has filled them
-    fractions = torch.tensor([target.strength / edit.strength for target in targets])
-    if prepared.blend is None and (any(target.detail for target in targets) or bool((fractions != 1).any())):
-        raise ValueError("an inpainting model does not put the photograph back: detail must be 0, and all strengths equal")
-    if bool((fractions > 1).any()):
+    negative = repeated(edit.negative_prompt, len(prompts) if isinstance(edit.negative_prompt, str | Mapping) else 1)
+    if len(negative) != len(prompts):
+        raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} targets; give one, or one for each")
+    if prepared.blend is None and any(target.detail or target.strength != edit.strength for target in targets):
+        raise ValueError("an inpainting model's inpaint does not put the photograph back: detail must be 0, strengths equal")
+    if any(target.strength > edit.strength for target in targets):
         raise ValueError(f"a target's strength is above {edit.strength}; prepare the photograph at the highest")
-    prompts = repeated([target.prompt for target in targets], count)
-    one = isinstance(edit.negative_prompt, str | Mapping)
-    negative = repeated(edit.negative_prompt, len(prompts) if one else count)
-    predict = sd.predictor(prompts, negative, sampling, prepared.condition)
-    generator = None if prepared.generator is None else prepared.generator.clone_state()
-    rule = step_rule(sampling, generator, len(targets))
-    if prepared.source_pred is not None:
-        assert prepared.blend is not None and prepared.blend.trajectory is not None  # prepare() has made them together
-        rule = flow_edit(rule, prepared.blend.trajectory, prepared.source_pred)
-    start, blend = prepared.latents.repeat(len(targets), 1, 1, 1), prepared.blend and prepared.blend.for_row(fractions)
-    latents = sample(predict, sd.schedule, start, progress(prepared.steps), rule, blend)
+    if sampling.steps(sd.schedule, edit.strength) != prepared.steps:
+        raise ValueError("the photograph was prepared for other steps; give prepare() and repaint() the same num_inference_steps")
+    groups: dict[int, list[int]] = {}  # number of steps -> targets
+    for k, target in enumerate(targets):
+        groups.setdefault(len(sampling.steps(sd.schedule, target.strength)), []).append(k)
+    painted: dict[int, Tensor] = {}
+    for count, chosen in groups.items():
+        pairs = [(prompts[k], negative[k]) for k in chosen]
+        latents = paint(sd, prepared, pairs, prepared.steps[-count:], sampling, progress)
+        painted |= zip(chosen, latents.split(len(prepared.trajectory[-1])))
+    latents = torch.cat([painted[k] for k in range(len(targets))])
     return latents if output_type == "latent" else composed(sd, prepared, finite(latents), targets)
+
+
+def paint(
+    sd: StableDiffusion, prepared: Prepared, prompts: Sequence[tuple[Prompt, Prompt]], steps: Steps, sampling: Sampling,
+    progress: Progress,
+) -> Tensor:  # fmt: skip
+    """Return the latents (prompts x images, C, h, w) painted towards pairs (prompt, negative prompt) in these steps."""
+    wanted, negative = (repeated(texts, len(prepared.trajectory[-1])) for texts in zip(*prompts))
+    predict = sd.predictor(wanted, negative, sampling, prepared.condition)
+    generator = None if prepared.generator is None else prepared.generator.clone_state()
+    rule = step_rule(sampling, generator, len(prompts))
+    if prepared.source_pred is not None:
+        rule = flow_edit(rule, prepared.trajectory, prepared.source_pred)
+    start = prepared.trajectory[steps[0][0]].repeat(len(prompts), 1, 1, 1)
+    return sample(predict, sd.schedule, start, progress(steps), rule, prepared.blend)
 
 
 def composed(sd: StableDiffusion, prepared: Prepared, latents: Tensor, targets: Sequence[Target]) -> list[Image.Image]:
     """Decode latents (targets x images, C, h, w), match their colours, add detail, and paste them into the photograph."""
-    image, mask, box, count = prepared.image, prepared.mask, prepared.box, len(prepared.latents)
+    image, mask, box, count = prepared.image, prepared.mask, prepared.box, len(prepared.trajectory[-1])
     patches, reconstructions = to_images(sd.vae.decode(latents)), []
     detailed = any(target.detail for target in targets)
     if detailed:
-        assert prepared.blend is not None  # repaint() has checked it
-        reconstructions = to_images(sd.vae.decode(prepared.blend.init_latents))
+        reconstructions = to_images(sd.vae.decode(prepared.trajectory[-1]))
     if prepared.edit.match_colour:
         small = cut(mask, box, sd.resolution)
         patches = [colour_matched(patch, prepared.square, small) for patch in patches]
@@ -175,10 +191,9 @@ def repaint_all(
     sd: StableDiffusion, image: Image.Image, mask: Image.Image, plan: Plan, sampling: Sampling = Sampling(), *,
     num_images_per_prompt: int = 1, batch_size: int | None = None, generator: Generator | None = None, progress: Progress = list,
 ) -> list[Image.Image]:  # fmt: skip
-    """Prepare a photograph at the strength of its strongest target, and repaint it, `batch_size` targets at a time."""
-    edit, targets = replace(plan.edit, strength=max(target.strength for target in plan.targets)), plan.targets
-    prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
-    size = batch_size or len(targets)
+    """Prepare a photograph, and repaint it as planned, `batch_size` targets at a time."""
+    prepared = prepare(sd, image, mask, plan.edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
+    targets, size = plan.targets, batch_size or len(plan.targets)
     pictures: list[Image.Image] = []
     for start in range(0, len(targets), size):
         pictures += repaint(sd, prepared, targets[start : start + size], sampling, progress=progress)

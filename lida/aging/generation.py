@@ -12,7 +12,8 @@ from ..diffusion.samplers import SCHEDULERS, Sampling, StepRule, ddim_step, samp
 from ..diffusion.schedule import NoiseSchedule, randn_like
 from ..doors.errors import InputError
 from ..doors.pictures import to_images
-from .stable_diffusion import Prompt, StableDiffusion
+from ..photos.captions import Prompt
+from .stable_diffusion import StableDiffusion
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,7 +21,7 @@ Progress = Callable[[Sequence], Collection]  # wraps the list of steps, like tqd
 
 
 def painting(function: Callable[Concatenate[StableDiffusion, P], T]) -> Callable[Concatenate[StableDiffusion, P], T]:
-    """Run a function of a model without gradients, and merge weights that depend on the timestep as set_adapters() does."""
+    """Run a function of a model without gradients. Afterwards merge weights that depend on the timestep as set_adapters() did."""
 
     @torch.no_grad()
     @wraps(function)
@@ -44,7 +45,7 @@ def generate(
     Returns pictures, or latents (B, C, h, w) for output_type "latent". Raises ValueError for sizes that are not positive
     multiples of the VAE's factor.
     """
-    check_output_type(output_type, sampling, generator)
+    check_options(output_type, sampling, generator)
     prompts = repeated(prompt, num_images_per_prompt)
     sizes = [sd.resolution if size is None else size for size in (height, width)]
     if any(size % sd.vae.factor or size < 1 for size in sizes):
@@ -80,7 +81,7 @@ def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
     return [p for p in prompts for _ in range(count)]
 
 
-def check_output_type(output_type: str, sampling: Sampling, generator: Generator | None = None) -> None:
+def check_options(output_type: str, sampling: Sampling, generator: Generator | None = None) -> None:
     """Raise ValueError unless output_type is pil or latent, and TypeError unless `sampling` is a Sampling and
     `generator` a torch.Generator or None."""
     if not isinstance(sampling, Sampling):

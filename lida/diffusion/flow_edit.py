@@ -9,26 +9,27 @@ from functools import wraps
 import torch
 from torch import Generator, Tensor
 
-from .inversion import NoisePrediction, Steps, Trajectory
+from .inversion import NoisePrediction, NoisePreds
 from .samplers import StepRule
-from .schedule import NoiseSchedule, randn_like
+from .schedule import NoiseSchedule, Steps, Trajectory, randn_like
 
 
 def flow_source(
     predict: NoisePrediction, schedule: NoiseSchedule, latents: Tensor, steps: Steps, generator: Generator | None = None
-) -> tuple[Trajectory, Trajectory]:
+) -> tuple[Trajectory, NoisePreds]:
     """Add independent noise to the photograph's `latents` (B, C, h, w) at each t; return them and the noise predicted from them.
 
     Entry -1 of the first result is the clean latents.
     """
-    trajectory, source_pred = {-1: latents}, {}
+    trajectory: Trajectory = {-1: latents}
+    source_pred: NoisePreds = {}
     for t, _ in reversed(steps):  # from the lowest t up: each t has the same noise at every strength
         trajectory[t] = schedule.add_noise(latents, randn_like(latents, generator), torch.tensor(t))
         source_pred[t] = predict(trajectory[t], torch.full(latents.shape[:1], t, device=latents.device))
     return trajectory, source_pred
 
 
-def flow_edit(rule: StepRule, trajectory: Trajectory, source_pred: Trajectory) -> StepRule:
+def flow_edit(rule: StepRule, trajectory: Trajectory, source_pred: NoisePreds) -> StepRule:
     """Return the step rule of FlowEdit (algorithm 1) for the results of flow_source(); a batch holds several paintings.
 
     Latents and photograph have the same noise at each t, so that they differ by the edit alone. A sampler's rule takes its step

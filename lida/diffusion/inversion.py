@@ -1,15 +1,14 @@
 """Inversion: find the noise from which a sampler returns to a photograph's latents."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .schedule import NoiseSchedule
+from .schedule import NoiseSchedule, Steps, Trajectory
 
 NoisePrediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timesteps) -> noise_pred
-Steps = Sequence[tuple[int, int]]  # a sampler's pairs (t, t_prev)
-Trajectory = dict[int, Tensor]  # t -> latents at that timestep; -1 is the clean image
+NoisePreds = dict[int, Tensor]  # t -> the noise predicted from them
 
 
 def ddim_inverse_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t_prev: int, t: int) -> Tensor:
@@ -26,6 +25,7 @@ def ddim_invert(predict: NoisePrediction, schedule: NoiseSchedule, latents: Tens
     """
     trajectory = {-1: latents}
     for t, t_prev in reversed(steps):
+        # the UNet has no timestep -1: for the clean image it gets the lowest one
         noise_pred = predict(latents, torch.full(latents.shape[:1], max(t_prev, steps[-1][0]), device=latents.device))
         latents = trajectory[t] = ddim_inverse_step(schedule, latents, noise_pred, t_prev, t)
     return trajectory

@@ -11,24 +11,19 @@ from .schedule import NoiseSchedule
 def noise_prediction_loss(
     unet: Callable[[Tensor, Tensor, Tensor], Tensor], schedule: NoiseSchedule, latents: Tensor, encoder_hidden_states: Tensor,
     noise: Tensor | None = None, timesteps: Tensor | None = None, snr_gamma: float | None = None,
-    pixel_weights: Tensor | None = None, teacher: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Compute the mean of || eps - eps_theta(x_t, t, c) ||^2 (Ho et al. 2020, equation 14).
 
     latents (B, C, h, w), encoder_hidden_states (B, M, C_text); noise like latents and timesteps (B,) are drawn unless given.
     `snr_gamma` is min-SNR weighting: a sample counts min(snr, gamma) / snr, so nearly clean ones count less (Hang et al. 2023, section 3.4).
-    `pixel_weights` (B, 1, h, w) weigh the positions of a picture. The prediction of a `teacher` replaces eps as the target (Qi
-    et al. 2025, extrapolation regularisation).
+    `pixel_weights` (B, 1, h, w) weigh the positions of a picture.
     """
     noise = torch.randn_like(latents) if noise is None else noise
     if timesteps is None:
         timesteps = torch.randint(len(schedule), latents.shape[:1], device=latents.device)
-    inputs = schedule.add_noise(latents, noise, timesteps), timesteps, encoder_hidden_states
-    target = noise
-    if teacher is not None:
-        with torch.no_grad():
-            target = teacher(*inputs)
-    error = (unet(*inputs).float() - target.float()) ** 2  # (B, C, h, w)
+    noise_pred = unet(schedule.add_noise(latents, noise, timesteps), timesteps, encoder_hidden_states)
+    error = (noise_pred.float() - noise.float()) ** 2  # (B, C, h, w)
     if pixel_weights is not None:
         error = pixel_weights * error
     if snr_gamma is not None:

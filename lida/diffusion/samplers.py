@@ -1,7 +1,6 @@
 """Samplers: step rules as pure functions of tensors, and the loop that applies them from noise to an image."""
 
 import inspect
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -67,7 +66,9 @@ def dpmpp_2m_step(
 # A step rule takes (schedule, latents, noise_pred, t, t_prev) and returns the latents at t_prev. A multistep rule also takes
 # `history`, None at the first step, and returns (latents, history).
 StepRule = Callable[..., Tensor | tuple[Tensor, object]]
+# diffusers' and kohya's flag calls them schedulers
 SCHEDULERS: dict[str, StepRule] = {"ddim": ddim_step, "dpmpp_2m": dpmpp_2m_step, "euler": euler_step}
+MOST_GUIDANCE = 100
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Sampling:
     def __post_init__(self):
         if self.scheduler not in SCHEDULERS if isinstance(self.scheduler, str) else not callable(self.scheduler):
             raise ValueError(f"scheduler {self.scheduler!r} is not one of {', '.join(SCHEDULERS)}")
-        if not math.isfinite(self.guidance_scale) or abs(self.guidance_scale) > 1e4:
-            raise ValueError(f"guidance_scale must be a number up to 10000, not {self.guidance_scale}")
+        if not 1 <= self.guidance_scale <= MOST_GUIDANCE:
+            raise ValueError(f"guidance_scale must lie between 1, no guidance, and {MOST_GUIDANCE}, not {self.guidance_scale}")
         for name in ("eta", "guidance_rescale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
@@ -134,5 +135,5 @@ def sample(
         result = step(schedule, latents, noise_pred, t, t_prev, **({"history": history} if multistep else {}))
         latents, history = result if isinstance(result, tuple) else (result, None)
         if blend is not None:
-            latents = blend(schedule, latents, t_prev, 1 - (number + 1) / count)
+            latents = blend(latents, t_prev, 1 - (number + 1) / count)
     return latents

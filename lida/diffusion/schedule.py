@@ -9,6 +9,9 @@ from torch import Generator, Tensor
 
 from ..doors.json import Range
 
+Steps = Sequence[tuple[int, int]]  # a sampler's pairs (t, t_prev)
+Trajectory = dict[int, Tensor]  # t -> latents at that timestep; -1 is the clean image
+
 
 def randn_like(x: Tensor, generator: Generator | None = None) -> Tensor:
     """Return standard normal noise like x, drawn on the generator's device: one CPU seed gives the same noise everywhere."""

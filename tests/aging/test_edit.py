@@ -50,7 +50,7 @@ def test_what_is_given_is_not_chosen_by_the_years():
 def test_targets_are_captions_of_the_merged_age_adapter(sd):
     plan = plan_ages(sd, [34], 34)
     (target,), edit = plan.targets, plan.edit
-    assert edit == Edit().of_face(sd.captioning, "a person", 34) and edit.source_prompt == target.prompt
+    assert edit == Edit(strength=LEAST_STRENGTH).of_face(sd.captioning, "a person", 34) and edit.source_prompt == target.prompt
     shares = {"a portrait photo of a person, age 30s": 0.6, "a portrait photo of a person, age 40s": 0.4}
     assert target.prompt == pytest.approx(shares) and (target.strength, target.detail) == (LEAST_STRENGTH, 1)
     sd.load_adapter("age", random_adapter(sd, 0))

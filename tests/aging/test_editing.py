@@ -89,7 +89,7 @@ def test_the_inpainting_model_does_all_that_the_plain_one_does(inpainting, sd):
     assert generate(model, "a boy", Sampling(2))[0].size == (64, 64)
     prepared = prepare(model, image, mask, Edit("inpaint", 0.6), Sampling(5), generator=draws())
     for target in (Target("a boy", 0.6, 0.5), Target("a boy", 0.3)):
-        with pytest.raises(ValueError, match="an inpainting model does not put the photograph back"):
+        with pytest.raises(ValueError, match="an inpainting model's inpaint does not put the photograph back"):
             repaint(model, prepared, [target], Sampling(5))
 
 
@@ -179,6 +179,13 @@ def test_a_weaker_target_of_a_row_is_painted_as_if_it_were_alone(sd, method):
     row = aged(0.8, Target("a man", 0.8), Target("a boy", 0.4))
     assert relative(row[1:], aged(0.4, Target("a boy", 0.4))) <= 1e-4  # eight steps in another batch
     assert relative(row[1:], aged(0.8, Target("a boy", 0.8))) > 1e-3
+
+
+def test_a_photograph_is_repainted_in_the_steps_that_it_was_prepared_for(sd):
+    image, mask = noise_image(64, 64), Image.new("L", (64, 64), 255)
+    prepared = prepare(sd, image, mask, Edit(strength=0.8), Sampling(10), generator=draws())
+    with pytest.raises(ValueError, match="prepared for other steps"):
+        repaint(sd, prepared, [Target("a man", 0.8)], Sampling(9))
 
 
 def test_age_to_is_age_face_by_the_defaults(sd):

@@ -45,7 +45,7 @@ def test_flags_that_contradict_each_other_are_refused_by_name(parsed):
 
 def test_flags_without_effect_follow_from_the_others():
     """A photograph with a mask and an age, inpainted without guidance; and a painting from a prompt."""
-    needless = "face mask_growth mask_feather zones face_models height width age_estimator slider years source_prompt"
+    needless = "face mask_growth mask_feather zones face_models height width age_estimator slider source_prompt"
     needless += " negative_prompt guidance_rescale guidance_interval"
     photo = {"photo": ["a.png"], "prompt": None, "mask": "a-mask.png", "current_age": 30, "years": None}
     assert set(idle(Namespace(**photo, method="inpaint", guidance_scale=1.0))) == set(needless.split())

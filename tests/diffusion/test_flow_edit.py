@@ -41,6 +41,6 @@ def test_the_photograph_stays_where_the_predictions_agree(sd, rule):
     assert torch.equal(same, latents)
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 4:] = 1
-    blend = Blend(mask, latents[:2], trajectory=trajectory).for_row(torch.ones(3))
+    blend = Blend(mask, trajectory)
     other = sample(lambda x, t: -x, sd.schedule, start, steps, rule, blend)
     assert torch.equal(other[..., :4], latents[..., :4]) and relative(other[..., 4:], latents[..., 4:]) > 0.1

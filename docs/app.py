@@ -9,9 +9,10 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from lida.app.__main__ import AGE, DEMO, ESTIMATOR, TINY
+from lida import shipped
 from lida.app.page import Painter, serve
 from lida.diffusion import Sampling
+from lida.shipped import path_of
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights"
@@ -39,8 +40,14 @@ def take(address: str, path: Path) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        painter = Painter(TINY, {"age": AGE}, ESTIMATOR, Sampling(), Path(folder))
-        page = serve(painter, DEMO)
+        painter = Painter(
+            path_of(shipped.MODEL),
+            {"age": path_of(shipped.AGE_ADAPTER)},
+            path_of(shipped.AGE_ESTIMATOR),
+            Sampling(),
+            Path(folder),
+        )
+        page = serve(painter, (path_of(shipped.DEMO_PHOTO), path_of(shipped.DEMO_ADAPTER), shipped.DEMO_SUBJECT))
         shot = Path(folder, "shot.png")
         take(page.local_url, shot)
         page.close()

@@ -90,7 +90,7 @@ def aging() -> list[str]:
         # the mask
         '<rect x="47" y="424" width="60" height="60" class="dark"/><ellipse cx="77" cy="455" rx="19" ry="25" class="white"/>',
         text(77, 502, "Mask", "title"),
-        box(164, 424, 152, 76, "Latents' size", "16 x 16, or 64 x 64", file="photos/masks.py"),
+        box(164, 424, 152, 76, "Latents' size", "16 x 16, or 64 x 64", file="diffusion/blending.py"),
         arrow((107, 462), (164, 462)), arrow((316, 462), (372, 462)),
         # the loop
         '<rect x="352" y="196" width="300" height="324" rx="8" class="way" stroke-dasharray="5 4"/>',

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 # The module of each name
 HOMES = {
-    "adapters": ("Adapter", "combine", "compare", "load_adapter", "save_adapter"),
+    "adapters": ("Adapter", "combine", "load_adapter", "save_adapter"),
     "aging": (
         "Edit", "Plan", "StableDiffusion", "Target", "age_face", "age_to", "generate", "plan_ages", "prepare", "repaint",
     ),
@@ -24,6 +24,7 @@ HOMES = {
     "doors.errors": ("InputError",),
     "nn.attention_maps": ("recorded_attention",),
     "nn.lora": ("LoRALinear", "eject_lora", "inject_lora"),
+    "study.comparison": ("compare",),
 }  # fmt: skip
 __all__ = sorted(name for names in HOMES.values() for name in names)
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lida.adapters.combination import combine
-from lida.adapters.comparison import compare, table
-from lida.adapters.files import FORMATS, load_adapter, parse_pairs, save_adapter
+from lida.adapters.files import FORMATS, load_adapter, save_adapter
 from lida.adapters.merging import Weight, varies
+from lida.adapters.spelling import parse_pairs
 from lida.doors import arguments
 from lida.doors.errors import InputError, run
 from lida.doors.files import folder_written_whole, output_folder, write_json
+from lida.study.comparison import compare, table
 
 
 def parse_args() -> argparse.Namespace:

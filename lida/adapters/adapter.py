@@ -1,16 +1,19 @@
-"""The adapter: low-rank changes by module path, and metadata."""
+"""The adapter: low-rank changes by module path, and metadata.
+
+A layer is named by its module path in the UNet (`down_blocks.0...attn1.to_q`) or, behind `text_encoder.`, in the text encoder.
+"""
 
 import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from ..doors.errors import InputError
 from ..nn.lora import LoRALinear, LowRank
-from .dialects import TEXT
+
+TEXT = "text_encoder."  # in front of the text encoder's paths
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,8 @@ class Adapter:
         text, layers = sum(path.startswith(TEXT) for path in self.layers), self.layers.values()
         counts = {"unet": len(layers) - text, "text_encoder": text}
         ranks, scales = (sorted({getattr(layer, name) for layer in layers}) for name in ("rank", "scale"))
-        norm = math.sqrt(sum(frobenius(layer) ** 2 for layer in layers))
+        norm = math.sqrt(sum(float(layer.delta.norm()) ** 2 for layer in layers))
         return {"layers": counts, "ranks": ranks, "scales": scales, "norm": norm, "metadata": self.metadata}
-
-
-def inner_product(a: LowRank, b: LowRank) -> float:
-    """Return the inner product of two changes, from their factors: <B_a A_a, B_b A_b> = <B_a^T B_b, A_a A_b^T>."""
-    (up_a, down_a), (up_b, down_b) = a.factors(torch.float64), b.factors(torch.float64)
-    return float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
-
-
-def frobenius(layer: LowRank) -> float:
-    """Return the Frobenius norm of a change."""
-    return math.sqrt(max(0.0, inner_product(layer, layer)))
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module | None:

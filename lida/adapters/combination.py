@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..doors.errors import InputError
 from ..doors.tensors import is_finite
-from ..nn.lora import LowRank, thin_svd
+from ..nn.lora import LowRank
 from .adapter import Adapter
 from .merging import finite_weight
 
@@ -69,3 +69,12 @@ def truncate_rank(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         return up[:, :1] * 0, down[:1] * 0
     root = s[:rank].sqrt()  # each factor gets the root of each singular value
     return u[:, :rank] * root, root[:, None] * v[:, :rank].T
+
+
+def thin_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the SVD U (out, k), S (k,), V (in, k) of the product up down of numerical rank k, by QR of the factors."""
+    q_up, r_up = torch.linalg.qr(up)
+    q_down, r_down = torch.linalg.qr(down.T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
+    k = int((s > 1e-7 * s[0]).sum())
+    return q_up @ u[:, :k], s[:k], q_down @ vh[:k].T

@@ -1,6 +1,5 @@
 """Tensor names in the files of adapters: names -> layers, and layers -> named tensors.
 
-A layer is named by its module path in the UNet (`down_blocks.0...attn1.to_q`) or, behind `text_encoder.`, in the text encoder.
 Tensors that cannot be applied are refused by name; none is dropped silently.
 """
 
@@ -14,9 +13,9 @@ from torch import Tensor
 from ..doors.errors import InputError
 from ..doors.tensors import FLOATS, is_finite
 from ..nn.lora import LowRank
+from .adapter import TEXT
 from .peft_config import PeftConfig, config_of
 
-TEXT = "text_encoder."  # in front of the text encoder's paths
 # x.processor.to_q_lora.down, x.to_q.lora.down, x.to_q.lora_A of diffusers and peft; lora_unet_x_to_q.lora_down of kohya
 KEY = re.compile(r"(?P<path>.{1,256}?)(?:[._]lora(?:_linear_layer)?[._](?P<factor>A|B|down|up)(?:\.default)?\.weight|\.alpha)")
 FACTORS = {"A": "down", "B": "up", None: "alpha"}

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,13 @@ from ..doors.tensors import check_finite, read_header, read_tensors, write_tenso
 from ..nn.lora import LowRank
 from .adapter import Adapter, check_fits
 from .dialects import Layers, as_diffusers, as_kohya, as_peft, parse, with_alpha
-from .merging import Weight, parse_weight
 from .modelspec import shared_header
 from .peft_config import read_config
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
-FORMATS = ("diffusers", "kohya", "peft")
+WRITERS = {"diffusers": as_diffusers, "kohya": as_kohya}  # of one file; save_peft() writes folders
+FORMATS = (*WRITERS, "peft")
 FIELDS = {"role": str, "template": str, "licence": str, "base": dict, "data": dict, "training": dict, "parts": list}
 COMPONENTS = ("unet", "text_encoder")
 
@@ -50,7 +48,7 @@ def save_adapter(path: str | Path, adapter: Adapter, format: str = "diffusers") 
         save_peft(path, layers, own)
         return path
     path = path if path.suffix == ".safetensors" else path / FILE_NAME
-    tensors, header = (as_kohya if format == "kohya" else as_diffusers)(layers)
+    tensors, header = WRITERS[format](layers)
     header |= shared_header(adapter, tensors) | own
     write_tensors(output_folder(path.parent, "the adapter's folder") / path.name, tensors, header)
     return path
@@ -131,26 +129,3 @@ def checked_metadata(value: object, where: str) -> dict[str, Any]:
     for part in metadata.get("parts", []):
         checked_metadata(part, f"{where}: parts")
     return metadata
-
-
-def parse_pairs(texts: Sequence[str], flag: str = "--adapter") -> list[tuple[str, Weight]]:
-    """Return the pairs of texts PATH=WEIGHT, the weights read by merging.parse_weight. A path alone has weight 1.
-
-    Raises InputError for a text that is not a weight, and for a file that is given twice, even by different paths.
-    """
-    pairs: list[tuple[str, Weight]] = []
-    seen = set()
-    for text in texts:
-        match = re.fullmatch(r"(.*?)=([-+\d.][^/=]*(?:,\w+=[^/=,]+)*)", text) or re.fullmatch(r"(.*)=(.*)", text)
-        try:
-            path, weight = (match[1], parse_weight(match[2])) if match and not os.path.exists(text) else (text, 1.0)
-        except ValueError as error:
-            raise InputError(f"{flag} {text}: {error}; write PATH=WEIGHT") from None
-        if not path:
-            raise InputError(f"{flag} {text!r}: names no adapter; write PATH=WEIGHT")
-        file = os.path.realpath(files_of(Path(path))[0])
-        if file in seen:
-            raise InputError(f"{flag} {text}: the same adapter is given twice; add up its weights")
-        seen.add(file)
-        pairs.append((path, weight))
-    return pairs

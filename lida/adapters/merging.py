@@ -17,15 +17,13 @@ from torch import Tensor
 from ..doors.errors import InputError
 from ..doors.tensors import is_finite
 from ..nn.lora import LoRALinear, LowRank
-from .adapter import Adapter
-from .dialects import TEXT
+from .adapter import TEXT, Adapter
 
 Parts = Sequence[tuple[LowRank, float]]
 Rule = Callable[[str, Parts], Tensor]
 Weight = float | Callable[[int], float] | Mapping[str, float | Callable[[int], float]]
 BLOCKS = ("down", "mid", "up", "ends", "text")  # ends: conv_in, conv_out and the time embedding
 LARGEST = torch.finfo(torch.float32).max
-NUMBER = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)(?:@([0-9]{1,9})-([0-9]{1,9}))?")
 
 
 def block_of(path: str) -> str:
@@ -37,6 +35,11 @@ def block_of(path: str) -> str:
 def weighted_sum(path: str, parts: Parts) -> Tensor:
     """Return sum_i w_i (alpha_i / r_i) B_i A_i."""
     return sum((weight * layer.delta.flatten(1) for layer, weight in parts), torch.zeros(()))
+
+
+def merged_weight(weight: Tensor, change: Tensor) -> Tensor:
+    """Return weight + change in the weight's dtype. The change has its shape, or is flat, (out, in kh kw)."""
+    return (weight.float() + change.to(weight.device).reshape(weight.shape)).to(weight.dtype)
 
 
 def weight_at(weight: Weight, path: str, t: int | None) -> float:
@@ -84,30 +87,6 @@ class During:
 
     def __repr__(self) -> str:
         return f"{self.value}@{self.start}-{self.end}"
-
-
-def parse_weight(text: str) -> Weight:
-    """Return the weight of a text: `0.2`, `1.0@600-0` (timesteps 600 to 0), `1.0@600-0,up=0.5` (0.5 in the up blocks).
-
-    Raises ValueError that names the wrong part.
-    """
-    first, *others = text.split(",")
-    weights = {"default": parse_number(first)}
-    for other in others:
-        block, _, part = other.partition("=")
-        if block not in BLOCKS or block in weights:
-            raise ValueError(f"{other!r} is not a block and its weight; blocks are {', '.join(BLOCKS)}, each once")
-        weights[block] = parse_number(part)
-    return weights if others else weights["default"]
-
-
-def parse_number(text: str) -> float | During:
-    """Return one weight of a text, with or without timesteps."""
-    match = NUMBER.fullmatch(text)
-    if not match or (match[2] and int(match[2]) < int(match[3])):
-        raise ValueError(f"{text!r} is not a finite number, or its timesteps do not fall; give one such as 0.2 or 1.0@600-0")
-    value = finite_weight(float(match[1]))
-    return During(value, int(match[2]), int(match[3])) if match[2] else value
 
 
 class Merger:
@@ -169,7 +148,7 @@ class Merger:
             raise TypeError(f"{path}: the merging rule returned {change!r:.60}, not a floating-point tensor")
         if change.shape not in (base.shape, base.flatten(1).shape):
             raise ValueError(f"{path}: the merging rule returned {tuple(change.shape)} for a weight {tuple(base.shape)}")
-        merged = (base.float() + change.to(base.device).reshape(base.shape)).to(base.dtype)
+        merged = merged_weight(base, change)
         if not is_finite(merged):
             at = ", ".join(f"{name} at {number:g}" for name, (_, number) in layers.items())
             raise InputError(f"{path}: the merged weight is not finite in {base.dtype} ({at}); give smaller weights")

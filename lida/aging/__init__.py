@@ -7,9 +7,9 @@ prompts, `age_to` towards ages; `Edit` and `Sampling` say how. A `Plan` is what 
 from .edit import Edit, Plan, Target, plan_ages, plan_prompt
 from .editing import Prepared, age_face, age_to, prepare, repaint, repaint_all
 from .generation import generate
-from .stable_diffusion import Prompt, StableDiffusion
+from .stable_diffusion import StableDiffusion
 
 __all__ = [
-    "Edit", "Plan", "Prepared", "Prompt", "StableDiffusion", "Target", "age_face", "age_to", "generate", "plan_ages",
+    "Edit", "Plan", "Prepared", "StableDiffusion", "Target", "age_face", "age_to", "generate", "plan_ages",
     "plan_prompt", "prepare", "repaint", "repaint_all",
 ]  # fmt: skip

@@ -2,12 +2,13 @@
 
 import argparse
 
-from ..diffusion.samplers import SCHEDULERS, Sampling
+from ..diffusion.samplers import MOST_GUIDANCE, SCHEDULERS, Sampling
 from ..doors import arguments
 from ..doors.errors import InputError
 from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, PLAIN_STRENGTH, Edit
 
-GUIDANCE = arguments.between(-100, 100)
+AGES = (10, 30, 50, 70)  # painted unless others are given
+GUIDANCE = arguments.between(1, MOST_GUIDANCE)
 STRENGTH = arguments.checked(float, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
 
 
@@ -17,7 +18,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser, default: Sampling = Samp
     help = "steps from pure noise to a picture (default: %(default)s)"
     add("--num_inference_steps", type=arguments.whole(1, 999), default=default.num_inference_steps, help=help)
     add("--guidance_scale", type=GUIDANCE, default=default.guidance_scale, help="1 is no guidance (default: %(default)s)")
-    add("--guidance_rescale", type=arguments.share, default=default.guidance_rescale, help="0 to 1 (default: %(default)s)")
+    help = "share, 0 to 1, of the guided prediction that is rescaled to the deviation of the conditional one"
+    add("--guidance_rescale", type=arguments.share, default=default.guidance_rescale, help=f"{help} (default: %(default)s)")
     help = "noise levels sigma between which guidance acts, such as 0.3 5; other steps take half the time (default: all)"
     add("--guidance_interval", type=arguments.non_negative, nargs=2, metavar=("LOW", "HIGH"), help=help)
     add("--scheduler", choices=SCHEDULERS, default=default.scheduler, help="the sampler (default: %(default)s)")
@@ -44,7 +46,7 @@ def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     add("--strength", type=STRENGTH, help=help)
     help = "share, 0 to 1, of the detail lost in the autoencoder that is added back where it fits (default: 1; 0 for inpaint and --prompt)"
     add("--detail", type=arguments.share, help=help)
-    help = "what the photograph shows; method inpaint ignores it (default: the caption of the current age)"
+    help = "what the photograph shows; method inpaint ignores it (default: the caption of the current age; without an age for --prompt)"
     add("--source_prompt", type=arguments.text, help=help)
     help = "prompt that guidance leads away from (default: the caption of the current age; none for inpaint and for --prompt)"
     add("--negative_prompt", type=arguments.text, help=help)
@@ -57,7 +59,7 @@ def idle(args: argparse.Namespace) -> list[str]:
     needs = {
         "mask subject batch_size format method strength detail source_prompt no_colour_match": photo,
         "face mask_growth mask_feather zones face_models": auto, "height width": not photo, "gif current_age": aged,
-        "age_estimator": aged and args.current_age is None, "slider": args.years, "years source_prompt": args.method != "inpaint",
+        "age_estimator": aged and args.current_age is None, "slider": args.years, "source_prompt": args.method != "inpaint",
         "eta": not photo or args.method in ("ddim_inversion", "inpaint"),
         "negative_prompt guidance_rescale guidance_interval": args.guidance_scale > 1,
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """What infer.py and the page share: repaint the faces of a photograph, and save the pictures with their settings."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -12,14 +13,17 @@ from PIL import Image, ImageChops
 from .. import __version__
 from ..diffusion.samplers import Sampling
 from ..doors.errors import InputError
+from ..photos.captions import Captioning
 from ..photos.marking import Encoding, save_marked
 from ..photos.squares import cut, largest_change_outside, not_black, sheet, square_about
 from .edit import Plan
 from .editing import repaint_all
 from .generation import Progress
+from .slider import Slider
 from .stable_diffusion import StableDiffusion
 
 SEED = 4  # default of infer.py and of the page
+ADULT, UNDER_AGE = 18, "a face under 18: age pictures of children only with their guardians' consent"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,20 @@ def repaint_faces(
             raise InputError(f"{photo.path}: {error}") from None
         painted = [Image.composite(new, old, inside) for new, old in zip(pictures, painted)]
     return painted
+
+
+def warn_of_ages(
+    photos: Sequence[Photograph], ages: Sequence[int], years: Sequence[int], captioning: Captioning, slider: Slider | None
+) -> None:
+    """Print which ages or years asked for are beyond what the adapter saw or the slider reaches, and whether a face is under 18."""
+    low, high = slider.reach if slider else captioning.ages
+    reach = f"the slider reaches {low:+.0f} to {high:+.0f}" if slider else f"the adapter saw {low} to {high} in training"
+    for value in (*years, *ages):
+        if not low <= value <= high:
+            print(f"warning: {value} years: {reach}", file=sys.stderr)
+    seen = [age for photo in photos for age in photo.ages if age is not None]
+    if min([*seen, *ages, *(age + more for age in seen for more in years)], default=ADULT) < ADULT:
+        print(f"notice: {UNDER_AGE}", file=sys.stderr)
 
 
 def made_with(sd: StableDiffusion, seed: int = SEED) -> dict[str, Any]:

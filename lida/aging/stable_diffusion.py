@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from ..adapters.adapter import Adapter, check_fits, submodule
-from ..adapters.dialects import TEXT
+from ..adapters.adapter import TEXT, Adapter, check_fits, submodule
 from ..adapters.files import load_adapter
 from ..adapters.merging import Merger, Rule, Weight, varies, weighted_sum
 from ..checkpoints import load_schedule, load_text_encoder, load_unet, load_vae, save_pipeline
@@ -23,7 +22,7 @@ from ..doors.errors import InputError
 from ..doors.tensors import FLOATS, check_device
 from ..nn.layers import CachedContext
 from ..nn.lora import LoRALinear
-from ..nn.text import TextEncoder, encode_prompts
+from ..nn.text import TextEncoder
 from ..nn.unet import UNet
 from ..nn.vae import VAE
 from ..photos.captions import Captioning, Prompt, captioning_of
@@ -168,9 +167,10 @@ class StableDiffusion:
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return encoder_hidden_states (B, M, C) of prompts; a mixture is the sum of its prompts, weighted by their shares."""
         mixtures = [{prompt: 1.0} if isinstance(prompt, str) else prompt for prompt in prompts]
-        hidden = encode_prompts(self.text_encoder, [prompt for mixture in mixtures for prompt in mixture])
-        parts = hidden.split([len(mixture) for mixture in mixtures])
-        return torch.stack([torch.einsum("k,kmc->mc", hidden.new_tensor(list(m.values())), p) for m, p in zip(mixtures, parts)])
+        texts = sorted({text for mixture in mixtures for text in mixture})  # each is encoded once
+        hidden = self.text_encoder(texts)
+        shares = hidden.new_tensor([[mixture.get(text, 0.0) for text in texts] for mixture in mixtures])
+        return torch.einsum("bt,tmc->bmc", shares, hidden)
 
     def predictor(
         self, prompts: Sequence[Prompt], negative_prompt: str | Sequence[Prompt] = "", sampling: Sampling = Sampling(),

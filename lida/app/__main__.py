@@ -8,18 +8,20 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from .. import shipped
 from ..doors import arguments
 from ..doors.errors import InputError, run
-
-WEIGHTS = Path(os.path.relpath(Path(__file__).parent.parent / "weights"))
-TINY, AGE, ESTIMATOR = (str(WEIGHTS / name) for name in ("lida-tiny", "age.safetensors", "age-estimator"))
-DEMO = (str(WEIGHTS / "demo" / "person-b.png"), str(WEIGHTS / "person-b.safetensors"), "sks woman")
+from ..shipped import path_of
 
 
 def parse_args() -> argparse.Namespace:
     parser = arguments.Parser(prog="lida app", description="Age a face in a page of your browser, on your own machine.")
     add = parser.add_argument
-    add("--pretrained_model_name_or_path", default=TINY, help="folder, .safetensors file or hub id (default: lida-tiny)")
+    add(
+        "--pretrained_model_name_or_path",
+        default=path_of(shipped.MODEL),
+        help="folder, .safetensors file or hub id (default: lida-tiny)",
+    )
     add("--age_adapter", help="an Age-LoRA (default, on lida-tiny: weights/age.safetensors)")
     add("--identity_adapter", help="an Identity-LoRA (default: none; the page takes one too)")
     add("--num_inference_steps", type=arguments.whole(1, 999), help="from pure noise to a picture (default: infer.py's)")
@@ -46,13 +48,13 @@ def main() -> None:
         from .page import Painter, serve
 
         model = args.pretrained_model_name_or_path
-        on_tiny = Path(model).resolve() == Path(TINY).resolve()
-        adapters = {"age": args.age_adapter or (AGE if on_tiny else None), "identity": args.identity_adapter}
+        adapters = {"age": args.age_adapter or shipped.age_adapter_of(model), "identity": args.identity_adapter}
         parse_pairs([path for path in adapters.values() if path], "--identity_adapter")  # refuses a file that is given twice
         sampling = Sampling(args.num_inference_steps) if args.num_inference_steps else Sampling()
-        painter = Painter(model, adapters, ESTIMATOR, sampling, Path(folder))
+        painter = Painter(model, adapters, path_of(shipped.AGE_ESTIMATOR), sampling, Path(folder))
         address = {"server_name": args.server_name, "server_port": args.server_port}
-        page = serve(painter, DEMO, **address, max_file_size=f"{args.max_file_size}mb")
+        demo = (path_of(shipped.DEMO_PHOTO), path_of(shipped.DEMO_ADAPTER), shipped.DEMO_SUBJECT)
+        page = serve(painter, demo, **address, max_file_size=f"{args.max_file_size}mb")
         print(f"lida app: {page.local_url} (Ctrl-C stops it)", flush=True)
         page.block_thread()
 

@@ -1,7 +1,7 @@
 """The page: a form, and the same pictures that infer.py makes of a photograph."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,15 @@ from PIL import ImageOps
 
 from ..adapters import load_adapter
 from ..aging import Edit, StableDiffusion, plan_ages
-from ..aging.photograph import SEED, Photograph, made_with, repaint_faces, save_row
+from ..aging.photograph import ADULT, SEED, UNDER_AGE, Photograph, made_with, repaint_faces, save_row
+from ..aging.slider import read_slider
 from ..diffusion import Sampling
 from ..doors.errors import InputError, faults_of, one_line
+from ..doors.files import file_hash
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
-from ..photos.marking import file_hash
 from ..photos.masks import read_masks
+from ..shipped import AGE_WEIGHT, IDENTITY_WEIGHT, SLIDER, path_of
 
 ROW = (-40, -20, 20, 40)  # years older or younger
 LONGEST_SUBJECT = 60  # characters
@@ -49,7 +51,7 @@ class Painter:
         self.adapters = {role: path for role, path in files.items() if path}
         self.sd = StableDiffusion.load(model, device="cuda" if torch.cuda.is_available() else "cpu")
         self.estimator = AgeEstimator(age_estimator)
-        self.merge({"age": 1.0, "identity": 1.0})  # refuses a bad file at the start
+        self.merge({"age": AGE_WEIGHT, "identity": IDENTITY_WEIGHT})  # refuses a bad file at the start
 
     def open(self, path: str, face: int | str = "all", subject: str = "person") -> Photograph:
         """Open a photograph and find its faces, the largest first, or one by its number. Raises InputError for no face."""
@@ -70,6 +72,13 @@ class Painter:
             self.sd.load_adapter(names[role], path)
         self.sd.set_adapters(list(names.values()), [weights[role] for role in names])
         return [f"{name}={weights[role]}" for role, name in names.items()]
+
+    def slider(self) -> Callable[[float], float]:
+        """Return how many years to ask for so that a face gains some: by the shipped slider if it was fitted to what is merged."""
+        try:
+            return read_slider(path_of(SLIDER), self.sd).ask
+        except InputError:
+            return float
 
     @shown_errors()
     def look(self, path: str | None):
@@ -92,8 +101,11 @@ class Painter:
         photo = self.open(path, face, subject.strip())
         merged = self.merge({"age": age_weight, "identity": identity_weight}, adapter)
         current = photo.ages[0]
-        wanted = [self.sd.captioning.nearest(current + more) for more in (years, *(ROW if row else ()))]
+        ask = self.slider()
+        wanted = [self.sd.captioning.nearest(current + ask(more)) for more in (years, *(ROW if row else ()))]
         ages = sorted(set(wanted))
+        if min(current, *ages) < ADULT:
+            gr.Warning(UNDER_AGE)
         plans = [plan_ages(self.sd, ages, current, photo.subject)]
         steps = partial(progress.tqdm, desc="painting")
         pictures = repaint_faces(self.sd, photo, plans, self.sampling, progress=steps)
@@ -125,8 +137,11 @@ def serve(painter: Painter, demo: tuple[str, str, str], **options) -> gr.Blocks:
                 face = gr.Radio([1], value=1, label="Face", visible=False)
                 learnt = "man, woman, person; with an identity adapter the name before it: sks man"
                 subject = gr.Textbox("person", label="Subject", info=learnt, max_length=LONGEST_SUBJECT)
-                weight = partial(gr.Slider, 0, 1.5, value=1.0, step=0.05)
-                weights = [weight(label="Weight of the age adapter"), weight(value=0.3, label="Weight of the identity adapter")]
+                weight = partial(gr.Slider, 0, 1.5, step=0.05)
+                weights = [
+                    weight(value=AGE_WEIGHT, label="Weight of the age adapter"),
+                    weight(value=IDENTITY_WEIGHT, label="Weight of the identity adapter"),
+                ]
                 adapter = gr.File(label="Adapter of your own (.safetensors)", file_types=[".safetensors"], height=100)
                 try_it = gr.Button("Try an invented person", size="sm")
             with gr.Column(scale=3):

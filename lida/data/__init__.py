@@ -3,6 +3,6 @@
 `aaf` and `album` are commands: `python -m lida.data.aaf` and `python -m lida.data.album`.
 """
 
-from .folder import Example, data_fingerprint, photographs, read_captioning, read_examples
+from .folder import Example, data_fingerprint, read_captioning, read_examples
 
-__all__ = ["Example", "data_fingerprint", "photographs", "read_captioning", "read_examples"]
+__all__ = ["Example", "data_fingerprint", "read_captioning", "read_examples"]

@@ -140,7 +140,8 @@ def choose_portraits(photos: Sequence[Sequence[Portrait]], start: np.ndarray | N
 def read_portraits(folder: Path, portraits_of: Callable[[Path], list[Portrait]]) -> tuple[list[list[Portrait]], LeftOut]:
     """Return the portraits of each photograph in a folder and those below it, and the files that are left out."""
     photos, left_out = [], []
-    files = sorted(p for p in folder.rglob("*") if p.name[0] != "." and (p.is_symlink() or not p.is_dir()))
+    seen = (p for p in folder.rglob("*") if not any(part[0] == "." for part in p.relative_to(folder).parts))
+    files = sorted(p for p in seen if p.is_symlink() or not p.is_dir())
     for path in tqdm(files, desc="photographs", unit="photograph", disable=None):
         try:
             inside(folder, path)

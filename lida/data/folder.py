@@ -18,17 +18,15 @@ from typing import Any
 from tqdm import tqdm
 
 from ..doors.errors import InputError
-from ..doors.files import regular_file
+from ..doors.files import file_hash, regular_file
 from ..doors.json import as_object, parse_json, read_json
-from ..doors.pictures import open_image
+from ..doors.pictures import PICTURES, open_image
 from ..photos.captions import recorded
-from ..photos.marking import file_hash
 from ..photos.masks import open_mask
 
 METADATA, LIST = "metadata.jsonl", "captions.json"
 CAPTIONING = "captioning.json"  # written by lida's tools: how the captions were made from ages
 MASKS = "masks"  # the folder of masks, each named like its picture, as .png
-PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 LONGEST = 2**20  # bytes of a line of metadata, and of a caption's file
 LINE = '{"file_name": ..., "text": ...}'
 Row = dict[str, Any]
@@ -173,23 +171,6 @@ def pictures_below(folder: Path) -> list[Path]:
     """Return the files with a picture's ending in a folder and those below it, without masks and hidden files."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     return sorted(p for p in found if not any(part == MASKS or part[0] == "." for part in p.relative_to(folder).parts))
-
-
-def photographs(sources: Sequence[str | Path]) -> list[Path]:
-    """Return the given pictures, and those in the given folders.
-
-    Raises InputError for a folder without pictures, and if two have the same stem, because it names the pictures made of them.
-    """
-    paths: list[Path] = []
-    for path in map(Path, sources):
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if os.path.isdir(path) else [path]
-        if not found:
-            raise InputError(f"{path}: has no photographs in it; give a folder that does")
-        paths += found
-    stem, times = Counter(path.stem for path in paths).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{stem}: is the name of two photographs, whose results would have the same name; rename one")
-    return paths
 
 
 def warn_of_unused(folder: Path, examples: Sequence[Example]) -> None:

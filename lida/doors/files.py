@@ -1,6 +1,7 @@
 """Files written whole or not at all, folders for one process, paths that must be regular files."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -207,3 +208,9 @@ def regular_file(path: str | Path, what: str = "file") -> Path:
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}; give a {what}")
     return Path(path)
+
+
+def file_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(regular_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -137,8 +137,9 @@ def convert(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
 def build(cls: type, value: dict, where: str, faults: list[str]) -> Any:
     """Return the dataclass made of an object's fields, or append what is wrong to `faults`."""
     hints, values, before = get_type_hints(cls, include_extras=True), {}, len(faults)
-    for key in sorted(value.keys() - hints.keys(), key=str):
-        faults.append(f"{where}: {SHORT.repr(key)} is not a field; these are: {', '.join(hints)}")
+    names = [field.name for field in fields(cls)]  # a class variable has a hint, too
+    for key in sorted(value.keys() - set(names), key=str):
+        faults.append(f"{where}: {SHORT.repr(key)} is not a field; these are: {', '.join(names)}")
     for field in fields(cls):
         if field.name in value:
             values[field.name] = convert(hints[field.name], value[field.name], f"{where}: {field.name}", faults)

@@ -1,8 +1,10 @@
 """Pictures: opened from many kinds of files, converted between PIL and tensors, and saved whole."""
 
 import io
+import os
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,8 @@ from .errors import InputError
 from .files import regular_file, written_whole
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF")  # not EPS, for which Pillow runs Ghostscript
+# endings of their files
+PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 LARGE = 4_000_000  # pixels; larger PNGs are compressed less, in a fraction of the time
 LONGEST = 64  # longest side, in shorter sides; a narrower picture shows no face
 
@@ -154,3 +158,21 @@ def save_image(image: Image.Image, path: str | Path, **options) -> None:
             if getattr(error, "errno", None):
                 raise
             raise InputError(f"{path}: cannot be saved as {kind} ({error}); use .png") from None
+
+
+def photographs(sources: Sequence[str | Path]) -> list[Path]:
+    """Return the given pictures, and those in the given folders, without hidden files.
+
+    Raises InputError for a folder without pictures, and if two have the same stem, because it names the pictures made of them.
+    """
+    paths: list[Path] = []
+    for path in map(Path, sources):
+        inside = sorted(path.iterdir()) if os.path.isdir(path) else []
+        found = [p for p in inside if p.suffix.lower() in PICTURES and p.name[0] != "."] if os.path.isdir(path) else [path]
+        if not found:
+            raise InputError(f"{path}: has no photographs in it; give a folder that does")
+        paths += found
+    stem, times = Counter(path.stem for path in paths).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{stem}: is the name of two photographs, whose results would have the same name; rename one")
+    return paths

@@ -21,7 +21,7 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def pipe(**layers: nn.Module) -> nn.Sequential:
+def named_layers(**layers: nn.Module) -> nn.Sequential:
     """Return a Sequential of the layers, under these names."""
     return nn.Sequential(OrderedDict(layers))
 
@@ -104,7 +104,9 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.attn2 = Attention(dim, heads, context_dim)
         self.norm3 = nn.LayerNorm(dim)
-        self.ff = pipe(net=nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)))  # keys net.0 and net.2
+        self.ff = named_layers(
+            net=nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+        )  # keys net.0 and net.2
 
     def forward(self, x: Tensor, context: Tensor | CachedContext) -> Tensor:
         x = x + self.attn1(self.norm1(x))

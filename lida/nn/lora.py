@@ -55,15 +55,6 @@ class LowRank:
         return (up @ down).reshape(self.shape)
 
 
-def thin_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the SVD U (out, k), S (k,), V (in, k) of the product up down of numerical rank k, by QR of the factors."""
-    q_up, r_up = torch.linalg.qr(up)
-    q_down, r_down = torch.linalg.qr(down.T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
-    k = int((s > 1e-7 * s[0]).sum())
-    return q_up @ u[:, :k], s[:k], q_down @ vh[:k].T
-
-
 class LoRALinear(nn.Linear):
     """y = W x + b + (alpha / rank) B A x, with W and b frozen (Hu et al. 2022, equation 3).
 

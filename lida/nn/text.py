@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -46,10 +45,3 @@ class TextEncoder(nn.Module):
         """Return the last hidden state (B, 77, C), after the final norm."""
         ids = self.tokenize([prompts] if isinstance(prompts, str) else prompts)
         return self.model(ids).last_hidden_state
-
-
-def encode_prompts(text_encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
-    """Return text_encoder(prompts), with equal prompts encoded once."""
-    different = sorted(set(prompts))
-    rows = torch.tensor([different.index(prompt) for prompt in prompts], device=next(text_encoder.parameters()).device)
-    return text_encoder(different)[rows]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..doors.json import Range
-from .layers import CachedContext, Downsample, ResnetBlock, Transformer2D, Upsample, pipe, timestep_embedding
+from .layers import CachedContext, Downsample, ResnetBlock, Transformer2D, Upsample, named_layers, timestep_embedding
 
 Width = Annotated[int, Range(1, 8192)]
 
@@ -143,7 +143,7 @@ class UNet(nn.Module):
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         temb = 4 * widths[0]
-        self.time_embedding = pipe(linear_1=nn.Linear(widths[0], temb), silu=nn.SiLU(), linear_2=nn.Linear(temb, temb))
+        self.time_embedding = named_layers(linear_1=nn.Linear(widths[0], temb), silu=nn.SiLU(), linear_2=nn.Linear(temb, temb))
         self.down_blocks = nn.ModuleList([DownBlock(config, i) for i in range(len(widths))])
         self.mid_block = MidBlock(config)
         self.up_blocks = nn.ModuleList([UpBlock(config, i) for i in range(len(widths))])

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..doors.json import Range
-from .layers import Attention, Downsample, ResnetBlock, Upsample, pipe
+from .layers import Attention, Downsample, ResnetBlock, Upsample, named_layers
 
 EPS = 1e-6  # of every GroupNorm here
 Width = Annotated[int, Range(1, 8192)]
@@ -67,7 +67,7 @@ def resolutions(widths: Sequence[int], layers: int, groups: int, name: str, samp
     blocks: list[nn.Module] = []
     for before, width in zip([widths[0], *widths], widths):
         inputs = [before] + [width] * (layers - 1)
-        block = pipe(resnets=nn.Sequential(*(ResnetBlock(channels, width, groups, EPS) for channels in inputs)))
+        block = named_layers(resnets=nn.Sequential(*(ResnetBlock(channels, width, groups, EPS) for channels in inputs)))
         if len(blocks) < len(widths) - 1:
             block.add_module(name, nn.Sequential(sampler(width)))
         blocks.append(block)
@@ -77,7 +77,7 @@ def resolutions(widths: Sequence[int], layers: int, groups: int, name: str, samp
 def encoder(config: VAEConfig) -> nn.Sequential:
     """Return the encoder: pixels (B, 3, H, W) -> mean and log-variance (B, 2 * latent_channels, H / f, W / f)."""
     widths, groups, halve = config.block_out_channels, config.norm_num_groups, partial(Downsample, asymmetric=True)
-    return pipe(
+    return named_layers(
         conv_in=nn.Conv2d(config.in_channels, widths[0], 3, padding=1),
         down_blocks=resolutions(widths, config.layers_per_block, groups, "downsamplers", halve),
         mid_block=MidBlock(widths[-1], groups),
@@ -90,7 +90,7 @@ def encoder(config: VAEConfig) -> nn.Sequential:
 def decoder(config: VAEConfig) -> nn.Sequential:
     """Return the decoder: latents (B, latent_channels, h, w) -> pixels (B, 3, f h, f w)."""
     widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-    return pipe(
+    return named_layers(
         conv_in=nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
         mid_block=MidBlock(widths[0], groups),
         up_blocks=resolutions(widths, config.layers_per_block + 1, groups, "upsamplers", Upsample),

@@ -1,6 +1,5 @@
 """Save pictures marked as synthetic, with the settings that reproduce them, and read these settings."""
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from PIL import Image, JpegImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from ..doors.errors import InputError
-from ..doors.files import regular_file, write_text
+from ..doors.files import file_hash, write_text
 from ..doors.json import as_object, parse_json, read_json
 from ..doors.pictures import opened, save_image
 
@@ -48,12 +47,6 @@ def encoding_of(path: str | Path) -> Encoding:
         if image.format != "PNG":
             raise InputError(f"--format same: {path} is {image.format}, not JPEG, WebP or PNG; leave the flag out for PNG")
         return Encoding()
-
-
-def file_hash(path: str | Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(regular_file(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_marked(image: Image.Image, path: Path, settings: dict, source: str = REPAINTED, encoding: Encoding = Encoding()) -> Path:

@@ -35,7 +35,7 @@ SOFT = Outline(feather=0.04)  # of faces that are found, so that no seam shows
 
 
 def open_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
-    """Return the mask in a file as L: white where the face is repainted, grey where less of it is, black where transparent.
+    """Return the mask in a file as L: white where the face is repainted, grey where it is in fewer steps, black where transparent.
 
     Raises InputError if it does not have `size` (width, height) as displayed, or is all black.
     """
@@ -94,7 +94,7 @@ def choose_faces(faces: list[Face], chosen: int | str | None) -> list[Face]:
         return faces
     boxes = "; ".join("{}: {:.0f}x{:.0f} at {:.0f},{:.0f}".format(i, *f.box[2:], *f.box[:2]) for i, f in enumerate(faces, 1))
     if chosen is None and len(faces) > 1:
-        raise InputError(f"--mask auto: {len(faces)} faces are found ({boxes}); choose one with --face")
+        raise InputError(f"--mask auto: {len(faces)} faces are found ({boxes}); choose one with infer.py's --face")
     number = 1 if chosen is None else chosen
     if not 1 <= number <= len(faces):
         raise InputError(f"--face {number}: the photograph has {len(faces)} ({boxes}); choose one of them")

@@ -1,1 +1,1 @@
-"""The two scripts at the top of the repository, as modules of the installed package: links to the files that one reads."""
+"""The console command, and the two scripts at the top of the repository as modules: links to the files that one reads."""

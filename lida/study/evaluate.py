@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..adapters.merging import parse_weight
+from ..adapters.spelling import parse_weight
 from ..aging.edit import METHODS, Edit
-from ..aging.flags import STRENGTH, add_sampling_flags, sampling_of
-from ..data.folder import photographs
+from ..aging.flags import AGES, STRENGTH, add_sampling_flags, sampling_of
 from ..diffusion.samplers import Sampling
 from ..doors import arguments
 from ..doors.errors import InputError, run
 from ..doors.files import output_folder
+from ..doors.pictures import photographs
 from ..photos.ages import square_of
 from ..training.processes import Processes
 from .judges import IDENTITY_CONTEXT, Judges
@@ -35,7 +35,7 @@ from .rules import parse_rule
 from .settings import CEILING, NEGATIVES, Setting, compared_settings, grid_of, spelled
 from .verdict import counted
 
-PLAIN = Sampling(num_inference_steps=20, guidance_scale=3.0)  # the grid's defaults; guidance leads away from the empty prompt
+PLAIN = Sampling(guidance_scale=3.0)  # the grid's defaults; guidance leads away from the empty prompt
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,13 +63,13 @@ def parse_args() -> argparse.Namespace:
         'one more: "NAME: identity=1.0 age=0.5 rule=sum adapter=held guidance_scale=5 negative=neutral detail=years within=0.6"'
     )
     add("--setting", type=arguments.text, action="append", default=[], help=help)
-    add("--ages", type=arguments.age, nargs="+", default=[10, 30, 50, 70], help="(default: 10 30 50 70)")
+    add("--ages", type=arguments.age, nargs="+", default=list(AGES), help=f"(default: {' '.join(map(str, AGES))})")
     # How
     add("--method", choices=METHODS, default=Edit.method, help="(default: %(default)s)")
     add("--strength", type=STRENGTH, help="for all ages alike (default: by the difference in years, as infer.py)")
     add_sampling_flags(parser, PLAIN)
     add("--seeds", type=arguments.seed, nargs="+", default=[0, 1], help="(default: 0 1)")
-    add("--no_back", action="store_true", help="leave out aging the results back, which takes most of the time")
+    add("--no_back", action="store_true", help="do not age each result back to the current age, which takes most of the time")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     # Judges
     add("--age_judge", nargs="+", required=True, help="transformers classifiers, or package.module:function; the first leads")

@@ -160,7 +160,7 @@ def dlib_embedding(faces: FaceNetworks) -> Callable[[Image.Image], np.ndarray | 
 
 
 class Judges:
-    """The judges of ages and of identities; the first of each leads.
+    """The judges of ages and of identities; the first of each is the main judge.
 
     A real photograph stands for an age that is at most `near` years away. Raises InputError if two judges have one name.
     """

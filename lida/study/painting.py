@@ -10,17 +10,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..adapters import Adapter, load_adapter
-from ..adapters.adapter import frobenius
+from ..adapters import Adapter
 from ..aging.editing import age_to
 from ..aging.stable_diffusion import StableDiffusion
 from ..diffusion.blending import mask_to_latents
 from ..doors.errors import InputError
-from ..doors.files import write_json
+from ..doors.files import file_hash, write_json
 from ..doors.json import as_object, read_json
 from ..doors.pictures import open_photo, save_image
 from ..nn.lora import LowRank
-from ..photos.marking import file_hash
 from ..photos.masks import mask_to_tensor
 from ..photos.squares import cut, square_about
 from ..training.processes import Processes
@@ -72,7 +70,7 @@ class Painter:
         for name in [name for name in self.sd.adapters if IDENTITY in name]:
             self.sd.remove_adapter(name)
         for name, path in person.identity.items():
-            adapter = self.sd.load_adapter(f"{IDENTITY} {name}", load_adapter(path, self.sd))
+            adapter = self.sd.load_adapter(f"{IDENTITY} {name}", path)
             self.sd.load_adapter(f"random {IDENTITY} {name}", random_adapter(adapter, 0))
         self.person = person
 
@@ -173,5 +171,5 @@ def random_adapter(like: Adapter, seed: int) -> Adapter:
     for path, layer in like.layers.items():
         down, up = (torch.randn(factor.shape, generator=generator) for factor in (layer.down, layer.up))
         other = LowRank(down, up, layer.alpha)
-        layers[path] = LowRank(down, up * (frobenius(layer) / frobenius(other)), layer.alpha)
+        layers[path] = LowRank(down, up * float(layer.delta.norm() / other.delta.norm()), layer.alpha)
     return Adapter(layers)

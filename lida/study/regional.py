@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapters.dialects import TEXT
+from ..adapters.adapter import TEXT
 from ..adapters.merging import Weight, weight_at
 from ..nn.lora import LowRank
 

@@ -8,8 +8,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from ..adapters.combination import thin_svd
 from ..adapters.merging import Parts, Rule, weighted_sum
-from ..nn.lora import thin_svd
 
 
 def orthogonalised(strength: float = 1.0, leading: int | None = None) -> Rule:

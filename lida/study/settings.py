@@ -5,17 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..adapters.merging import Weight, parse_weight, varies
+from ..adapters.merging import Weight, varies
+from ..adapters.spelling import parse_weight
 from ..aging.edit import Edit
 from ..aging.flags import GUIDANCE, STRENGTH
 from ..diffusion.samplers import Sampling
 from ..doors import arguments
 from ..doors.errors import InputError
+from ..photos.captions import NO_AGE
+from ..shipped import AGE_WEIGHT
 from .rules import NamedRule, parse_rule
 
 # The prompts that guidance leads away from, by name: none, the caption without an age (of {subject}), or the caption of the
 # current age, as in infer.py. The first two have the caption without an age as source prompt.
-NO_AGE = "a portrait photo of {subject}"
 NEGATIVES: dict[str, dict[str, Any]] = {
     "nothing": {"source_prompt": NO_AGE, "negative_prompt": ""},
     "neutral": {"source_prompt": NO_AGE, "negative_prompt": NO_AGE},
@@ -90,7 +92,7 @@ class Setting:
 
 
 def compared_settings(plain: Setting, grid: Sequence[Setting], more: Sequence[str], adapters: Sequence[str]) -> list[Setting]:
-    """Return the grid, the settings of the texts `more`, infer.py's default, and the controls.
+    """Return the grid, the settings of the texts `more`, infer.py's default (the Age-LoRA alone), and the controls.
 
     These settings and the controls start from `plain`; `adapters` are the names of the people's adapters. Raises InputError for
     a setting that cannot be read or applied, and if two settings have one name.
@@ -100,7 +102,7 @@ def compared_settings(plain: Setting, grid: Sequence[Setting], more: Sequence[st
         raise InputError("no setting is given; add --identity_weights and --age_weights, or --setting")
     sampling = replace(plain.sampling, guidance_scale=Sampling().guidance_scale)
     edit = Edit(plain.edit.method, plain.edit.strength)
-    default = replace(plain, name="default", family="default", age=1.0, sampling=sampling, edit=edit)
+    default = replace(plain, name="default", family="default", identity=0.0, age=AGE_WEIGHT, sampling=sampling, edit=edit)
     if not any(replace(setting, name="default", family="default") == default for setting in settings):
         settings.append(default)
     for setting in settings:

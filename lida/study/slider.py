@@ -23,12 +23,11 @@ from ..aging.flags import GUIDANCE
 from ..aging.photograph import SEED
 from ..aging.slider import Slider, aging_adapters, inverse
 from ..aging.stable_diffusion import StableDiffusion
-from ..data.folder import photographs
 from ..diffusion.samplers import Sampling
 from ..doors import arguments
 from ..doors.errors import InputError, run
 from ..doors.files import output_file, write_json
-from ..doors.pictures import open_photo
+from ..doors.pictures import open_photo, photographs
 from ..photos.ages import AgeEstimator
 from ..photos.captions import captioning_of
 from ..photos.masks import read_masks

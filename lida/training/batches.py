@@ -9,6 +9,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.folder import Example, read_examples
+from ..data.folder import Example, data_fingerprint, read_examples
 from ..doors.errors import InputError
 from ..doors.pictures import open_image, to_tensor
 from ..photos.masks import mask_to_tensor, open_mask
@@ -94,6 +95,11 @@ class Samples(Dataset):
         release = args.validation_prompt is None
         self.latents = LatentCache(self, sd.vae, args.cache_dir, release) if args.cache_latents else None
 
+    @cached_property
+    def fingerprint(self) -> dict:
+        """Return the data_fingerprint() of the examples, for which every file is read."""
+        return data_fingerprint(self.examples)
+
     def pixels(self, index: int, flipped: bool, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
         """Return pixel_values (3, H, W) in [-1, 1] of a picture, cut at `place`: 0 to 1 from the left and from the top."""
         return to_tensor(self.fitted(open_image(self.examples[index].path), flipped, place))[0]
@@ -160,9 +166,11 @@ class MicroBatches:
 
 
 def micro_batches(examples: list[Example], sd, args: Namespace, processes: Processes, stream: int = TRAINING) -> MicroBatches:
-    """Return the micro-batches of these examples. Each `stream` has random numbers of its own."""
-    batch = args.train_batch_size * args.gradient_accumulation_steps * processes.count
+    """Return the micro-batches of these examples. Each `stream` has random numbers of its own; validation has no accumulation."""
+    size, batch = args.train_batch_size, args.train_batch_size * args.gradient_accumulation_steps * processes.count
+    if stream == VALIDATION:
+        size = batch = min(size, len(examples))
     balance = [e.row[args.balance_column] for e in examples] if args.balance_column and stream == TRAINING else None
     sampler = BatchSampler(len(examples), batch, args.seed + stream, balance)
     workers = 0 if args.cache_latents else min(args.dataloader_num_workers, len(examples))
-    return MicroBatches(Samples(examples, sd, args, stream), sampler, args.train_batch_size, processes, workers)
+    return MicroBatches(Samples(examples, sd, args, stream), sampler, size, processes, workers)

@@ -16,7 +16,7 @@ A LoRA for {base}, trained by lida in {steps} steps of {batch} pictures, {count}
 {sheet}## Use
 
 ```sh
-python infer.py photo.jpg --pretrained_model_name_or_path {base} --adapter {file}={weight}
+python infer.py photo.jpg --pretrained_model_name_or_path {base} --adapter {file}
 ```
 
 diffusers reads the file, too: `pipe.load_lora_weights(folder, weight_name="{file}")`.
@@ -44,9 +44,9 @@ def write_card(folder: Path, adapter: Adapter) -> Path:
     settings = {name: value for name, value in training.items() if value not in (None, False, [])}
     text = CARD.format(
         title=title(about), base=base, file=FILE_NAME,
-        steps=training["max_train_steps"], batch=training["train_batch_size"], count=about["data"]["count"], rank=about["rank"],
+        steps=training["max_train_steps"], batch=training["train_batch_size"] * training["gradient_accumulation_steps"], count=about["data"]["count"], rank=about["rank"],
         sheet="![Samples, a row for each validation](samples.png)\n\n" if (folder / "samples.png").exists() else "",
-        weight=0.2 if role == "age" else 1.0, consent=f"Consent: {about['consent']}." if about.get("consent") else nobody,
+        consent=f"Consent: {about['consent']}." if about.get("consent") else nobody,
         licence=f": {about['licence']}" if about.get("licence") else "",
         settings="\n".join(f"| {name} | {value} |" for name, value in sorted(settings.items())),
     )  # fmt: skip

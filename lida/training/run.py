@@ -13,7 +13,6 @@ from pathlib import Path
 
 from .. import __version__
 from ..adapters import FILE_NAME, Adapter, load_adapter, save_adapter
-from ..data.folder import Example, data_fingerprint
 from ..doors.errors import InputError, faults_of
 from ..doors.files import locked, output_folder, write_json
 from ..nn.lora import LoRALinear
@@ -31,7 +30,7 @@ ABOUT = ("role", "consent", "licence")  # recorded in the adapter's file, but no
 CHANGEABLE_ON_RESUME = (
     *PLACES, *ABOUT, "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
     "checkpoints_total_limit", "cache_latents", "gradient_checkpointing", "attention", "compile", "dataloader_num_workers",
-    "report_to", "validation_prompt", "num_validation_images", "validation_steps", "prior_adapter",
+    "report_to", "validation_prompt", "num_validation_images", "validation_steps",
 )  # fmt: skip
 
 
@@ -43,9 +42,8 @@ def settings_of(args: Namespace, base: dict, data: Sequence[MicroBatches]) -> di
     examples = [example for micro_batches in data for example in micro_batches.samples.examples]
     lines = "\n".join(f"{example.path.name} {example.text}" for example in examples)
     return settings | {
-        "base": base, "data": [data_fingerprint(micro_batches.samples.examples)["sha256"] for micro_batches in data],
+        "base": base, "data": [micro_batches.samples.fingerprint["sha256"] for micro_batches in data],
         "lines": hashlib.sha256(lines.encode()).hexdigest(), "samples_per_step": data[0].sampler.batch,
-        "prior": args.prior_adapter and load_adapter(args.prior_adapter).fingerprint,
     }  # fmt: skip
 
 
@@ -93,10 +91,10 @@ def output_of(args: Namespace, processes: Processes) -> Iterator[Path]:
     processes.leave()
 
 
-def metadata_of(args: Namespace, examples: Sequence[Example], captioning: dict, base: dict) -> dict:
-    """Return the metadata of the adapter's file. It has no names or paths of pictures."""
+def metadata_of(args: Namespace, data: dict, captioning: dict, base: dict) -> dict:
+    """Return the metadata of the adapter's file, with the fingerprint of its `data`. It has no names or paths of pictures."""
     flags = {name: value for name, value in vars(args).items() if name not in (*PLACES, *ABOUT)}
-    about = {"role": args.role or ("age" if "template" in captioning else "other"), "data": data_fingerprint(examples)}
+    about = {"role": args.role or ("age" if "template" in captioning else "other"), "data": data}
     about |= {"rank": args.rank, "alpha": float(args.lora_alpha or args.rank), "targets": args.targets, "base": base}
     about |= {name: getattr(args, name) for name in ("consent", "licence") if getattr(args, name)}
     return {**captioning, **about, "training": {"lida": __version__, **flags}}

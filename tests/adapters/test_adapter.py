@@ -8,8 +8,7 @@ from conftest import pair, random_adapter
 
 import lida
 from lida.adapters import check_fits
-from lida.adapters.adapter import frobenius, inner_product
-from lida.adapters.dialects import TEXT
+from lida.adapters.adapter import TEXT
 from lida.nn.lora import LowRank
 
 
@@ -29,15 +28,9 @@ def test_an_adapter_that_does_not_fit_is_told_the_weights_that_are_there(sd):
     assert str(error.value) == f"x: {change}; it was trained on another model"
 
 
-def test_inner_products_and_the_norm_of_all_are_those_of_the_matrices(sd):
+def test_the_norm_of_all_is_that_of_the_matrices(sd):
     """Of linear layers and convolutions, whose factors have other ranks and alphas."""
-    (a, _), (b, _), (c, _) = pair(sd)
-    shared = a.layers.keys() & b.layers.keys() | b.layers.keys() & c.layers.keys()
-    for path in shared:
-        one, two = (adapter.layers[path] for adapter in (a, b, c) if path in adapter.layers)
-        expected = float((one.delta.double() * two.delta.double()).sum())
-        assert inner_product(one, two) == pytest.approx(expected, rel=1e-5, abs=1e-5 * frobenius(one) * frobenius(two))
-    for adapter in (a, b, c):
+    for adapter, _ in pair(sd):
         told, deltas = adapter.describe(), [layer.delta.flatten().double() for layer in adapter.layers.values()]
         assert told["norm"] == pytest.approx(float(torch.cat(deltas).norm()), rel=1e-5)  # the deltas are in float32
         assert told["layers"] == {"unet": len(deltas), "text_encoder": 0} and told["metadata"] == {"role": "test"}

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import pair
+from conftest import pair, relative
 
 import lida
 from lida.adapters import combine
+from lida.adapters.combination import thin_svd
 from lida.nn.lora import LowRank
 
 
@@ -71,3 +72,13 @@ def test_combining_needs_adapters_that_fit_and_a_rank(sd):
     for arguments, message in bad:
         with pytest.raises(ValueError, match=message):
             combine(*arguments)
+
+
+def test_the_decomposition_of_a_product_is_that_of_the_matrix():
+    up, down = torch.randn(12, 3, dtype=torch.float64), torch.randn(3, 9, dtype=torch.float64)
+    up = torch.cat([up, up[:, :1]], dim=1)  # of rank 3 still
+    down = torch.cat([down, down[1:2]])
+    u, s, v = thin_svd(up, down)
+    assert s.shape == (3,) and relative(u * s @ v.T, up @ down) <= 1e-12
+    assert relative(s, torch.linalg.svdvals(up @ down)[:3]) <= 1e-12
+    assert relative(LowRank(down, up, 2.0).delta.double(), up @ down / 2) <= 1e-6

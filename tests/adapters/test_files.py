@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from conftest import ATTENTION, adapter_for, agree
 from safetensors.torch import save_file
 
 import lida
-from lida.adapters import load_adapter, parse_pairs, save_adapter
+from lida.adapters import load_adapter, save_adapter
 from lida.nn.lora import CROSS_ATTENTION, LowRank
 from tests.adapters.conftest import ONE, STEM
 
@@ -59,33 +58,6 @@ def test_a_header_of_another_model_is_refused(tmp_path):
     save_file(ONE, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": '{"transformer.r": 2}'})
     with pytest.raises(lida.InputError, match="transformer.r' belongs to no model that lida changes"):
         load_adapter(tmp_path / "x.safetensors")
-
-
-def test_an_adapter_given_twice_is_refused_by_whatever_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    adapter = lida.Adapter({STEM: LowRank(torch.ones(2, 32), torch.ones(32, 2), 2.0)})
-    save_adapter("a.safetensors", adapter)
-    save_adapter("folder", adapter)
-    os.symlink("a.safetensors", "link.safetensors")
-    pairs = parse_pairs(["a.safetensors=0.5", "folder"])
-    assert pairs == [("a.safetensors", 0.5), ("folder", 1.0)]
-    shutil.copy("a.safetensors", "b=1.safetensors")
-    assert parse_pairs(["b=1.safetensors"]) == [("b=1.safetensors", 1.0)]
-    assert parse_pairs(["b=1.safetensors=2"]) == [("b=1.safetensors", 2.0)]
-    for twice in (
-        ["a.safetensors", "./a.safetensors=2"], ["a.safetensors", f"{tmp_path}/a.safetensors"],
-        ["a.safetensors", "link.safetensors"], ["folder", "folder/pytorch_lora_weights.safetensors"],
-    ):  # fmt: skip
-        with pytest.raises(lida.InputError, match="the same adapter"):
-            parse_pairs(twice)
-    for text, message in (
-        ("a.safetensors=1e39", "finite"),
-        ("a.safetensors=x", "finite"),
-        ("b=1", "no such adapter"),
-        ("=1", "names no adapter"),
-    ):
-        with pytest.raises(lida.InputError, match=message):
-            parse_pairs([text])
 
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya", "peft"])

@@ -11,8 +11,8 @@ from conftest import ATTENTION, adapter_for, box_mask, noise_image, pair, predic
 from torch import nn
 
 import lida
-from lida.adapters import parse_weight, save_adapter, weighted_sum
-from lida.adapters.merging import During, weight_at
+from lida.adapters import save_adapter, weighted_sum
+from lida.adapters.merging import During, merged_weight
 from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, TEXT_ATTENTION
 from lida.study.rules import orthogonalised
 
@@ -28,24 +28,6 @@ def same(sd, weights: dict[str, torch.Tensor]) -> bool:
     """Whether the UNet has these tensors, bit for bit."""
     now = sd.unet.state_dict()
     return now.keys() == weights.keys() and all(torch.equal(now[name], tensor) for name, tensor in weights.items())
-
-
-@pytest.mark.parametrize(("text", "expected"), [
-    ("0.2", {"down_blocks.0.x": (0.2, 0.2), "up_blocks.1.x": (0.2, 0.2)}),
-    ("-1e-1", {"down_blocks.0.x": (-0.1, -0.1)}),
-    ("1.0@600-0", {"down_blocks.0.x": (0.0, 1.0), "mid_block.x": (0.0, 1.0)}),
-    ("1.0@600-0,up=0.5", {"down_blocks.0.x": (0.0, 1.0), "up_blocks.1.x": (0.5, 0.5)}),
-    ("0,mid=2@999-601,up=0.5@300-0", {"down_blocks.0.x": (0.0, 0.0), "mid_block.x": (2.0, 0.0), "up_blocks.0.x": (0.0, 0.5)}),
-])  # fmt: skip
-def test_weights_as_the_command_line_spells_them(text, expected):
-    for path, (early, late) in expected.items():
-        assert (weight_at(parse_weight(text), path, 601), weight_at(parse_weight(text), path, 300)) == (early, late)
-
-
-@pytest.mark.parametrize("text", ["", "x", "nan", "1e39", "1_0", "1@0-600", "1@5", "1,side=2", "1,up", "1,up=x", "1,up=1,up=2"])
-def test_what_is_no_weight_is_refused(text):
-    with pytest.raises(ValueError):
-        parse_weight(text)
 
 
 @pytest.mark.parametrize("weight", ["1", None, 1e39, float("inf"), torch.ones(2), 1j, [1.0], {"up": "1", "default": None}])
@@ -429,3 +411,8 @@ def test_adapters_are_not_merged_into_layers_that_are_being_trained(small):
     assert same(small, before) and small.weights == {} and len(layers) == 1
     lida.eject_lora(small.unet)
     small.set_adapters(["a"], [1.0])
+
+
+def test_a_flat_change_of_a_1x1_convolution_is_added_to_its_weight():
+    weight, change = torch.randn(6, 4, 1, 1), torch.randn(6, 4)
+    assert torch.equal(merged_weight(weight, change), weight + change[..., None, None])

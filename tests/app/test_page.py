@@ -161,8 +161,8 @@ def test_a_missing_gradio_is_named(monkeypatch):
 
 
 def test_help_comes_without_torch():
-    code = "import sys; sys.argv = ['lida', 'app', '--help']\nimport lida.cli, atexit\n"
-    code += "atexit.register(lambda: print('torch' in sys.modules)); lida.cli.main()"
+    code = "import sys; sys.argv = ['lida', 'app', '--help']\nimport lida.scripts.cli, atexit\n"
+    code += "atexit.register(lambda: print('torch' in sys.modules)); lida.scripts.cli.main()"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert "--server_name" in out and out.endswith("False\n")
 

@@ -6,8 +6,6 @@ import pytest
 import torch
 from conftest import relative
 
-from lida.nn.text import encode_prompts
-
 
 @pytest.mark.filterwarnings("ignore:the prompt")
 @pytest.mark.parametrize("prompt", ["", "a portrait photo of a man, age 60s", "word " * 200])
@@ -20,7 +18,7 @@ def test_the_text_encoder_equals_transformers(sd, pipe, prompt):
 def test_prompts_are_encoded_once_each_and_in_their_order(sd):
     prompts = ["a man", "a boy", "a man", ""]
     with torch.no_grad():
-        assert relative(encode_prompts(sd.text_encoder, prompts), sd.text_encoder(prompts)) <= 1e-5
+        assert relative(sd.encode(prompts), sd.text_encoder(prompts)) <= 1e-5
 
 
 def test_prompts_that_are_not_texts_are_refused(sd):

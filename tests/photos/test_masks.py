@@ -127,7 +127,7 @@ def test_the_face_is_found_and_chosen():
     page = Image.new("RGB", (500, 400), "grey")
     page.paste(portrait.resize((120, 120)), (20, 30))
     page.paste(portrait.resize((200, 200)), (260, 150))
-    with pytest.raises(lida.InputError, match=r"2 faces are found \(1: .*; 2: .*\); choose one with --face"):
+    with pytest.raises(lida.InputError, match=r"2 faces are found \(1: .*; 2: .*\); choose one with infer.py's --face"):
         read_masks("auto", page)
     with pytest.raises(lida.InputError, match="--face 3: the photograph has 2"):
         read_masks("auto", page, face=3)

@@ -216,7 +216,7 @@ def test_the_whole_chain_of_the_readme(folder, tmp_path):
          "--gradient_accumulation_steps", 2, "--max_train_steps", 1, "--balance_column", "decade", "--cache_dir", "latents"),
         ("-m", "lida.data.album", "photos", "--subject", "sks", "--output_dir", "me", "--resolution", 512),
         (ROOT / "train_lora.py", *training, "--train_data_dir", "me", "--output_dir", "me-lora", "--rank", 4, "--role",
-         "identity", "--max_train_steps", 1, "--cache_latents", "--prior_adapter", "age-lora", "--consent", "none: invented"),
+         "identity", "--max_train_steps", 1, "--cache_latents", "--consent", "none: invented"),
         (ROOT / "infer.py", "me.png", *model, *infer, "--dtype", "bfloat16", "--num_inference_steps", 4),
     ):  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}

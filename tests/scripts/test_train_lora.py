@@ -186,36 +186,6 @@ def test_learning_rates_are_diffusers(module, name):
 # The objective
 
 
-def test_the_prior_holds_the_adapter_to_the_base_with_the_age_adapter(module, train, folder, tmp_path, monkeypatch, arguments):
-    """If the new adapter is the Age-LoRA itself, the term is zero; training with the term comes nearer to it."""
-    layers = train("age", "--learning_rate", 0.03, "--max_train_steps", 8)
-    age = lida.Adapter(layers, {"template": "{subject} at {age}", "ages": [10, 12], "child": 0})
-    lida.save_adapter(tmp_path / "age-lora", age)
-    sd = lida.StableDiffusion.load(folder)
-    prior = ("--prior_adapter", tmp_path / "age-lora", "--prior_weight", 20)
-    monkeypatch.setattr(sys, "argv", ["train_lora.py", *arguments("held", *prior, "--prior_subject", "a man")])
-    teacher, ages = module.teacher_of(sd, module.parse_args())
-    shared = {id(p) for p in sd.unet.parameters()}
-    assert sum(id(p) not in shared for p in teacher.parameters()) == len(layers)  # the rest are the very same weights
-    assert ages == ["a man at 10", "a man at 11", "a man at 12"]
-    sd.load_adapter("age", age)
-    sd.set_adapters(["age"], [1.0])
-    x, t, c = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), sd.text_encoder(["a", "b"])
-    assert relative(teacher(x, t, c), sd.unet(x, t, c)) <= 1e-5
-    sd.set_adapters([], [])
-
-    def distance(layers: dict) -> float:
-        sd.load_adapter("new", lida.Adapter(layers))
-        sd.set_adapters(["new"], [1.0])
-        prompts = sd.text_encoder(["a person at 10", "a person at 12"])
-        near = (sd.unet(x, t, prompts) - teacher(x, t, prompts)).square().mean().item()
-        sd.set_adapters([], [])
-        return near
-
-    options = ("--learning_rate", 0.01, "--max_train_steps", 15, "--seed", 1)
-    assert distance(train("held", *options, *prior)) < 0.5 * distance(train("free", *options))
-
-
 def test_class_pictures_add_their_loss(module, train, dataset, tmp_path, monkeypatch):
     """In each micro-batch the pictures' pass and the class's, with its captions; other noise for each."""
     shutil.copytree(dataset, tmp_path / "class", ignore=shutil.ignore_patterns("*.jsonl"))
@@ -686,7 +656,6 @@ BAD = [
     (["--resolution", "0"], "--resolution: '0' is not a whole number from 8 to 8192"),
     (["--rank", "0"], "--rank: '0' is not a whole number from 1 to"),
     (["--train_batch_size", "2000000000"], "--train_batch_size: '2000000000' is not a whole number from 1 to 10000"),
-    (["--prior_subject", " "], "--prior_subject: ' ' is blank"),
     (["--cache_dir", ""], "--cache_dir: '' is no name"),
     (["--rank", "four"], "--rank: 'four' is not a whole number"),
     (["--targets", "attn3.to_q"], "--targets: target 'attn3.to_q' matches no linear layer"),
@@ -725,7 +694,6 @@ def test_bad_input_ends_in_one_line(command, dataset, tmp_path, options, message
 
 IDLE = [
     (["--unmasked_weight", 0.5], "--unmasked_weight 0.5: does nothing without --mask_loss"),
-    (["--prior_subject", "a man"], "--prior_subject a man: does nothing without --prior_adapter"),
     (["--class_prompt", "a man"], "--class_prompt a man: does nothing without --class_data_dir"),
     (["--lr_warmup_steps", 2], "--lr_warmup_steps 2: does nothing with constant; give constant_with_warmup"),
     (["--num_train_epochs", 1], "--max_train_steps 4: does nothing beside --num_train_epochs"),

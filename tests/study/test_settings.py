@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lida.adapters.merging import parse_weight
+from lida.adapters.spelling import parse_weight
 from lida.aging import Edit
 from lida.diffusion import Sampling
 from lida.doors.errors import InputError
@@ -33,8 +33,9 @@ def test_settings_are_the_grid_and_more_and_the_default_and_the_controls():
 
 def test_the_default_is_infers_and_does_not_come_twice():
     default = settings()[1]
-    assert default.edit == Edit() and default.sampling.guidance_scale == Sampling().guidance_scale and default.age == 1.0
-    same = f"mine: age=1.0 guidance_scale={Sampling().guidance_scale} negative=age detail=years"
+    assert default.edit == Edit() and default.sampling.guidance_scale == Sampling().guidance_scale
+    assert (default.identity, default.age) == (0.0, 1.0)
+    same = f"mine: identity=0.0 age=1.0 guidance_scale={Sampling().guidance_scale} negative=age detail=years"
     assert [setting.name for setting in settings((), (), [same])][:2] == ["mine", "do nothing"]
 
 
@@ -51,11 +52,6 @@ def test_prompts_name_the_subject():
     edit = replace(PLAIN, edit=NEUTRAL).edit_for("a man")
     assert edit == Edit(source_prompt="a portrait photo of a man", negative_prompt="a portrait photo of a man")
     assert replace(PLAIN, edit=Edit()).edit_for("a man") == Edit()
-
-
-@pytest.mark.parametrize("text", ["0.2", "1.0@600-0", "1.0@600-0,up=0.5", "-0.1,mid=2.0@999-601"])
-def test_weights_are_spelled_as_they_are_read(text):
-    assert spelled(parse_weight(text)) == text
 
 
 def test_a_record_is_json_and_differs_for_other_pictures():
@@ -95,3 +91,8 @@ def test_an_identity_weight_without_an_adapter_is_refused():
         compared_settings(PLAIN, grid_of(PLAIN, [1.0], [0.2], [parse_rule("sum")], []), [], [])
     with pytest.raises(InputError, match="no setting is given"):
         compared_settings(PLAIN, [], [], [])
+
+
+@pytest.mark.parametrize("text", ["0.2", "1.0@600-0", "1.0@600-0,up=0.5", "-0.1,mid=2.0@999-601"])
+def test_weights_are_spelled_as_they_are_read(text):
+    assert spelled(parse_weight(text)) == text

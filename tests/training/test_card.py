@@ -10,7 +10,14 @@ from lida.doors.errors import InputError
 from lida.nn.lora import LowRank
 from lida.training.card import push_to_hub, write_card
 
-TRAINING = {"max_train_steps": 10, "train_batch_size": 2, "learning_rate": 1e-3, "mask_loss": False, "snr_gamma": None}
+TRAINING = {
+    "max_train_steps": 10,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 3,
+    "learning_rate": 1e-3,
+    "mask_loss": False,
+    "snr_gamma": None,
+}
 
 
 def adapter(**about) -> Adapter:
@@ -22,7 +29,13 @@ def adapter(**about) -> Adapter:
 def test_the_hub_reads_the_cards_header_and_people_its_text(tmp_path):
     card = ModelCard.load(write_card(tmp_path, adapter(consent="the person herself, 2026", licence="research only")))
     assert card.data.base_model == "lida-tiny" and {"lora", "lida-identity"} <= set(card.data.tags)
-    for text in ("# Identity-LoRA", "Consent: the person herself, 2026.", "research only", "| learning_rate | 0.001 |", "=1.0"):
+    for text in (
+        "# Identity-LoRA",
+        "Consent: the person herself, 2026.",
+        "research only",
+        "| learning_rate | 0.001 |",
+        "10 steps of 6 pictures",
+    ):
         assert text in card.text
     assert "snr_gamma" not in card.text and "samples.png" not in card.text
 

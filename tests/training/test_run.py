@@ -51,8 +51,8 @@ def test_the_metadata_has_the_captions_and_no_place(dataset):
         "template": "{age}", "role": "age", "data": data_fingerprint(examples), "rank": 4, "alpha": 4.0, "base": {"name": "x"},
         "targets": ["attn2.to_q"], "consent": "hers", "training": {"lida": __version__, **trained},
     }  # fmt: skip
-    assert metadata_of(args, examples, {"template": "{age}"}, {"name": "x"}) == expected
-    assert metadata_of(args, examples, {}, {"name": "x"})["role"] == "other"
+    assert metadata_of(args, data_fingerprint(examples), {"template": "{age}"}, {"name": "x"}) == expected
+    assert metadata_of(args, data_fingerprint(examples), {}, {"name": "x"})["role"] == "other"
 
 
 def test_a_run_is_finished_if_its_adapter_is_of_the_same_settings_and_steps(tmp_path):

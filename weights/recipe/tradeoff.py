@@ -20,7 +20,7 @@ from lida.study.report import table_of_pictures
 WEIGHTS = Path(__file__).parent.parent
 PEOPLE = ("c",)  # by the rule, b at 65 is somebody
 AGES = (20, 35, 50, 65)
-SHOWN = ("sum 1.0 0.2", "age alone", "flow 0.3 1.0", "default")
+SHOWN = ("sum 1.0 0.2", "age alone", "flow 0.3 1.0", "flow 1.0 1.0")
 
 
 def main():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lida import cli
+from lida.scripts import cli
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])

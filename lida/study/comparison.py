@@ -3,9 +3,12 @@
 import math
 from collections.abc import Sequence
 
+import torch
+
+from ..adapters import Adapter
+from ..adapters.merging import block_of
 from ..doors.errors import InputError
-from .adapter import Adapter, inner_product
-from .merging import block_of
+from ..nn.lora import LowRank
 
 MEASURES = ("norm_a", "norm_b", "cosine")
 
@@ -29,6 +32,12 @@ def compare(a: Adapter, b: Adapter) -> dict[str, dict]:
         "parts": {part: measured(rows) for part, rows in sorted(parts.items())},
         "all": measured(list(products.values())),
     }
+
+
+def inner_product(a: LowRank, b: LowRank) -> float:
+    """Return the inner product of two changes, from their factors: <B_a A_a, B_b A_b> = <B_a^T B_b, A_a A_b^T>."""
+    (up_a, down_a), (up_b, down_b) = a.factors(torch.float64), b.factors(torch.float64)
+    return float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
 
 
 def measured(products: Sequence[tuple[float, ...]]) -> dict[str, float]:

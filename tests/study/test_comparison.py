@@ -5,8 +5,8 @@ import torch
 from conftest import pair
 
 import lida
-from lida.adapters import compare
 from lida.nn.lora import LowRank
+from lida.study.comparison import compare, inner_product
 
 
 def test_a_report_on_two_adapters_says_what_whole_matrices_say(sd):
@@ -36,3 +36,12 @@ def test_an_adapter_beside_itself_is_alike_in_all(sd):
     with pytest.raises(ValueError, match="changes a weight"):
         path, layer = next(iter(a.layers.items()))
         compare(a, lida.Adapter({path: LowRank(torch.ones(1, 7), torch.ones(9, 1), 1.0)}))
+
+
+def test_inner_products_are_those_of_the_matrices(sd):
+    (a, _), (b, _), (c, _) = pair(sd)
+    shared = a.layers.keys() & b.layers.keys() | b.layers.keys() & c.layers.keys()
+    for path in shared:
+        one, two = (adapter.layers[path] for adapter in (a, b, c) if path in adapter.layers)
+        x, y = one.delta.double(), two.delta.double()
+        assert inner_product(one, two) == pytest.approx(float((x * y).sum()), rel=1e-5, abs=1e-5 * float(x.norm() * y.norm()))

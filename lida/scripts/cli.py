@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from .doors.errors import InputError, run
+from ..doors.errors import InputError, run
 
 # name: (module with a main(), what it does)
 COMMANDS = {

@@ -86,7 +86,7 @@ def new_parser() -> argparse.ArgumentParser:
     add_sampling_flags(parser)
     add("--num_images_per_prompt", type=arguments.whole(1, 1000), default=1, help="pictures of each age (default: 1)")
     add("--seed", type=arguments.seed, default=SEED, help="seed of the noise; all ages use the same (default: %(default)s)")
-    add("--batch_size", type=arguments.whole(1, 1000), default=8, help="ages per batch (default: 8)")
+    add("--batch_size", type=arguments.whole(1, 1000), default=8, help="most ages in a batch (default: 8)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     add("--dtype", choices=DTYPES, default="float32", help="float16 leaves the VAE in float32 (default: float32)")
     add("--attention", choices=ATTENTION, help="attention kernel (default: the fastest available)")
@@ -122,7 +122,7 @@ def parse_args() -> argparse.Namespace:
     if needless := [name for name in idle(args) if getattr(args, name) != getattr(plain, name)]:
         raise InputError(f"--{needless[0]}: has no effect together with the other arguments; leave it out")
     if args.years and args.method == "inpaint":
-        raise InputError("--years: method inpaint has no photograph's own age to start from; give --ages")
+        raise InputError("--years: method inpaint draws noise and does not start from the photograph's age; give --ages")
     check_device(args.device)  # these two before any photograph is read
     parse_pairs(args.adapter)
     args.zones, args.expected = dict(args.zones), expected
@@ -222,8 +222,8 @@ def main() -> None:
     inputs = [Path(path) for photo in photos for path in photo.files]
     args.output_dir = free_folder(args.output_dir, names, args.overwrite, inputs)
     settings = made_with(sd, args.seed)
-    if args.expected and any(args.expected.get(name) != settings[name] for name in ("base", "adapters")):
-        raise InputError(f"--reproduce {args.reproduce}: was made with another base or other adapters than are here now")
+    if args.expected and any(args.expected.get(name) != settings[name] for name in ("lida", "base", "adapters")):
+        raise InputError(f"--reproduce {args.reproduce}: was made with another version, base or adapter than are here now")
     recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected", *idle(args))}
     for photo in photos:
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}

@@ -255,8 +255,8 @@ def validate(objective: Objective, held_out: MicroBatches | None, monitor: Monit
     """Measure the loss on the held-out pictures and paint the prompt, with the same noise and timesteps each time."""
     sd, args = objective.sd, objective.args
     if held_out:
-        losses = [objective.loss(objective.with_latents(x)).item() for x in held_out.load(0, held_out.sampler.steps_per_epoch)]
-        monitor.write(step, validation_loss=sum(losses) / len(losses))
+        losses = [objective.loss(objective.with_latents(x)).item() * len(x["caption"]) for x in held_out.load(0, 1)]
+        monitor.write(step, validation_loss=sum(losses) / held_out.sampler.count)
     if args.validation_prompt is None:
         return
     options = {"num_images_per_prompt": args.num_validation_images, "generator": torch.Generator().manual_seed(args.seed)}
@@ -279,7 +279,7 @@ def train(args: Any) -> Path:
     if args.num_train_epochs:
         args = replace(args, max_train_steps=args.num_train_epochs * data[0].sampler.steps_per_epoch)
     settings = settings_of(args, sd.base, data) | {"vae_dtype": str(sd.vae.dtype)}
-    about = metadata_of(args, data[0].samples.fingerprint, read_captioning(args.train_data_dir), sd.base)
+    about = metadata_of(args, data[0], read_captioning(args.train_data_dir), sd.base)
 
     with output_of(args, processes) as folder:
         if finished(args, settings):

@@ -12,11 +12,11 @@ The names below are imported when they are first used, so that `import lida` is 
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The module of each name
 HOMES = {
-    "adapters": ("Adapter", "combine", "load_adapter", "save_adapter"),
+    "adapters": ("Adapter", "combine", "compare", "load_adapter", "save_adapter"),
     "aging": (
         "Edit", "Plan", "StableDiffusion", "Target", "age_face", "age_to", "generate", "plan_ages", "prepare", "repaint",
     ),
@@ -24,7 +24,6 @@ HOMES = {
     "doors.errors": ("InputError",),
     "nn.attention_maps": ("recorded_attention",),
     "nn.lora": ("LoRALinear", "eject_lora", "inject_lora"),
-    "study.comparison": ("compare",),
 }  # fmt: skip
 __all__ = sorted(name for names in HOMES.values() for name in names)
 

@@ -1,5 +1,6 @@
 from .adapters import Adapter as Adapter
 from .adapters import combine as combine
+from .adapters import compare as compare
 from .adapters import load_adapter as load_adapter
 from .adapters import save_adapter as save_adapter
 from .aging import Edit as Edit
@@ -23,6 +24,5 @@ from .nn.attention_maps import recorded_attention as recorded_attention
 from .nn.lora import LoRALinear as LoRALinear
 from .nn.lora import eject_lora as eject_lora
 from .nn.lora import inject_lora as inject_lora
-from .study.comparison import compare as compare
 
 __version__: str

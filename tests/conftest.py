@@ -30,7 +30,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import lida
-from lida.adapters.dialects import TEXT
+from lida.adapters.adapter import TEXT
 from lida.nn.lora import CROSS_ATTENTION, SELF_ATTENTION, LowRank
 
 ROOT = Path(__file__).parent.parent

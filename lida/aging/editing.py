@@ -93,8 +93,9 @@ def repaint(
     """Paint a prepared photograph towards each target. Targets with as many steps are a batch.
 
     A target of lower strength starts at a later step. Returns pictures of the photograph's size, target by target, or latents
-    of the square for output_type "latent". Method inpaint of an inpainting model does not put the photograph back: it raises
-    ValueError for a target with detail or a lower strength.
+    of the square for output_type "latent". Raises ValueError for a strength above that of prepare(), for other steps, for another
+    number of negative prompts than one or one for each target, and, because method inpaint of an inpainting model does not put
+    the photograph back, there for a target with detail or a lower strength.
     """
     check_options(output_type, sampling)
     check_eta(prepared.edit, sampling)

@@ -1,7 +1,7 @@
 """The page: a form, and the same pictures that infer.py makes of a photograph."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,13 @@ from PIL import ImageOps
 from ..adapters import load_adapter
 from ..aging import Edit, StableDiffusion, plan_ages
 from ..aging.photograph import ADULT, SEED, UNDER_AGE, Photograph, made_with, repaint_faces, save_row
-from ..aging.slider import read_slider
 from ..diffusion import Sampling
 from ..doors.errors import InputError, faults_of, one_line
 from ..doors.files import file_hash
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
 from ..photos.masks import read_masks
-from ..shipped import AGE_WEIGHT, IDENTITY_WEIGHT, SLIDER, path_of
+from ..shipped import AGE_WEIGHT, IDENTITY_WEIGHT
 
 ROW = (-40, -20, 20, 40)  # years older or younger
 LONGEST_SUBJECT = 60  # characters
@@ -73,13 +72,6 @@ class Painter:
         self.sd.set_adapters(list(names.values()), [weights[role] for role in names])
         return [f"{name}={weights[role]}" for role, name in names.items()]
 
-    def slider(self) -> Callable[[float], float]:
-        """Return how many years to ask for so that a face gains some: by the shipped slider if it was fitted to what is merged."""
-        try:
-            return read_slider(path_of(SLIDER), self.sd).ask
-        except InputError:
-            return float
-
     @shown_errors()
     def look(self, path: str | None):
         """Return the photograph with its faces outlined, and a choice if there are several."""
@@ -101,8 +93,7 @@ class Painter:
         photo = self.open(path, face, subject.strip())
         merged = self.merge({"age": age_weight, "identity": identity_weight}, adapter)
         current = photo.ages[0]
-        ask = self.slider()
-        wanted = [self.sd.captioning.nearest(current + ask(more)) for more in (years, *(ROW if row else ()))]
+        wanted = [self.sd.captioning.nearest(current + more) for more in (years, *(ROW if row else ()))]
         ages = sorted(set(wanted))
         if min(current, *ages) < ADULT:
             gr.Warning(UNDER_AGE)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .schedule import NoiseSchedule, Steps, Trajectory
 
 NoisePrediction = Callable[[Tensor, Tensor], Tensor]  # (latents, timesteps) -> noise_pred
-NoisePreds = dict[int, Tensor]  # t -> the noise predicted from them
+NoisePreds = dict[int, Tensor]  # t -> noise_pred for the photograph's latents at t
 
 
 def ddim_inverse_step(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t_prev: int, t: int) -> Tensor:

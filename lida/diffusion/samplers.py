@@ -66,7 +66,7 @@ def dpmpp_2m_step(
 # A step rule takes (schedule, latents, noise_pred, t, t_prev) and returns the latents at t_prev. A multistep rule also takes
 # `history`, None at the first step, and returns (latents, history).
 StepRule = Callable[..., Tensor | tuple[Tensor, object]]
-# diffusers' and kohya's flag calls them schedulers
+# diffusers and kohya call them schedulers
 SCHEDULERS: dict[str, StepRule] = {"ddim": ddim_step, "dpmpp_2m": dpmpp_2m_step, "euler": euler_step}
 MOST_GUIDANCE = 100
 

@@ -1,5 +1,6 @@
 """The networks of Stable Diffusion 1.5, from scratch, and the LoRA layer: tensors in, tensors out.
-CLIP's text encoder alone is transformers', and takes texts.
+
+Only the text encoder is from transformers; it takes texts.
 
 No module here reads or writes a file. Parameter names are the keys of diffusers' checkpoints.
 """

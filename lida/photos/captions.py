@@ -78,8 +78,8 @@ class Captioning:
         """Return the prompt that leads a face from its current age to another: the caption of that age.
 
         Between two ages of a grown-up only the decade in the caption changes, and the picture hardly changes. There the current
-        caption is mixed with that of an old person of FAR, or of a young one of NEAR. The share of the young person is
-        (current - age) / (current - NEAR). That of the old one is the square root of (age - current) / (FAR - current), because
+        caption is mixed with that of an old person of FAR, or of a young one of NEAR. Up to NEAR, the prompt is the caption of a
+        young person of that age. The share of the young person is (current - age) / (current - NEAR). That of the old one is the square root of (age - current) / (FAR - current), because
         that share itself ages too little (measured).
         """
         nouns = [noun_of(subject, years, self.child, self.old) for years in (current, age, FAR)]

@@ -11,7 +11,7 @@ COMMANDS = {
     "train": ("lida.scripts.train_lora", "train an Age-LoRA or an Identity-LoRA"),
     "aaf": ("lida.data.aaf", "make a training folder of All-Age-Faces"),
     "album": ("lida.data.album", "make a training folder of photographs of one person"),
-    "adapters": ("lida.adapters.__main__", "look at, convert, combine, compare and fuse adapters"),
+    "adapters": ("lida.scripts.adapters", "look at, convert, combine, compare and fuse adapters"),
     "app": ("lida.app.__main__", "age a face in a page of your browser"),
     "evaluate": ("lida.study.evaluate", "measure whether it ages, and whether it is still the same person"),
     "slider": ("lida.study.slider", "fit the slider in years"),

@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     help = "sum, orthogonalised[:strength], ties[:density], dare[:density] (default: sum)"
     add("--rules", nargs="+", default=["sum"], metavar="RULE", help=help)
     help = (
-        'one more: "NAME: identity=1.0 age=0.5 rule=sum adapter=held guidance_scale=5 negative=neutral detail=years within=0.6"'
+        'one more: "NAME: identity=1.0 age=0.5 rule=sum adapter=aged guidance_scale=5 negative=neutral detail=years within=0.6"'
     )
     add("--setting", type=arguments.text, action="append", default=[], help=help)
     add("--ages", type=arguments.age, nargs="+", default=list(AGES), help=f"(default: {' '.join(map(str, AGES))})")
@@ -72,8 +72,13 @@ def parse_args() -> argparse.Namespace:
     add("--no_back", action="store_true", help="do not age each result back to the current age, which takes most of the time")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: cuda if there is one, else cpu)")
     # Judges
-    add("--age_judge", nargs="+", required=True, help="transformers classifiers, or package.module:function; the first leads")
-    help = "sface, dlib, or package.module:function; the first leads (default: sface)"
+    add(
+        "--age_judge",
+        nargs="+",
+        required=True,
+        help="transformers classifiers, or package.module:function; the first is the main judge",
+    )
+    help = "sface, dlib, or package.module:function; the first is the main judge (default: sface)"
     add("--identity_judge", nargs="+", default=["sface"], help=help)
     add("--real_faces", help="folder of real faces with an age in each line of its metadata, to measure age judges on")
     help = "use real photographs at most this many years from an age (default: 5)"

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..adapters import Adapter, load_adapter
+from ..adapters import Adapter, compare, load_adapter
 from ..photos.squares import largest_change_outside
-from .comparison import compare
 from .judges import IdentityJudge, Judges, Vectors
 from .painting import Unit
 from .people import Reference, Subject

@@ -139,7 +139,8 @@ class Samples(Dataset):
 class MicroBatches:
     """The micro-batches of one process.
 
-    The samples of a step are split into groups of `batch_size`; process r of n takes the groups r, r + n, r + 2n, ...
+    The samples of a step are split into groups of `batch_size`, the last of which may be smaller; process r of n takes the groups
+    r, r + n, r + 2n, ...
     """
 
     samples: Samples
@@ -153,7 +154,7 @@ class MicroBatches:
         for step in range(first, last):
             indices, (rank, count) = self.sampler.step(step).tolist(), (self.processes.rank, self.processes.count)
             for start in range(rank * self.batch_size, len(indices), self.batch_size * count):
-                yield [(indices[n], step, n) for n in range(start, start + self.batch_size)]
+                yield [(indices[n], step, n) for n in range(start, min(start + self.batch_size, len(indices)))]
 
     def load(self, first: int, last: int) -> Iterator[dict]:
         """Yield the micro-batches of the steps from `first` up to `last`."""
@@ -166,11 +167,10 @@ class MicroBatches:
 
 
 def micro_batches(examples: list[Example], sd, args: Namespace, processes: Processes, stream: int = TRAINING) -> MicroBatches:
-    """Return the micro-batches of these examples. Each `stream` has random numbers of its own; validation has no accumulation."""
-    size, batch = args.train_batch_size, args.train_batch_size * args.gradient_accumulation_steps * processes.count
-    if stream == VALIDATION:
-        size = batch = min(size, len(examples))
+    """Return the micro-batches of these examples. Each `stream` has random numbers of its own; validation sees each once a step."""
+    batch = args.train_batch_size * args.gradient_accumulation_steps * processes.count
+    batch = len(examples) if stream == VALIDATION else batch
     balance = [e.row[args.balance_column] for e in examples] if args.balance_column and stream == TRAINING else None
     sampler = BatchSampler(len(examples), batch, args.seed + stream, balance)
     workers = 0 if args.cache_latents else min(args.dataloader_num_workers, len(examples))
-    return MicroBatches(Samples(examples, sd, args, stream), sampler, size, processes, workers)
+    return MicroBatches(Samples(examples, sd, args, stream), sampler, args.train_batch_size, processes, workers)

@@ -44,7 +44,8 @@ def write_card(folder: Path, adapter: Adapter) -> Path:
     settings = {name: value for name, value in training.items() if value not in (None, False, [])}
     text = CARD.format(
         title=title(about), base=base, file=FILE_NAME,
-        steps=training["max_train_steps"], batch=training["train_batch_size"] * training["gradient_accumulation_steps"], count=about["data"]["count"], rank=about["rank"],
+        steps=training["max_train_steps"], batch=about["samples_per_step"],
+        count=about["data"]["count"], rank=about["rank"],
         sheet="![Samples, a row for each validation](samples.png)\n\n" if (folder / "samples.png").exists() else "",
         consent=f"Consent: {about['consent']}." if about.get("consent") else nobody,
         licence=f": {about['licence']}" if about.get("licence") else "",

@@ -2,7 +2,7 @@
 
 import torch
 
-from lida.adapters.dialects import TEXT
+from lida.adapters.adapter import TEXT
 
 RANK = 4  # of random_adapter()
 STEM = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"

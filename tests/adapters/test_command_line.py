@@ -12,8 +12,8 @@ from conftest import ROOT, agree, pair
 
 import lida
 from lida.adapters import load_adapter, save_adapter
-from lida.adapters.__main__ import main
 from lida.doors.errors import run
+from lida.scripts.adapters import main
 
 
 @pytest.fixture

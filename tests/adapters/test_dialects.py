@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import lida
 from lida.adapters import load_adapter, save_adapter
-from lida.adapters.dialects import TEXT
+from lida.adapters.adapter import TEXT
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION
 from tests.adapters.conftest import ONE, STEM, theirs
 

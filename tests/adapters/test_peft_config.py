@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import lida
 from lida.adapters import load_adapter
-from lida.adapters.dialects import TEXT
+from lida.adapters.adapter import TEXT
 from lida.adapters.peft_config import PeftConfig
 from tests.adapters.conftest import ONE, RANK, STEM, theirs
 

@@ -9,7 +9,7 @@ import torch
 from conftest import UNET, box_mask, draws, noise_image, random_adapter, relative
 from PIL import Image
 
-from lida.aging import Edit, StableDiffusion, Target, age_face, age_to, generate, prepare, repaint
+from lida.aging import Edit, StableDiffusion, Target, age_face, age_to, generate, plan_ages, prepare, repaint, repaint_all
 from lida.diffusion import Sampling
 from lida.doors.pictures import to_tensor
 
@@ -179,6 +179,33 @@ def test_a_weaker_target_of_a_row_is_painted_as_if_it_were_alone(sd, method):
     row = aged(0.8, Target("a man", 0.8), Target("a boy", 0.4))
     assert relative(row[1:], aged(0.4, Target("a boy", 0.4))) <= 1e-4  # eight steps in another batch
     assert relative(row[1:], aged(0.8, Target("a boy", 0.8))) > 1e-3
+
+
+def test_targets_of_several_strengths_come_back_in_their_order_each_as_if_alone(sd):
+    image, mask, sampling = noise_image(64, 64), Image.new("L", (64, 64), 255), Sampling(10, 3.0)
+    targets = [Target("a man", 0.8), Target("a boy", 0.4), Target("an old man", 0.8)]
+    negative = ["", "a girl", "a woman"]
+
+    def aged(chosen: list[int]) -> torch.Tensor:
+        edit = Edit(strength=0.8, context=1.0, negative_prompt=[negative[k] for k in chosen])
+        prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=2, generator=draws())
+        return repaint(sd, prepared, [targets[k] for k in chosen], sampling, output_type="latent")
+
+    row = aged([0, 1, 2])
+    for k in range(3):
+        assert relative(row[2 * k : 2 * k + 2], aged([k])) <= 1e-4
+    prepared = prepare(sd, image, mask, Edit(strength=0.8, negative_prompt=negative[:2]), sampling, generator=draws())
+    with pytest.raises(ValueError, match="2 negative prompts for 3 targets"):
+        repaint(sd, prepared, targets, sampling)
+
+
+def test_ages_of_an_inpainting_model_share_a_strength_only_for_method_inpaint(inpainting):
+    model, _ = inpainting
+    assert len({target.strength for target in plan_ages(model, [10, 35], 30, edit=Edit("inpaint")).targets}) == 1
+    plan = plan_ages(model, [10, 35], 30)
+    assert plan.edit.strength == max(target.strength for target in plan.targets) > plan.targets[1].strength
+    image, mask = noise_image(64, 64), box_mask(64, 64, (8, 8, 56, 56))
+    assert len(repaint_all(model, image, mask, plan, Sampling(5, 3.0), generator=draws())) == 2
 
 
 def test_a_photograph_is_repainted_in_the_steps_that_it_was_prepared_for(sd):

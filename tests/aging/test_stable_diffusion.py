@@ -144,3 +144,16 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(folder, device):
     with pytest.raises(lida.InputError, match=f"device {device}: .*; cpu always works") as error:
         StableDiffusion.load(folder, device=device)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_prompts_are_encoded_once_each_and_in_their_order(sd, monkeypatch):
+    """Also those of a mixture; it is the sum of its prompts by their shares."""
+    prompts, asked = ["a man", "a boy", "a man", ""], []
+    with torch.no_grad():
+        plain = sd.text_encoder(prompts)
+        monkeypatch.setattr(
+            sd.text_encoder, "forward", lambda texts, forward=sd.text_encoder.forward: asked.append(texts) or forward(texts)
+        )
+        encoded = sd.encode([*prompts, {"a man": 0.25, "a boy": 0.75}])
+    assert relative(encoded[:4], plain) <= 1e-5 and relative(encoded[4], 0.25 * plain[0] + 0.75 * plain[1]) <= 1e-5
+    assert asked == [["", "a boy", "a man"]]

@@ -64,6 +64,7 @@ def test_broken_json_is_refused(folder, tmp_path, part, text):
         ("unet", {"use_linear_projection": True}, "use_linear_projection is True"),
         ("unet", {"attention_head_dim": [4, 8, 8]}, "attention_head_dim: \\[4, 8, 8\\] is not int"),
         ("unet", {"class_labels": 3}, "class_labels.* is not a field"),
+        ("unet", {"fixed": {}}, "fixed.* is not a field"),  # a class variable of the config
         ("unet", {"block_out_channels": [32, 64]}, "down_block_types"),
         ("unet", {"block_out_channels": []}, "block_out_channels has 0 entries"),
         ("unet", {"block_out_channels": [32] * 10**6}, "block_out_channels has 1000000 entries"),

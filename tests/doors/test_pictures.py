@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from lida.doors.errors import InputError
-from lida.doors.pictures import from_srgb, in_srgb, open_image, open_photo, opened, save_image, to_images, to_tensor
+from lida.doors.pictures import from_srgb, in_srgb, open_image, open_photo, opened, photographs, save_image, to_images, to_tensor
 from lida.photos.squares import cut
 
 
@@ -234,3 +234,9 @@ def test_what_cannot_be_saved_is_one_line(tmp_path):
         with pytest.raises(InputError, match=f"{name}: {message}"):
             save_image(Image.new("RGB", size), tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["a.PNG"]
+
+
+def test_hidden_files_of_a_folder_are_no_photographs(tmp_path):
+    for name in ("me.png", "._me.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert photographs([tmp_path]) == [tmp_path / "me.png"]

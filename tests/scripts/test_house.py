@@ -14,7 +14,10 @@ import rooms
 
 FLOOR_OF = {room: number for number, floor in enumerate(rooms.FLOORS) for room in floor}
 # The tests of a module `room/x` are in `room/test_x`, but those of these
-TESTED_IN = {"adapters/__main__": "adapters/test_command_line", "app/__main__": "app/test_page"}
+TESTED_IN = {
+    "adapters/__main__": "adapters/test_command_line", "scripts/adapters": "adapters/test_command_line",
+    "app/__main__": "app/test_page",
+}  # fmt: skip
 
 
 def code_lines(path):

@@ -458,7 +458,7 @@ def test_a_picture_made_with_another_adapter_is_not_made_again(infer, script, ph
     sd = lida.StableDiffusion.load(folder)
     lida.save_adapter(adapter, random_adapter(sd, 1))
     code, _, err = script("infer.py", "--reproduce", "one/anna-age20.png", "--output_dir", "two")
-    assert code == 2 and "was made with another base or other adapters" in err
+    assert code == 2 and "was made with another version, base or adapter" in err
 
 
 def test_earlier_pictures_are_kept_in_their_folder(infer, photo):

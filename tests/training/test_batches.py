@@ -9,7 +9,7 @@ import torch
 from conftest import noise_image
 
 from lida.data.folder import read_examples
-from lida.training.batches import BatchSampler, MicroBatches, Samples, hold_out, random_generator
+from lida.training.batches import VALIDATION, BatchSampler, MicroBatches, Samples, hold_out, micro_batches, random_generator
 from lida.training.processes import Processes
 
 ALL = {
@@ -86,6 +86,17 @@ def test_processes_share_a_step_without_changing_it(sd, dataset):
     captions = {caption for batch in MicroBatches(samples, order, 4).load(2, 4) for caption in batch["caption"]}
     of_both = MicroBatches(samples, order, 2, Processes(1, 2)).captions(2, 4)
     assert captions - {""} <= of_both <= {example.text for example in samples.examples}
+
+
+def test_validation_sees_every_picture_once_whatever_the_batch(sd, dataset):
+    examples = read_examples(dataset)
+    for size, accumulation in ((len(examples) - 1, 8), (100, 1)):
+        sizes = {"train_batch_size": size, "gradient_accumulation_steps": accumulation, "dataloader_num_workers": 0}
+        args = Namespace(**{**ALL, **sizes, "balance_column": None})
+        held_out = micro_batches(examples, sd, args, Processes(), VALIDATION)
+        keys = list(held_out.keys(0, 1))
+        assert sorted(index for batch in keys for index, _, _ in batch) == list(range(len(examples)))
+        assert all(len(batch) <= size for batch in keys)
 
 
 def test_masks_are_cut_and_mirrored_with_the_picture(sd, dataset):

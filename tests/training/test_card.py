@@ -13,7 +13,6 @@ from lida.training.card import push_to_hub, write_card
 TRAINING = {
     "max_train_steps": 10,
     "train_batch_size": 2,
-    "gradient_accumulation_steps": 3,
     "learning_rate": 1e-3,
     "mask_loss": False,
     "snr_gamma": None,
@@ -22,7 +21,14 @@ TRAINING = {
 
 def adapter(**about) -> Adapter:
     layers = {"mid_block.attentions.0.transformer_blocks.0.attn2.to_q": LowRank(torch.ones(2, 4), torch.ones(4, 2), 2.0)}
-    common = {"role": "identity", "base": {"name": "lida-tiny"}, "data": {"count": 24}, "rank": 2, "training": TRAINING}
+    common = {
+        "role": "identity",
+        "base": {"name": "lida-tiny"},
+        "data": {"count": 24},
+        "rank": 2,
+        "training": TRAINING,
+        "samples_per_step": 6,
+    }
     return Adapter(layers, {**common, **about})
 
 

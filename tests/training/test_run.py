@@ -47,12 +47,13 @@ def test_the_metadata_has_the_captions_and_no_place(dataset):
     examples = read_examples(dataset)
     trained = {"rank": 4, "lora_alpha": None, "targets": ["attn2.to_q"], "seed": 3}
     args = Namespace(**trained, role=None, consent="hers", licence=None, train_data_dir=str(dataset), output_dir="out")
+    data = Namespace(samples=Namespace(fingerprint=data_fingerprint(examples)), sampler=Namespace(batch=8))
     expected = {
-        "template": "{age}", "role": "age", "data": data_fingerprint(examples), "rank": 4, "alpha": 4.0, "base": {"name": "x"},
+        "template": "{age}", "role": "age", "data": data_fingerprint(examples), "samples_per_step": 8, "rank": 4, "alpha": 4.0, "base": {"name": "x"},
         "targets": ["attn2.to_q"], "consent": "hers", "training": {"lida": __version__, **trained},
     }  # fmt: skip
-    assert metadata_of(args, data_fingerprint(examples), {"template": "{age}"}, {"name": "x"}) == expected
-    assert metadata_of(args, data_fingerprint(examples), {}, {"name": "x"})["role"] == "other"
+    assert metadata_of(args, data, {"template": "{age}"}, {"name": "x"}) == expected
+    assert metadata_of(args, data, {}, {"name": "x"})["role"] == "other"
 
 
 def test_a_run_is_finished_if_its_adapter_is_of_the_same_settings_and_steps(tmp_path):

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..adapters import Adapter
-from ..adapters.merging import block_of
 from ..doors.errors import InputError
 from ..nn.lora import LowRank
+from .adapter import Adapter
+from .merging import block_of
 
 MEASURES = ("norm_a", "norm_b", "cosine")
 

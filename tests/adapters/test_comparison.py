@@ -5,8 +5,8 @@ import torch
 from conftest import pair
 
 import lida
+from lida.adapters.comparison import compare, inner_product
 from lida.nn.lora import LowRank
-from lida.study.comparison import compare, inner_product
 
 
 def test_a_report_on_two_adapters_says_what_whole_matrices_say(sd):

@@ -98,24 +98,16 @@ def repaint(
     the photograph back, there for a target with detail or a lower strength.
     """
     check_options(output_type, sampling)
-    check_eta(prepared.edit, sampling)
-    edit, prompts = prepared.edit, repeated([target.prompt for target in targets], 1)
-    assert edit.strength is not None and edit.negative_prompt is not None  # prepare() has filled them
-    negative = repeated(edit.negative_prompt, len(prompts) if isinstance(edit.negative_prompt, str | Mapping) else 1)
-    if len(negative) != len(prompts):
-        raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} targets; give one, or one for each")
-    if prepared.blend is None and any(target.detail or target.strength != edit.strength for target in targets):
-        raise ValueError("an inpainting model's inpaint does not put the photograph back: detail must be 0, strengths equal")
-    if any(target.strength > edit.strength for target in targets):
-        raise ValueError(f"a target's strength is above {edit.strength}; prepare the photograph at the highest")
-    if sampling.steps(sd.schedule, edit.strength) != prepared.steps:
-        raise ValueError("the photograph was prepared for other steps; give prepare() and repaint() the same num_inference_steps")
+    check_targets(sd, prepared, targets, sampling)
+    negative = prepared.edit.negative_prompt
+    assert negative is not None  # prepare() has filled it
+    negative = [negative] * len(targets) if isinstance(negative, str | Mapping) else negative
     groups: dict[int, list[int]] = {}  # number of steps -> targets
     for k, target in enumerate(targets):
         groups.setdefault(len(sampling.steps(sd.schedule, target.strength)), []).append(k)
     painted: dict[int, Tensor] = {}
     for count, chosen in groups.items():
-        pairs = [(prompts[k], negative[k]) for k in chosen]
+        pairs = [(targets[k].prompt, negative[k]) for k in chosen]
         latents = paint(sd, prepared, pairs, prepared.steps[-count:], sampling, progress)
         painted |= zip(chosen, latents.split(len(prepared.trajectory[-1])))
     latents = torch.cat([painted[k] for k in range(len(targets))])
@@ -199,6 +191,22 @@ def repaint_all(
     for start in range(0, len(targets), size):
         pictures += repaint(sd, prepared, targets[start : start + size], sampling, progress=progress)
     return pictures
+
+
+def check_targets(sd: StableDiffusion, prepared: Prepared, targets: Sequence[Target], sampling: Sampling) -> None:
+    """Raise ValueError unless a prepared photograph can be repainted towards these targets."""
+    edit = prepared.edit
+    check_eta(edit, sampling)
+    repeated([target.prompt for target in targets], 1)
+    assert edit.strength is not None and edit.negative_prompt is not None  # prepare() has filled them
+    if not isinstance(edit.negative_prompt, str | Mapping) and len(edit.negative_prompt) != len(targets):
+        raise ValueError(f"{len(edit.negative_prompt)} negative prompts for {len(targets)} targets; give one, or one for each")
+    if prepared.blend is None and any(target.detail or target.strength != edit.strength for target in targets):
+        raise ValueError("an inpainting model's inpaint does not put the photograph back: detail must be 0, strengths equal")
+    if any(target.strength > edit.strength for target in targets):
+        raise ValueError(f"a target's strength is above {edit.strength}; prepare the photograph at the highest")
+    if sampling.steps(sd.schedule, edit.strength) != prepared.steps:
+        raise ValueError("the photograph was prepared for other steps; give prepare() and repaint() the same num_inference_steps")
 
 
 def check_eta(edit: Edit, sampling: Sampling) -> None:

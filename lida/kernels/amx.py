@@ -36,10 +36,10 @@ def compiler() -> str | None:
     return shutil.which("c++") or shutil.which("g++")
 
 
-def cpu_has_amx() -> bool:
-    """Return whether the CPU has AMX, as Linux on x86-64 reports it."""
+def cpu_has(word: str) -> bool:
+    """Return whether Linux on x86-64 reports this about the CPU, such as "amx_bf16" or "AuthenticAMD"."""
     cpuinfo = Path("/proc/cpuinfo")
-    return platform.machine() == "x86_64" and cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
+    return platform.machine() == "x86_64" and cpuinfo.exists() and word in cpuinfo.read_text()
 
 
 def require_kind(dtype: torch.dtype, device: torch.device) -> None:
@@ -52,14 +52,14 @@ def require_kind(dtype: torch.dtype, device: torch.device) -> None:
 def require_amx(dtype: torch.dtype, device: torch.device) -> None:
     """Raise InputError if a model of this dtype and device cannot use the kernel."""
     require_kind(dtype, device)
-    if not cpu_has_amx():
+    if not cpu_has("amx_bf16"):
         raise InputError("attention amx: needs Linux on a CPU with AMX (Sapphire Rapids or later); use sdpa")
     library()
 
 
 def has_amx(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether a model of this dtype and device can use the kernel. Warns if only the compilation fails."""
-    if dtype != torch.bfloat16 or device.type != "cpu" or not cpu_has_amx():
+    if dtype != torch.bfloat16 or device.type != "cpu" or not cpu_has("amx_bf16"):
         return False
     try:
         library()

@@ -131,7 +131,7 @@ def test_amx_is_refused_where_it_is_not(sd, monkeypatch):
 )
 @pytest.mark.skipif(amx.compiler() is None, reason="needs a C++ compiler")
 def test_a_kernel_that_cannot_be_compiled_is_refused_with_what_the_compiler_said(name, value, message, monkeypatch):
-    monkeypatch.setattr(amx, "cpu_has_amx", lambda: True)
+    monkeypatch.setattr(amx, "cpu_has", lambda word: True)
     monkeypatch.setattr(amx, name, value)
     amx.library.cache_clear()
     with pytest.raises(lida.InputError, match=message):

@@ -47,6 +47,7 @@ def test_blocks_of_queries_give_the_equation(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_ready_for_sampling_predicts_the_same(sd, dtype, monkeypatch):
     monkeypatch.setattr(amx, "has_amx", lambda dtype, device: False)
+    monkeypatch.setattr(amx, "cpu_has", lambda word: word == "AuthenticAMD")
     sd.unet.to(dtype)
     sd.vae.to(dtype)
     latents, context = torch.randn(2, 4, 8, 8).to(dtype), torch.randn(2, 77, sd.text_encoder.width).to(dtype)
@@ -81,6 +82,8 @@ def test_the_fastest_kernel_follows_dtype_device_and_size(monkeypatch):
     assert fastest_attention(torch.float32, "cpu", 144) == fastest_attention(torch.bfloat16, "cuda", 144) == "sdpa"
     assert fastest_attention(torch.bfloat16, "cpu", 1024) == "einsum"
     assert fastest_attention(torch.bfloat16, "cpu", 4096) == "sdpa"  # where all scores would be too much memory
-    assert fastest_attention(torch.bfloat16, "cpu", 4096, training=False) == "blocked"
+    for amd, expected in ((True, "blocked"), (False, "sdpa")):
+        monkeypatch.setattr(amx, "cpu_has", lambda word, amd=amd: amd and word == "AuthenticAMD")
+        assert fastest_attention(torch.bfloat16, "cpu", 4096, training=False) == expected
     monkeypatch.setattr(amx, "has_amx", lambda dtype, device: True)
     assert fastest_attention(torch.bfloat16, "cpu", 4096) == "amx"

@@ -102,6 +102,12 @@ def test_the_stages_follow_each_other_and_stop_and_go_on(utkface, stage, tmp_pat
     assert not before.decoder.conv_out.weight.equal(after.decoder.conv_out.weight)
     assert before.encoder.conv_in.weight.equal(after.encoder.conv_in.weight)  # latents stay as they are
 
+    slider = ("--data", squares, "--output_dir", tmp_path / "slider", "--train_batch_size", 2)
+    stage("age_slider", *slider, "--max_train_steps", 1)
+    stage("age_slider", *slider, "--max_train_steps", 2)  # goes on
+    adapter = lida.load_adapter(tmp_path / "slider" / "age-slider.safetensors", lida.StableDiffusion.load(tiny))
+    assert adapter.metadata["role"] == "slider" and all(layer.up.any() for layer in adapter.layers.values())
+
     base = ("--data", squares, "--vae", tmp_path / "vae", "--scheduler", tiny, "--output_dir", tmp_path / "model")
     stage("base", *base, "--text_encoder", tmp_path / "words", *few)
     again = stage("base", *base, "--text_encoder", tmp_path / "words", "--max_train_steps", 3, "--train_batch_size", 2)

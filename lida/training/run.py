@@ -94,10 +94,8 @@ def output_of(args: Namespace, processes: Processes) -> Iterator[Path]:
 def metadata_of(args: Namespace, data: MicroBatches, captioning: dict, base: dict) -> dict:
     """Return the metadata of the adapter's file. It has no names or paths of pictures."""
     flags = {name: value for name, value in vars(args).items() if name not in (*PLACES, *ABOUT)}
-    about = {
-        "role": args.role or ("age" if "template" in captioning else "other"),
-        "data": data.samples.fingerprint | {"samples_per_step": data.sampler.batch},
-    }
+    role = args.role or ("age" if "template" in captioning else "other")
+    about = {"role": role, "data": data.samples.fingerprint, "samples_per_step": data.sampler.batch}
     about |= {"rank": args.rank, "alpha": float(args.lora_alpha or args.rank), "targets": args.targets, "base": base}
     about |= {name: getattr(args, name) for name in ("consent", "licence") if getattr(args, name)}
     return {**captioning, **about, "training": {"lida": __version__, **flags}}

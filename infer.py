@@ -34,7 +34,6 @@ from lida.photos.ages import AgeEstimator
 from lida.photos.marking import PAINTED, Encoding, encoding_of, save_marked
 from lida.photos.masks import SOFT, ZONES, Outline, read_masks
 from lida.photos.squares import film
-from lida.shipped import path_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 PLACES = ("output_dir", "overwrite", "reproduce")  # do not change the picture
@@ -43,6 +42,7 @@ PLACES = ("output_dir", "overwrite", "reproduce")  # do not change the picture
 def new_parser() -> argparse.ArgumentParser:
     parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    model, estimator, slider = map(shipped.path_of, (shipped.MODEL, shipped.AGE_ESTIMATOR, shipped.SLIDER))
     # What to paint
     add("photo", nargs="*", help="photographs to age, or folders of them (default: the demo's, or none with --prompt)")
     help = "auto (find the face), a picture that is white where to repaint, a folder of those, or a box x0,y0,x1,y1"
@@ -61,23 +61,15 @@ def new_parser() -> argparse.ArgumentParser:
     help = "years older or younger, such as -10 20, corrected by --slider"
     wanted("--years", type=arguments.whole(-99, 99), nargs="+", action=arguments.Once, metavar="YEARS", help=help)
     wanted("--prompt", type=arguments.text, help="the whole prompt, instead of one made of subject and age")
-    add(
-        "--slider",
-        default=path_of(shipped.SLIDER),
-        help="for --years: a file of lida.study.slider (default: weights/slider.json)",
-    )
+    add("--slider", default=slider, help="for --years: a file of lida.study.slider (default: weights/slider.json)")
     add("--current_age", type=arguments.years, help="age of the face in the photograph (default: read by --age_estimator)")
-    add("--age_estimator", default=path_of(shipped.AGE_ESTIMATOR), help="folder or hub id (default: weights/age-estimator)")
+    add("--age_estimator", default=estimator, help="folder or hub id (default: weights/age-estimator)")
     help = "man, woman, or an Identity-LoRA's name and one of these, 'sks man'; one for all, or one each (default: person)"
     add("--subject", nargs="+", type=arguments.words, help=help)
     for side in ("--height", "--width"):
         add(side, type=arguments.whole(8, 2048, multiple=8), help="in pixels, without a photograph (default: the model's)")
     # With what
-    add(
-        "--pretrained_model_name_or_path",
-        default=path_of(shipped.MODEL),
-        help="folder, .safetensors file or hub id (default: lida-tiny)",
-    )
+    add("--pretrained_model_name_or_path", default=model, help="folder, .safetensors file or hub id (default: lida-tiny)")
     help = "an adapter and its merge weight, any number of times; 1.0@600-0,up=0.5 is 1 at timesteps 600 to 0, and 0.5 in the "
     help += "up blocks (default, on lida-tiny: weights/age.safetensors=1.0, and for the demo the person's)"
     add("--adapter", action="append", metavar="PATH=WEIGHT", help=help)
@@ -113,12 +105,12 @@ def parse_args() -> argparse.Namespace:
             os.chdir(there)
         args = parser.parse_args(arguments.as_argv(parser, marking.recorded_arguments(expected, args.reproduce) | places))
     if demo := not args.photo and args.prompt is None:
-        args.photo, args.mask = [path_of(shipped.DEMO_PHOTO)], args.mask or path_of(shipped.DEMO_MASK)
+        args.photo, args.mask = [shipped.path_of(shipped.DEMO_PHOTO)], args.mask or shipped.path_of(shipped.DEMO_MASK)
         args.subject = args.subject or [shipped.DEMO_SUBJECT]
     if args.adapter is None:
         adapter = shipped.age_adapter_of(args.pretrained_model_name_or_path)
         args.adapter = [f"{adapter}={shipped.AGE_WEIGHT}"] if adapter else []
-        args.adapter += [f"{path_of(shipped.DEMO_ADAPTER)}={shipped.IDENTITY_WEIGHT}"] if adapter and demo else []
+        args.adapter += [f"{shipped.path_of(shipped.DEMO_ADAPTER)}={shipped.IDENTITY_WEIGHT}"] if adapter and demo else []
     if needless := [name for name in idle(args) if getattr(args, name) != getattr(plain, name)]:
         raise InputError(f"--{needless[0]}: has no effect together with the other arguments; leave it out")
     if args.years and args.method == "inpaint":

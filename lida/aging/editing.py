@@ -197,7 +197,7 @@ def check_targets(sd: StableDiffusion, prepared: Prepared, targets: Sequence[Tar
     """Raise ValueError unless a prepared photograph can be repainted towards these targets."""
     edit = prepared.edit
     check_eta(edit, sampling)
-    repeated([target.prompt for target in targets], 1)
+    repeated([target.prompt for target in targets], 1)  # raises for no targets, and for blank mixtures
     assert edit.strength is not None and edit.negative_prompt is not None  # prepare() has filled them
     if not isinstance(edit.negative_prompt, str | Mapping) and len(edit.negative_prompt) != len(targets):
         raise ValueError(f"{len(edit.negative_prompt)} negative prompts for {len(targets)} targets; give one, or one for each")

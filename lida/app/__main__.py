@@ -11,7 +11,6 @@ from pathlib import Path
 from .. import shipped
 from ..doors import arguments
 from ..doors.errors import InputError, run
-from ..shipped import path_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--pretrained_model_name_or_path",
-        default=path_of(shipped.MODEL),
+        default=shipped.path_of(shipped.MODEL),
         help="folder, .safetensors file or hub id (default: lida-tiny)",
     )
     add("--age_adapter", help="an Age-LoRA (default, on lida-tiny: weights/age.safetensors)")
@@ -51,9 +50,9 @@ def main() -> None:
         adapters = {"age": args.age_adapter or shipped.age_adapter_of(model), "identity": args.identity_adapter}
         parse_pairs([path for path in adapters.values() if path], "--identity_adapter")  # refuses a file that is given twice
         sampling = Sampling(args.num_inference_steps) if args.num_inference_steps else Sampling()
-        painter = Painter(model, adapters, path_of(shipped.AGE_ESTIMATOR), sampling, Path(folder))
+        painter = Painter(model, adapters, shipped.path_of(shipped.AGE_ESTIMATOR), sampling, Path(folder))
         address = {"server_name": args.server_name, "server_port": args.server_port}
-        demo = (path_of(shipped.DEMO_PHOTO), path_of(shipped.DEMO_ADAPTER), shipped.DEMO_SUBJECT)
+        demo = (shipped.path_of(shipped.DEMO_PHOTO), shipped.path_of(shipped.DEMO_ADAPTER), shipped.DEMO_SUBJECT)
         page = serve(painter, demo, **address, max_file_size=f"{args.max_file_size}mb")
         print(f"lida app: {page.local_url} (Ctrl-C stops it)", flush=True)
         page.block_thread()

@@ -100,7 +100,7 @@ def flags(parser) -> None:
 
 
 def take_turns(args: Namespace, dtype: str, cold: bool) -> dict[str, list[float]]:
-    """Return the medians of both libraries, by name. The first run of each is not counted: it fills the file cache."""
+    """Return the medians of both libraries, by name. The first run of each is not counted; when warm, it fills the file cache."""
     found: dict[str, list[dict]] = {"lida": [], "diffusers": []}
     for library in [*found] * (args.pairs + 1):
         if cold:

@@ -2,7 +2,7 @@
 
     python weights/recipe/age_slider.py --data squares --output_dir slider-run
 
-Concept Sliders (Gandikota et al. 2023, equation 8) on noised squares of real faces: at the weight s, -1 or 1, the adapter learns
+Concept Sliders (Gandikota et al. 2023, arXiv 2311.12092) on noised squares of real faces: at the weight s, -1 or 1, the adapter learns
 to predict what the base predicts for "a person", and s times the difference between an old and a young person by the Age-LoRA.
 docs/tradeoff.md has what it does. State is saved every five minutes; the same command goes on from it.
 """
@@ -70,7 +70,6 @@ def main():
         rows, sign = rng.choice(adults, args.train_batch_size), 1 - 2 * (step % 2)
         x, t = latents[rows, latents.choose(rows, 0.2, rng)], torch.randint(*TIMESTEPS, (len(rows),))
         x_t = student.schedule.add_noise(x, torch.randn_like(x), t)
-
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 difference = noise_pred(teacher.unet, x_t, t, old) - noise_pred(teacher.unet, x_t, t, young)

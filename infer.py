@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,19 +21,18 @@ from lida import shipped
 from lida.adapters import parse_pairs
 from lida.aging import Plan, StableDiffusion, generate, plan_ages, plan_prompt
 from lida.aging.flags import AGES, add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
-from lida.aging.photograph import SEED, Photograph, made_with, repaint_faces, save_row, warn_of_ages
-from lida.aging.slider import Slider, read_slider
+from lida.aging.photograph import SEED, Photograph, ages_for, made_with, open_photograph, repaint_faces, save_row, warn_of_ages
 from lida.diffusion import Sampling
 from lida.doors import arguments
 from lida.doors.errors import InputError, run
-from lida.doors.files import claimed_folder, file_hash, free_folder
-from lida.doors.pictures import open_photo, photographs
+from lida.doors.files import claimed_folder, free_folder
+from lida.doors.pictures import photographs
 from lida.doors.tensors import check_device
 from lida.kernels import ATTENTION, use_attention, use_fastest
 from lida.photos import marking
 from lida.photos.ages import AgeEstimator
 from lida.photos.marking import PAINTED, Encoding, encoding_of, save_marked
-from lida.photos.masks import SOFT, ZONES, Outline, read_masks
+from lida.photos.masks import SOFT, ZONES, Outline
 from lida.photos.squares import film
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,7 +42,7 @@ PLACES = ("output_dir", "overwrite", "reproduce")  # do not change the picture
 def new_parser() -> argparse.ArgumentParser:
     parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    model, estimator, slider = map(shipped.path_of, (shipped.MODEL, shipped.AGE_ESTIMATOR, shipped.SLIDER))
+    model, estimator = map(shipped.path_of, (shipped.MODEL, shipped.AGE_ESTIMATOR))
     # What to paint
     add("photo", nargs="*", help="photographs to age, or folders of them (default: the demo's, or none with --prompt)")
     help = "auto (find the face), a picture that is white where to repaint, a folder of those, or a box x0,y0,x1,y1"
@@ -58,10 +58,9 @@ def new_parser() -> argparse.ArgumentParser:
     wanted = parser.add_mutually_exclusive_group().add_argument
     help = f"0 to 99 (default: {' '.join(map(str, AGES))})"
     wanted("--ages", type=arguments.age, nargs="+", action=arguments.Once, metavar="AGE", help=help)
-    help = "years older or younger, such as -10 20, corrected by --slider"
+    help = "years to look older or younger, such as -10 20; the face is painted at the decades first, to see how it ages"
     wanted("--years", type=arguments.whole(-99, 99), nargs="+", action=arguments.Once, metavar="YEARS", help=help)
     wanted("--prompt", type=arguments.text, help="the whole prompt, instead of one made of subject and age")
-    add("--slider", default=slider, help="for --years: a file of lida.study.slider (default: weights/slider.json)")
     add("--current_age", type=arguments.years, help="age of the face in the photograph (default: read by --age_estimator)")
     add("--age_estimator", default=estimator, help="folder or hub id (default: weights/age-estimator)")
     help = "man, woman, or an Identity-LoRA's name and one of these, 'sks man'; one for all, or one each (default: person)"
@@ -123,26 +122,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def open_photographs(args: argparse.Namespace) -> list[Photograph]:
+def open_photographs(args: argparse.Namespace, estimator: AgeEstimator | None) -> list[Photograph]:
     """Open and check every photograph and its masks, and estimate the ages of the faces, before the model is loaded."""
     paths, subjects = photographs(args.photo) if args.photo else [], args.subject or ["person"]
     if len(subjects) not in (1, len(paths)):
         raise InputError(f"--subject: {len(subjects)} are given for {len(paths)} photographs; give one, or one for each")
-    opened, outline, estimator = [], Outline(args.mask_growth, args.mask_feather, args.zones), None
+    shared = {"face": args.face, "age": args.current_age, "estimator": estimator, "face_models": args.face_models}
+    shared["outline"] = Outline(args.mask_growth, args.mask_feather, args.zones)
+    opened = []
     for path, subject in zip(paths, subjects * len(paths)):
         encoding = encoding_of(path) if args.format == "same" else Encoding()
-        image, mask = open_photo(path), "auto" if args.mask is None else args.mask
-        if mask and Path(mask).is_dir():
-            mask = str(Path(mask, f"{path.stem}.png"))
-        masks = read_masks(mask, image, args.face_models, args.face, outline)
-        ages: list[float | None] = [args.current_age] * len(masks)
-        if args.current_age is None and args.prompt is None:
-            estimator = estimator or AgeEstimator(args.age_estimator)
-            ages = [estimator.of(image, mask) for mask in masks]
-            read = ", ".join(f"{age:.0f}" for age in ages)
+        opened.append(open_photograph(path, subject, "auto" if args.mask is None else args.mask, encoding=encoding, **shared))
+        if args.current_age is None and estimator:
+            read = ", ".join(f"{age:.0f}" for age in opened[-1].ages)
             print(f"{path}: looks {read} years old; give --current_age if that is wrong", file=sys.stderr)
-        files = {str(file): file_hash(file) for file in [path, Path(mask)] if file.is_file()}
-        opened.append(Photograph(path, image, masks, ages, subject, files, encoding))
     return opened
 
 
@@ -173,27 +166,27 @@ def load_model(args: argparse.Namespace) -> StableDiffusion:
     return sd
 
 
-def plans_of(args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, slider: Slider | None) -> list[Plan]:
+def plans_of(
+    args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, sampling: Sampling, estimator: AgeEstimator | None
+) -> list[Plan]:
     """Return the plan for each face of a photograph: a target for each age, or one for the prompt."""
-    edit = edit_of(args)
+    edit, asked = edit_of(args), [args.ages] * len(photo.ages)
     if args.prompt is not None:
         return [plan_prompt(args.prompt, photo.subject, edit)] * len(photo.ages)
-    plans = []
-    for age in photo.ages:
-        assert age is not None  # it is None with --prompt only
-        ages = [sd.captioning.nearest(age + slider.ask(years)) for years in args.years] if slider else args.ages
-        plans.append(plan_ages(sd, ages, age, photo.subject, edit))
-    return plans
+    if args.years:
+        assert estimator is not None  # --years needs one
+        options = {"seed": args.seed, "batch_size": args.batch_size, "progress": partial(tqdm, desc="decades", unit="step")}
+        asked = ages_for(sd, photo, args.years, estimator, edit, sampling, **options)
+    return [plan_ages(sd, ages, age, photo.subject, edit) for ages, age in zip(asked, photo.ages) if age is not None]
 
 
 def age_photograph(
-    args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, sampling: Sampling, slider: Slider | None, settings: dict
+    args: argparse.Namespace, sd: StableDiffusion, photo: Photograph, plans: Sequence[Plan], sampling: Sampling, settings: dict
 ) -> None:
-    """Repaint every face of a photograph towards every age, or the prompt, and save the pictures."""
+    """Repaint every face of a photograph as planned, and save the pictures."""
     names, count = names_of(args, photo.path.stem), args.num_images_per_prompt
-    plans, progress = plans_of(args, sd, photo, slider), partial(tqdm, desc=photo.path.stem, unit="step")
-    options = {"seed": args.seed, "num_images_per_prompt": count, "batch_size": args.batch_size, "progress": progress}
-    pictures = repaint_faces(sd, photo, plans, sampling, **options)
+    options = {"seed": args.seed, "num_images_per_prompt": count, "batch_size": args.batch_size}
+    pictures = repaint_faces(sd, photo, plans, sampling, progress=partial(tqdm, desc=photo.path.stem, unit="step"), **options)
     labels = [f"{years:+d} years" for years in args.years or ()] + [f"age {age}" for age in args.ages or ()] or ["prompt"]
     with claimed_folder(args.output_dir, files_of(args, photo.path.stem), args.overwrite) as folder:
         print(*save_row(photo, plans, pictures, names, labels, folder, settings | marking.made_in(folder)), sep="\n")
@@ -203,13 +196,11 @@ def age_photograph(
 
 def main() -> None:
     args = parse_args()
-    sampling, photos = sampling_of(args), open_photographs(args)
+    sampling, aged = sampling_of(args), args.photo and args.prompt is None
+    estimator = AgeEstimator(args.age_estimator) if aged and (args.years or args.current_age is None) else None
+    photos = open_photographs(args, estimator)
     sd = load_model(args)
-    slider = read_slider(args.slider, sd) if args.years else None
-    if slider:
-        fitted = f"--method {slider.method} --guidance_scale {slider.guidance_scale:g}"
-        print(f"years by {args.slider}: {slider.error} off on other photographs, at {fitted}", file=sys.stderr)
-    warn_of_ages(photos, args.ages or [], args.years or [], sd.captioning, slider)
+    warn_of_ages(photos, args.ages or [], args.years or [], sd.captioning)
     names = [name for photo in photos for name in files_of(args, photo.path.stem)] or names_of(args)
     inputs = [Path(path) for photo in photos for path in photo.files]
     args.output_dir = free_folder(args.output_dir, names, args.overwrite, inputs)
@@ -219,7 +210,8 @@ def main() -> None:
     recorded = {name: value for name, value in vars(args).items() if name not in (*PLACES, "expected", *idle(args))}
     for photo in photos:
         own = {**recorded, "photo": [str(photo.path)], "subject": [photo.subject]}
-        age_photograph(args, sd, photo, sampling, slider, {**settings, "arguments": own})
+        plans = plans_of(args, sd, photo, sampling, estimator)
+        age_photograph(args, sd, photo, plans, sampling, {**settings, "arguments": own})
     if not photos:
         options = {name: getattr(args, name) for name in ("height", "width", "num_images_per_prompt")}
         options |= {"generator": torch.Generator().manual_seed(args.seed), "progress": partial(tqdm, unit="step")}

@@ -12,7 +12,7 @@ The names below are imported when they are first used, so that `import lida` is 
 
 from importlib import import_module
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # The module of each name
 HOMES = {

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-MODEL, AGE_ADAPTER, AGE_ESTIMATOR, SLIDER = "lida-tiny", "age.safetensors", "age-estimator", "slider.json"
+MODEL, AGE_ADAPTER, AGE_ESTIMATOR = "lida-tiny", "age.safetensors", "age-estimator"
 DEMO_PHOTO, DEMO_MASK = "demo/person-b.png", "demo/person-b-mask.png"
 DEMO_ADAPTER, DEMO_SUBJECT = "person-b.safetensors", "sks woman"
 AGE_WEIGHT, IDENTITY_WEIGHT = 1.0, 0.3  # at more identity the age shows less: docs/tradeoff.md

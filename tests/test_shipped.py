@@ -7,7 +7,7 @@ from lida import shipped
 
 
 def test_what_is_shipped_exists_and_the_age_adapter_is_for_the_shipped_model(tmp_path):
-    names = ("MODEL", "AGE_ADAPTER", "AGE_ESTIMATOR", "SLIDER", "DEMO_ADAPTER", "DEMO_PHOTO", "DEMO_MASK")
+    names = ("MODEL", "AGE_ADAPTER", "AGE_ESTIMATOR", "DEMO_ADAPTER", "DEMO_PHOTO", "DEMO_MASK")
     assert all(Path(shipped.path_of(getattr(shipped, name))).exists() for name in names)
     os.symlink(Path(shipped.path_of(shipped.MODEL)).resolve(), tmp_path / "link")
     assert shipped.age_adapter_of(str(tmp_path / "link")) == shipped.path_of(shipped.AGE_ADAPTER)

@@ -28,13 +28,12 @@ class Edit:
     strength: float | None = None
     detail: float | None = None
     source_prompt: Prompt | None = None
-    negative_prompt: Prompt | Sequence[Prompt] | None = None
+    negative_prompt: Prompt | None = None
     context: float = 1.2
     match_colour: bool = True
 
     def __post_init__(self):
-        several = isinstance(self.negative_prompt, list | tuple)
-        for prompt in (self.source_prompt, *(self.negative_prompt if several else [self.negative_prompt])):
+        for prompt in (self.source_prompt, self.negative_prompt):
             if not isinstance(prompt, str | Mapping | None):
                 raise TypeError(f"a prompt must be a text or a mapping of texts to shares, not a {type(prompt).__name__}")
         if self.method not in METHODS:

@@ -1,6 +1,6 @@
 """Age a face in a photograph: prepare it once, repaint it towards any number of prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,7 +32,7 @@ class Prepared:
     square: Image.Image  # the same at the model's size, in sRGB
     steps: list[tuple[int, int]]
     trajectory: Trajectory  # the photograph's latents (num_images_per_prompt, C, h, w) at each t
-    blend: Blend | None  # None for method inpaint of an inpainting model
+    latent_mask: Tensor | None  # None if the photograph is not put back: method inpaint of an inpainting model
     condition: Tensor | None  # an inpainting model's further input
     source_pred: NoisePreds | None  # FlowEdit's predictions for the photograph
     generator: Generator | None  # in its state after prepare(), for the noise that the steps draw
@@ -80,9 +80,9 @@ def prepare(
             trajectory, source_pred = flow_source(predict, sd.schedule, init_latents, steps, generator)
         else:
             trajectory = ddim_invert(predict, sd.schedule, init_latents, steps)
-    blend = None if sd.unet.inpaints and inpaint else Blend(latent_mask, trajectory)
+    put_back = None if sd.unet.inpaints and inpaint else latent_mask
     state = None if generator is None else generator.clone_state()
-    return Prepared(image, mask, edit, box, square, steps, trajectory, blend, condition, source_pred, state)
+    return Prepared(image, mask, edit, box, square, steps, trajectory, put_back, condition, source_pred, state)
 
 
 @painting
@@ -93,40 +93,37 @@ def repaint(
     """Paint a prepared photograph towards each target. Targets with as many steps are a batch.
 
     A target of lower strength starts at a later step. Returns pictures of the photograph's size, target by target, or latents
-    of the square for output_type "latent". Raises ValueError for a strength above that of prepare(), for other steps, for another
-    number of negative prompts than one or one for each target, and, because method inpaint of an inpainting model does not put
-    the photograph back, there for a target with detail or a lower strength.
+    of the square for output_type "latent". Raises ValueError for a strength above that of prepare(), for other steps, and, because
+    method inpaint of an inpainting model does not put the photograph back, there for a target with detail or a lower strength.
     """
     check_options(output_type, sampling)
     check_targets(sd, prepared, targets, sampling)
-    negative = prepared.edit.negative_prompt
-    assert negative is not None  # prepare() has filled it
-    negative = [negative] * len(targets) if isinstance(negative, str | Mapping) else negative
     groups: dict[int, list[int]] = {}  # number of steps -> targets
     for k, target in enumerate(targets):
         groups.setdefault(len(sampling.steps(sd.schedule, target.strength)), []).append(k)
     painted: dict[int, Tensor] = {}
     for count, chosen in groups.items():
-        pairs = [(targets[k].prompt, negative[k]) for k in chosen]
-        latents = paint(sd, prepared, pairs, prepared.steps[-count:], sampling, progress)
+        prompts = [targets[k].prompt for k in chosen]
+        latents = paint(sd, prepared, prompts, prepared.steps[-count:], sampling, progress)
         painted |= zip(chosen, latents.split(len(prepared.trajectory[-1])))
     latents = torch.cat([painted[k] for k in range(len(targets))])
     return latents if output_type == "latent" else composed(sd, prepared, finite(latents), targets)
 
 
 def paint(
-    sd: StableDiffusion, prepared: Prepared, prompts: Sequence[tuple[Prompt, Prompt]], steps: Steps, sampling: Sampling,
-    progress: Progress,
-) -> Tensor:  # fmt: skip
-    """Return the latents (prompts x images, C, h, w) painted towards pairs (prompt, negative prompt) in these steps."""
-    wanted, negative = (repeated(texts, len(prepared.trajectory[-1])) for texts in zip(*prompts))
-    predict = sd.predictor(wanted, negative, sampling, prepared.condition)
+    sd: StableDiffusion, prepared: Prepared, prompts: Sequence[Prompt], steps: Steps, sampling: Sampling, progress: Progress
+) -> Tensor:
+    """Return the latents (prompts x images, C, h, w) painted towards these prompts in these steps."""
+    assert prepared.edit.negative_prompt is not None  # prepare() has filled it
+    wanted = repeated(prompts, len(prepared.trajectory[-1]))
+    predict = sd.predictor(wanted, prepared.edit.negative_prompt, sampling, prepared.condition)
     generator = None if prepared.generator is None else prepared.generator.clone_state()
     rule = step_rule(sampling, generator, len(prompts))
     if prepared.source_pred is not None:
         rule = flow_edit(rule, prepared.trajectory, prepared.source_pred)
     start = prepared.trajectory[steps[0][0]].repeat(len(prompts), 1, 1, 1)
-    return sample(predict, sd.schedule, start, progress(steps), rule, prepared.blend)
+    blend = None if prepared.latent_mask is None else Blend(prepared.latent_mask, prepared.trajectory)
+    return sample(predict, sd.schedule, start, progress(steps), rule, blend)
 
 
 def composed(sd: StableDiffusion, prepared: Prepared, latents: Tensor, targets: Sequence[Target]) -> list[Image.Image]:
@@ -198,10 +195,8 @@ def check_targets(sd: StableDiffusion, prepared: Prepared, targets: Sequence[Tar
     edit = prepared.edit
     check_eta(edit, sampling)
     repeated([target.prompt for target in targets], 1)  # raises for no targets, and for blank mixtures
-    assert edit.strength is not None and edit.negative_prompt is not None  # prepare() has filled them
-    if not isinstance(edit.negative_prompt, str | Mapping) and len(edit.negative_prompt) != len(targets):
-        raise ValueError(f"{len(edit.negative_prompt)} negative prompts for {len(targets)} targets; give one, or one for each")
-    if prepared.blend is None and any(target.detail or target.strength != edit.strength for target in targets):
+    assert edit.strength is not None  # prepare() has filled it
+    if prepared.latent_mask is None and any(target.detail or target.strength != edit.strength for target in targets):
         raise ValueError("an inpainting model's inpaint does not put the photograph back: detail must be 0, strengths equal")
     if any(target.strength > edit.strength for target in targets):
         raise ValueError(f"a target's strength is above {edit.strength}; prepare the photograph at the highest")

@@ -59,7 +59,7 @@ def idle(args: argparse.Namespace) -> list[str]:
     needs = {
         "mask subject batch_size format method strength detail source_prompt no_colour_match": photo,
         "face mask_growth mask_feather zones face_models": auto, "height width": not photo, "gif current_age": aged,
-        "age_estimator": aged and args.current_age is None, "slider": args.years, "source_prompt": args.method != "inpaint",
+        "age_estimator": aged and (args.years or args.current_age is None), "source_prompt": args.method != "inpaint",
         "eta": not photo or args.method in ("ddim_inversion", "inpaint"),
         "negative_prompt guidance_rescale guidance_interval": args.guidance_scale > 1,
     }  # fmt: skip

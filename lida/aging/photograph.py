@@ -1,7 +1,8 @@
-"""What infer.py and the page share: repaint the faces of a photograph, and save the pictures with their settings."""
+"""What infer.py and the page share: open a photograph, repaint its faces, and save the pictures with their settings."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -13,13 +14,17 @@ from PIL import Image, ImageChops
 from .. import __version__
 from ..diffusion.samplers import Sampling
 from ..doors.errors import InputError
+from ..doors.files import file_hash
+from ..doors.pictures import open_photo
+from ..photos.ages import AgeEstimator
 from ..photos.captions import Captioning
 from ..photos.marking import Encoding, save_marked
+from ..photos.masks import SOFT, Outline, read_masks
 from ..photos.squares import cut, largest_change_outside, not_black, sheet, square_about
-from .edit import Plan
+from .edit import Edit, Plan
 from .editing import repaint_all
 from .generation import Progress
-from .slider import Slider
+from .slider import fit_slider
 from .stable_diffusion import StableDiffusion
 
 SEED = 4  # default of infer.py and of the page
@@ -42,6 +47,32 @@ class Photograph:
     encoding: Encoding = Encoding()
 
 
+def open_photograph(
+    path: Path, subject: str = "person", mask: str = "auto", *, face: int | str | None = None, age: float | None = None,
+    estimator: AgeEstimator | None = None, outline: Outline = SOFT, face_models: str | None = None, encoding: Encoding = Encoding(),
+) -> Photograph:  # fmt: skip
+    """Open a photograph and its masks. `age` is that of all its faces; if it is None, the estimator reads them, if there is one.
+
+    `mask` is as for read_masks(), or a folder of masks that are named as the photographs. Raises InputError.
+    """
+    image = open_photo(path)
+    if mask and Path(mask).is_dir():
+        mask = str(Path(mask, f"{path.stem}.png"))
+    masks = read_masks(mask, image, face_models, face, outline)
+    ages = [estimator.of(image, one) if age is None and estimator else age for one in masks]
+    files = {str(file): file_hash(file) for file in (path, Path(mask)) if file.is_file()}
+    return Photograph(path, image, masks, ages, subject, files, encoding)
+
+
+@contextmanager
+def faults_named(path: Path) -> Iterator[None]:
+    """Turn a ValueError into an InputError that names the photograph."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def repaint_faces(
     sd: StableDiffusion, photo: Photograph, plans: Sequence[Plan], sampling: Sampling, *, seed: int = SEED,
     num_images_per_prompt: int = 1, batch_size: int | None = None, progress: Progress = list,
@@ -53,26 +84,42 @@ def repaint_faces(
     painted = [photo.image] * (len(plans[0].targets) * num_images_per_prompt)
     for mask, plan in zip(photo.masks, plans):
         generator, inside = torch.Generator().manual_seed(seed), not_black(mask)
-        try:
+        with faults_named(photo.path):
             pictures = repaint_all(
                 sd, photo.image, mask, plan, sampling, num_images_per_prompt=num_images_per_prompt, batch_size=batch_size,
                 generator=generator, progress=progress,
             )  # fmt: skip
-        except ValueError as error:
-            raise InputError(f"{photo.path}: {error}") from None
         painted = [Image.composite(new, old, inside) for new, old in zip(pictures, painted)]
     return painted
 
 
-def warn_of_ages(
-    photos: Sequence[Photograph], ages: Sequence[int], years: Sequence[int], captioning: Captioning, slider: Slider | None
-) -> None:
-    """Print which ages or years asked for are beyond what the adapter saw or the slider reaches, and whether a face is under 18."""
-    low, high = slider.reach if slider else captioning.ages
-    reach = f"the slider reaches {low:+.0f} to {high:+.0f}" if slider else f"the adapter saw {low} to {high} in training"
-    for value in (*years, *ages):
-        if not low <= value <= high:
-            print(f"warning: {value} years: {reach}", file=sys.stderr)
+def ages_for(
+    sd: StableDiffusion, photo: Photograph, years: Sequence[float], estimator: AgeEstimator, edit: Edit, sampling: Sampling, *,
+    seed: int = SEED, batch_size: int | None = None, progress: Progress = list,
+) -> list[list[float]]:  # fmt: skip
+    """Return the ages to ask for so that each face looks so many `years` older or younger. Print which ages it will not look."""
+    asked = []
+    for mask, current in zip(photo.masks, photo.ages):
+        assert current is not None
+        with faults_named(photo.path):
+            slider = fit_slider(
+                sd, photo.image, mask, current, years, estimator, photo.subject, edit, sampling,
+                batch_size=batch_size, generator=torch.Generator().manual_seed(seed), progress=progress,
+            )  # fmt: skip
+        low, high = slider.reach
+        for age in (current + more for more in years):
+            if not low <= age <= high:
+                print(f"warning: {photo.path}: {age:.0f} years: it comes to look {low:.0f} to {high:.0f}", file=sys.stderr)
+        asked.append([slider.ask(current + more) for more in years])
+    return asked
+
+
+def warn_of_ages(photos: Sequence[Photograph], ages: Sequence[int], years: Sequence[int], captioning: Captioning) -> None:
+    """Print which ages asked for are beyond those that the adapter saw, and whether a face is under 18."""
+    low, high = captioning.ages
+    for age in ages:
+        if not low <= age <= high:
+            print(f"warning: {age} years: the adapter saw {low} to {high} in training", file=sys.stderr)
     seen = [age for photo in photos for age in photo.ages if age is not None]
     if min([*seen, *ages, *(age + more for age in seen for more in years)], default=ADULT) < ADULT:
         print(f"notice: {UNDER_AGE}", file=sys.stderr)

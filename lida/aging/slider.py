@@ -1,64 +1,69 @@
-"""A slider in years: how many years to ask for so that a face looks a given number of years older or younger.
+"""Years older or younger: which age to ask for, so that a face looks so many years older to an age estimator.
 
-`python -m lida.study.slider` fits it to photographs, and writes the file that read_slider() reads.
+How much a face changes for an age differs from face to face. So the face is painted at the decades, the estimator reads the
+paintings, and their curve is inverted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from torch import Generator
 
-from ..doors.errors import InputError
-from ..doors.json import read_json, typed
+from ..diffusion.samplers import Sampling
+from ..photos.ages import AgeEstimator
+from .edit import Edit, plan_ages
+from .editing import repaint_all
+from .generation import Progress
 from .stable_diffusion import StableDiffusion
+
+DECADES = range(0, 90, 10)
 
 
 @dataclass(frozen=True)
 class Slider:
-    """A rising curve of the years gained over the years asked for, measured on one model with its adapters by one estimator."""
+    """How old one face looks, `looks`, where it is asked to be one of `ages`. Both rise."""
 
-    asked: list[float]
-    years: list[float]
-    error: float  # the mean error in years on photographs that the curve was not fitted to
-    faces: int
-    base: dict[str, str]  # StableDiffusion.base
-    adapters: dict[str, str]  # fingerprints and weights of the adapters that know ages
-    method: str
-    guidance_scale: float
+    ages: list[float]
+    looks: list[float]
 
-    def ask(self, years: float) -> float:
-        """Return the years to request for a change of `years`, clamped to the curve's ends."""
-        return inverse(self.asked, self.years, years)
+    def ask(self, age: float) -> float:
+        """Return the age to ask for so that the face looks `age` years old, or as near to that as the curve reaches."""
+        return float(np.interp(age, self.looks, self.ages))
 
     @property
     def reach(self) -> tuple[float, float]:
-        """Return the least and the most years that the model gains."""
-        return self.years[0], self.years[-1]
+        """Return the youngest and the oldest that the face looks."""
+        return self.looks[0], self.looks[-1]
 
 
-def inverse(asked: Sequence[float], years: Sequence[float], wanted: float) -> float:
-    """Return where a rising curve reaches `wanted`, by linear interpolation; where it is flat, the point nearest to 0."""
-    order = sorted(range(len(asked)), key=lambda k: -abs(asked[k]))
-    points = sorted({round(years[k], 6): asked[k] for k in order}.items())
-    return float(np.interp(wanted, [x for x, _ in points], [y for _, y in points]))
+def rising(current: float, looks: Mapping[float, float]) -> Slider:
+    """Return the slider through (current, current) and those ages that look further from it than every age between."""
+    points = [(current, current)]
+    for age in sorted(age for age in looks if age > current):
+        points += [(age, looks[age])] * (looks[age] > points[-1][1])
+    for age in sorted((age for age in looks if age < current), reverse=True):
+        points[:0] = [(age, looks[age])] * (looks[age] < points[0][1])
+    return Slider(*(list(values) for values in zip(*points)))
 
 
-def aging_adapters(sd: StableDiffusion) -> dict[str, str]:
-    """Return the fingerprints of the merged adapters whose captions have ages, with their weights."""
-    merged = [(sd.adapters[name], weight) for name, weight in sd.weights.items()]
-    return {adapter.fingerprint: str(weight) for adapter, weight in merged if "template" in adapter.metadata}
+def fit_slider(
+    sd: StableDiffusion, image: Image.Image, mask: Image.Image, current: float, years: Sequence[float], estimator: AgeEstimator,
+    subject: str = "a person", edit: Edit = Edit(), sampling: Sampling = Sampling(), *,
+    batch_size: int | None = None, generator: Generator | None = None, progress: Progress = list,
+) -> Slider:  # fmt: skip
+    """Return the slider of a face that is `current` years old, towards the signs of `years` alone.
 
-
-def read_slider(path: str | Path, sd: StableDiffusion) -> Slider:
-    """Return the slider of a file. Raises InputError if it is broken, or was fitted to another model or age adapter."""
-    slider = typed(Slider, read_json(path), str(path))
-    if len(slider.asked) != len(slider.years) or not slider.asked or sorted(slider.years) != slider.years:
-        raise InputError(f"{path}: its curve does not rise; fit it again with python -m lida.study.slider")
-    numbers = [*slider.asked, *slider.years, slider.guidance_scale]
-    if sorted(set(slider.asked)) != slider.asked or max(map(abs, numbers)) > 200 or slider.error < 0 or slider.faces < 1:
-        raise InputError(f"{path}: its numbers are out of range; fit it again with python -m lida.study.slider")
-    parts = ("unet", "text_encoder", "vae")  # not the folder's name
-    if any(slider.base.get(part) != sd.base[part] for part in parts) or slider.adapters != aging_adapters(sd):
-        raise InputError(f"{path}: was fitted to another base, age adapter or weight; fit one with python -m lida.study.slider")
-    return slider
+    Paint with the same edit, sampling and generator afterwards. If the estimator reads another age than `current` from the
+    photograph, its readings are shifted by the difference.
+    """
+    low, high = sd.captioning.ages
+    younger, older = min(years) < 0, max(years) > 0
+    asked = [age for age in DECADES if low <= age <= high and ((younger and age < current) or (older and age > current))]
+    if not asked:
+        return rising(current, {})
+    plan = plan_ages(sd, asked, current, subject, edit)
+    pictures = repaint_all(sd, image, mask, plan, sampling, batch_size=batch_size, generator=generator, progress=progress)
+    shift = current - estimator.of(image, mask)
+    return rising(current, {age: estimator.of(picture, mask) + shift for age, picture in zip(asked, pictures)})

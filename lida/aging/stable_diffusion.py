@@ -173,7 +173,7 @@ class StableDiffusion:
         return torch.einsum("bt,tmc->bmc", shares, hidden)
 
     def predictor(
-        self, prompts: Sequence[Prompt], negative_prompt: str | Sequence[Prompt] = "", sampling: Sampling = Sampling(),
+        self, prompts: Sequence[Prompt], negative_prompt: Prompt | list[Prompt] = "", sampling: Sampling = Sampling(),
         condition: Tensor | None = None,
     ) -> NoisePrediction:  # fmt: skip
         """Return the guided noise prediction for these prompts, as a function of latents (B, C, h, w) and timesteps (B,).
@@ -182,7 +182,7 @@ class StableDiffusion:
         inpainting_condition(). The prompts are encoded now; the UNet has the weights that are merged when the prediction runs.
         Weights that depend on the timestep are merged at each call, and stay so; see painting().
         """
-        negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt] * len(prompts)
         if len(negative) != len(prompts):
             raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} pictures; give one, or one for each")
         cond = self.encode(prompts)  # (B, M, C)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -14,13 +15,10 @@ from PIL import ImageOps
 
 from ..adapters import load_adapter
 from ..aging import Edit, StableDiffusion, plan_ages
-from ..aging.photograph import ADULT, SEED, UNDER_AGE, Photograph, made_with, repaint_faces, save_row
+from ..aging.photograph import ADULT, SEED, UNDER_AGE, Photograph, made_with, open_photograph, repaint_faces, save_row
 from ..diffusion import Sampling
 from ..doors.errors import InputError, faults_of, one_line
-from ..doors.files import file_hash
-from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
-from ..photos.masks import read_masks
 from ..shipped import AGE_WEIGHT, IDENTITY_WEIGHT
 
 ROW = (-40, -20, 20, 40)  # years older or younger
@@ -54,10 +52,8 @@ class Painter:
 
     def open(self, path: str, face: int | str = "all", subject: str = "person") -> Photograph:
         """Open a photograph and find its faces, the largest first, or one by its number. Raises InputError for no face."""
-        image, name = open_photo(path), Path(path).name
-        masks = read_masks("auto", image, face=face)
-        ages: list[float | None] = [self.estimator.of(image, mask) for mask in masks]
-        return Photograph(Path(name), image, masks, ages, subject, {name: file_hash(path)})
+        photo, name = open_photograph(Path(path), subject, face=face, estimator=self.estimator), Path(path).name
+        return replace(photo, path=Path(name), files={name: photo.files[path]})
 
     def merge(self, weights: Mapping[str, float], uploaded: str | None = None) -> list[str]:
         """Merge the adapters; an uploaded one replaces that of its role. Return them in the spelling of --adapter."""

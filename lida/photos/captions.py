@@ -15,6 +15,7 @@ FIELDS = ("subject", "gender", "decade", "age")
 CHILD, OLD = 13, 60  # below CHILD a man is a boy; from OLD on he is an old man
 CHILDREN = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
 NEAR, FAR = 20, 70  # ages of the young and the old person whose captions are mixed into a grown-up's
+FULL, MIDDLE = 65, 40  # where the old one's has the share 1; the age whose caption an old person is led away from
 Age = Annotated[int, Range(0, 120)]
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
 
@@ -75,21 +76,41 @@ class Captioning:
         return min(max(round(age), self.ages[0]), self.ages[1])
 
     def prompt_from(self, subject: str, age: float, current: float) -> Prompt:
-        """Return the prompt that leads a face from its current age to another: the caption of that age.
+        """Return the prompt that leads a face from its current age to another.
 
-        Between two ages of a grown-up only the decade in the caption changes, and the picture hardly changes. There the current
-        caption is mixed with that of an old person of FAR, or of a young one of NEAR. Up to NEAR, the prompt is the caption of a
-        young person of that age. The share of the young person is (current - age) / (current - NEAR). That of the old one is the square root of (age - current) / (FAR - current), because
-        that share itself ages too little (measured).
+        It is the caption of that age. But between two ages of a grown-up, or of an old person, little more than the decade in the
+        caption changes, and the picture hardly changes: there other captions are mixed in, if training had such ages.
         """
-        nouns = [noun_of(subject, years, self.child, self.old) for years in (current, age, FAR)]
-        grown_up, young = nouns[0] == nouns[1] == subject != nouns[2], young_noun(subject)
-        older, younger = round(age) > round(current) and self.ages[1] >= FAR, round(age) < round(current) and self.ages[0] <= NEAR
-        if grown_up and older:
-            return mixed(self.prompt(subject, current), self.prompt(subject, FAR), ((age - current) / (FAR - current)) ** 0.5)
-        if grown_up and younger and age > NEAR:
-            return mixed(self.prompt(subject, current), self.prompt(young, NEAR), (current - age) / (current - NEAR))
-        return self.prompt(young if grown_up and younger else subject, age)
+        if round(age) > round(current) and self.ages[1] >= FAR:
+            return self.older(subject, age, current)
+        if round(age) < round(current) and self.ages[0] <= NEAR:
+            return self.younger(subject, age, current)
+        return self.prompt(subject, age)
+
+    def older(self, subject: str, age: float, current: float) -> Prompt:
+        """Return the prompt for an older age.
+
+        A grown-up's is the current caption, mixed with that of an old person of FAR. Its share is the square root of (age -
+        current) / (FULL - current), because that share itself ages too little (measured); beyond FULL it is more than 1. A person
+        who is old already is led away from the caption of MIDDLE.
+        """
+        now, old = (noun_of(subject, years, self.child, self.old) for years in (current, FAR))
+        if now == subject != old:
+            share = (age - current) / max(FULL - current, 10)
+            return mixed(self.prompt(subject, current), self.prompt(subject, FAR), share**0.5)
+        if now == old != subject:
+            return mixed(self.prompt(subject, age), self.prompt(subject, MIDDLE), (current - age) / 60)
+        return self.prompt(subject, age)
+
+    def younger(self, subject: str, age: float, current: float) -> Prompt:
+        """Return the prompt for a younger age: of a grown-up, the caption of a young person, or above NEAR a mixture with it."""
+        now, then, old = (noun_of(subject, years, self.child, self.old) for years in (current, age, FAR))
+        if not now == then == subject != old:
+            return self.prompt(subject, age)
+        young = young_noun(subject)
+        if age <= NEAR:
+            return self.prompt(young, age)
+        return mixed(self.prompt(subject, current), self.prompt(young, NEAR), (current - age) / (current - NEAR))
 
     def prompt(self, subject: str, age: float) -> Prompt:
         """Return the caption of an age, or the two captions whose embeddings are mixed, with their shares.
@@ -107,7 +128,7 @@ class Captioning:
 
 
 def mixed(first: Prompt, second: Prompt, share: float) -> dict[str, float]:
-    """Return the mixture of two prompts or mixtures with a share, 0 to 1, of the second."""
+    """Return the mixture of two prompts or mixtures with a share of the second; below 0 and above 1 it leads beyond them."""
     parts: dict[str, float] = {}
     for prompt, weight in ((first, 1 - share), (second, share)):
         for text, part in ({prompt: 1.0} if isinstance(prompt, str) else prompt).items():

@@ -22,7 +22,7 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
  Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{source}"/></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
 KEY = "lida"  # the key of the settings in a PNG
-FILES = ("photo", "mask", "face_models", "slider", "age_estimator", "pretrained_model_name_or_path", "adapter")  # arguments
+FILES = ("photo", "mask", "face_models", "age_estimator", "pretrained_model_name_or_path", "adapter")  # arguments
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ COMMANDS = {
     "adapters": ("lida.scripts.adapters", "look at, convert, combine, compare and fuse adapters"),
     "app": ("lida.app.__main__", "age a face in a page of your browser"),
     "evaluate": ("lida.study.evaluate", "measure whether it ages, and whether it is still the same person"),
-    "slider": ("lida.study.slider", "fit the slider in years"),
 }
 
 

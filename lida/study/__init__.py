@@ -1,8 +1,7 @@
 """The study: does a face age, and is it still the same person? This needs the extra lida-aging[study].
 
 `evaluate` paints people at many settings (`settings`, `rules`, `people`, `painting`), has the pictures judged (`judges`,
-`measures`, `tradeoff`) and reports (`report`, `verdict`). `slider` fits the file that infer.py reads for --years. Nothing outside
-this room imports it.
+`measures`, `tradeoff`) and reports (`report`, `verdict`). Nothing outside this room imports it.
 """
 
 from importlib.util import find_spec

@@ -184,19 +184,15 @@ def test_a_weaker_target_of_a_row_is_painted_as_if_it_were_alone(sd, method):
 def test_targets_of_several_strengths_come_back_in_their_order_each_as_if_alone(sd):
     image, mask, sampling = noise_image(64, 64), Image.new("L", (64, 64), 255), Sampling(10, 3.0)
     targets = [Target("a man", 0.8), Target("a boy", 0.4), Target("an old man", 0.8)]
-    negative = ["", "a girl", "a woman"]
 
     def aged(chosen: list[int]) -> torch.Tensor:
-        edit = Edit(strength=0.8, context=1.0, negative_prompt=[negative[k] for k in chosen])
+        edit = Edit(strength=0.8, context=1.0, negative_prompt="a woman")
         prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=2, generator=draws())
         return repaint(sd, prepared, [targets[k] for k in chosen], sampling, output_type="latent")
 
     row = aged([0, 1, 2])
     for k in range(3):
         assert relative(row[2 * k : 2 * k + 2], aged([k])) <= 1e-4
-    prepared = prepare(sd, image, mask, Edit(strength=0.8, negative_prompt=negative[:2]), sampling, generator=draws())
-    with pytest.raises(ValueError, match="2 negative prompts for 3 targets"):
-        repaint(sd, prepared, targets, sampling)
 
 
 def test_ages_of_an_inpainting_model_share_a_strength_only_for_method_inpaint(inpainting):
@@ -218,9 +214,9 @@ def test_a_photograph_is_repainted_in_the_steps_that_it_was_prepared_for(sd):
 def test_age_to_is_age_face_by_the_defaults(sd):
     """One age alone: its caption, the photograph described by the caption of its own age, guidance away from that, all detail."""
     photo, mask, now = noise_image(80, 80), box_mask(80, 80, (20, 20, 60, 60)), "a portrait photo of a man, age 40s"
-    edit = Edit(source_prompt=now, negative_prompt=now).towards(70, 40)
-    (theirs,) = age_face(sd, photo, mask, "a portrait photo of an old man, age 70s", edit, Sampling(8), generator=draws())
-    (ours,) = age_to(sd, photo, mask, [70], 40, "a man", sampling=Sampling(8), generator=draws())
+    edit = Edit(source_prompt=now, negative_prompt=now).towards(10, 40)
+    (theirs,) = age_face(sd, photo, mask, "a portrait photo of a boy, age 10s", edit, Sampling(8), generator=draws())
+    (ours,) = age_to(sd, photo, mask, [10], 40, "a man", sampling=Sampling(8), generator=draws())
     assert np.array_equal(pixels(ours), pixels(theirs)) and (edit.strength, edit.detail) == (0.8, 1)
 
 

@@ -45,11 +45,11 @@ def test_flags_that_contradict_each_other_are_refused_by_name(parsed):
 
 def test_flags_without_effect_follow_from_the_others():
     """A photograph with a mask and an age, inpainted without guidance; and a painting from a prompt."""
-    needless = "face mask_growth mask_feather zones face_models height width age_estimator slider source_prompt"
+    needless = "face mask_growth mask_feather zones face_models height width age_estimator source_prompt"
     needless += " negative_prompt guidance_rescale guidance_interval"
     photo = {"photo": ["a.png"], "prompt": None, "mask": "a-mask.png", "current_age": 30, "years": None}
     assert set(idle(Namespace(**photo, method="inpaint", guidance_scale=1.0))) == set(needless.split())
     needless = "mask subject batch_size format method strength detail source_prompt no_colour_match face mask_growth"
-    needless += " mask_feather zones face_models gif current_age age_estimator slider"
+    needless += " mask_feather zones face_models gif current_age age_estimator"
     text = {"photo": [], "prompt": "a boy", "mask": None, "current_age": None, "years": None}
     assert set(idle(Namespace(**text, method="flow_edit", guidance_scale=4.0))) == set(needless.split())

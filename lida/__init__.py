@@ -17,9 +17,7 @@ __version__ = "0.3.0"
 # The module of each name
 HOMES = {
     "adapters": ("Adapter", "combine", "compare", "load_adapter", "save_adapter"),
-    "aging": (
-        "Edit", "Plan", "StableDiffusion", "Target", "age_face", "age_to", "generate", "plan_ages", "prepare", "repaint",
-    ),
+    "aging": ("Edit", "Plan", "StableDiffusion", "Target", "age_face", "age_to", "generate", "plan_ages", "prepare", "repaint"),
     "diffusion": ("NoiseSchedule", "Sampling", "ddim_step", "guided", "noise_prediction_loss", "sample"),
     "doors.errors": ("InputError",),
     "nn.attention_maps": ("recorded_attention",),

@@ -16,11 +16,8 @@ from ..doors.errors import InputError, run
 def parse_args() -> argparse.Namespace:
     parser = arguments.Parser(prog="lida app", description="Age a face in a page of your browser, on your own machine.")
     add = parser.add_argument
-    add(
-        "--pretrained_model_name_or_path",
-        default=shipped.path_of(shipped.MODEL),
-        help="folder, .safetensors file or hub id (default: lida-tiny)",
-    )
+    model = shipped.path_of(shipped.MODEL)
+    add("--pretrained_model_name_or_path", default=model, help="folder, .safetensors file or hub id (default: lida-tiny)")
     add("--age_adapter", help="an Age-LoRA (default, on lida-tiny: weights/age.safetensors)")
     add("--identity_adapter", help="an Identity-LoRA (default: none; the page takes one too)")
     add("--num_inference_steps", type=arguments.whole(1, 999), help="from pure noise to a picture (default: infer.py's)")

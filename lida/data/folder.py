@@ -45,12 +45,9 @@ class Example:
 
 
 def read_examples(
-    folder: str | Path,
-    image_column: str = "image",
-    caption_column: str | None = "text",
-    smallest: int = 1,
+    folder: str | Path, image_column: str = "image", caption_column: str | None = "text", smallest: int = 1,
     caption: str | None = None,
-) -> list[Example]:
+) -> list[Example]:  # fmt: skip
     """Return the pictures that the metadata of a folder, and of those below it, names. Every picture is decoded once.
 
     A line has the picture's path, from its metadata's folder, as `file_name`, or for another `image_column` as

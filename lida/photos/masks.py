@@ -67,11 +67,7 @@ def mask_from_box(text: str, size: tuple[int, int]) -> Image.Image:
 
 
 def read_masks(
-    mask: str,
-    image: Image.Image,
-    face_models: str | Path | None = None,
-    face: int | str | None = None,
-    outline: Outline = SOFT,
+    mask: str, image: Image.Image, face_models: str | Path | None = None, face: int | str | None = None, outline: Outline = SOFT
 ) -> list[Image.Image]:
     """Return the masks of `mask`: "auto" finds faces; the path of a picture or a box x0,y0,x1,y1 gives one mask.
 

@@ -51,9 +51,8 @@ def write_card(folder: Path, adapter: Adapter) -> Path:
         licence=f": {about['licence']}" if about.get("licence") else "",
         settings="\n".join(f"| {name} | {value} |" for name, value in sorted(settings.items())),
     )  # fmt: skip
-    data = ModelCardData(
-        base_model=base, library_name="diffusers", tags=["lora", "stable-diffusion", "face-aging", f"lida-{role}"]
-    )
+    tags = ["lora", "stable-diffusion", "face-aging", f"lida-{role}"]
+    data = ModelCardData(base_model=base, library_name="diffusers", tags=tags)
     path = folder / CARD_NAME
     if path.exists() and b", trained by lida in " not in path.read_bytes():
         warnings.warn(f"{path}: was not written by lida, and is kept as it is")

@@ -69,9 +69,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         if not (path.is_dir() if path.name == "samples" or path.name.startswith("checkpoint-") else path.is_file()):
             raise InputError(f"{path}: has the name of a file or folder of the run; move it away, or give another --output_dir")
     metrics = folder / METRICS
-    earlier = (
-        (folder / FILE_NAME).exists() or checkpoints(folder) or (metrics.exists() and b'"smoothed": ' in metrics.read_bytes())
-    )
+    own = metrics.exists() and b'"smoothed": ' in metrics.read_bytes()
+    earlier = own or (folder / FILE_NAME).exists() or checkpoints(folder)
     if present and not earlier and not overwrite:
         cure = "move it away, or give another --output_dir; --overwrite_output_dir replaces it"
         raise InputError(f"{present[0]}: was not written by train_lora.py, and would be replaced; {cure}")

@@ -57,9 +57,8 @@ def load_state(path: str | Path, parts: Mapping[str, Any]) -> int:
 
 def options_of(state: dict) -> list[dict]:
     """Return the options in an optimiser's state, without the learning rate, which every step sets; [] for another part."""
-    return [
-        {key: value for key, value in group.items() if key not in ("params", "lr")} for group in state.get("param_groups", [])
-    ]
+    groups = state.get("param_groups", [])
+    return [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in groups]
 
 
 def check_values(part: Any, step: int) -> None:

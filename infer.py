@@ -21,7 +21,8 @@ from lida import shipped
 from lida.adapters import parse_pairs
 from lida.aging import Plan, StableDiffusion, generate, plan_ages, plan_prompt
 from lida.aging.flags import AGES, add_edit_flags, add_sampling_flags, edit_of, idle, sampling_of
-from lida.aging.photograph import SEED, Photograph, ages_for, made_with, open_photograph, repaint_faces, save_row, warn_of_ages
+from lida.aging.photograph import SEED, Photograph, made_with, open_photograph, repaint_faces, save_row, warn_of_ages
+from lida.aging.slider import ages_for
 from lida.diffusion import Sampling
 from lida.doors import arguments
 from lida.doors.errors import InputError, run
@@ -177,7 +178,11 @@ def plans_of(
         assert estimator is not None  # --years needs one
         options = {"seed": args.seed, "batch_size": args.batch_size, "progress": partial(tqdm, desc="decades", unit="step")}
         asked = ages_for(sd, photo, args.years, estimator, edit, sampling, **options)
-    return [plan_ages(sd, ages, age, photo.subject, edit) for ages, age in zip(asked, photo.ages) if age is not None]
+    plans = []
+    for ages, current in zip(asked, photo.ages):
+        assert current is not None  # it is None with --prompt only
+        plans.append(plan_ages(sd, ages, current, photo.subject, edit))
+    return plans
 
 
 def age_photograph(
@@ -196,8 +201,7 @@ def age_photograph(
 
 def main() -> None:
     args = parse_args()
-    sampling, aged = sampling_of(args), args.photo and args.prompt is None
-    estimator = AgeEstimator(args.age_estimator) if aged and (args.years or args.current_age is None) else None
+    sampling, estimator = sampling_of(args), None if "age_estimator" in idle(args) else AgeEstimator(args.age_estimator)
     photos = open_photographs(args, estimator)
     sd = load_model(args)
     warn_of_ages(photos, args.ages or [], args.years or [], sd.captioning)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..doors.errors import InputError
+from ..doors.errors import InputError, blamed
 from ..doors.tensors import FLOATS, is_finite
 from ..nn.lora import LowRank
 from .adapter import TEXT
@@ -85,10 +85,8 @@ def parse(tensors: Mapping[str, Tensor], configs: Mapping[str, PeftConfig], wher
         if "alpha" in parts:
             alpha = float(parts["alpha"]) or float(rank)  # kohya writes 0 for the rank
         else:
-            try:
+            with blamed(f"{where}: "):
                 alpha = configs[component].alpha(path.removeprefix(TEXT), rank)
-            except ValueError as error:
-                raise InputError(f"{where}: {error}") from None
         layers[path] = LowRank(parts["down"].clone(), parts["up"].clone(), alpha)
     return layers
 

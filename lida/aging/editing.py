@@ -80,7 +80,7 @@ def prepare(
             trajectory, source_pred = flow_source(predict, sd.schedule, init_latents, steps, generator)
         else:
             trajectory = ddim_invert(predict, sd.schedule, init_latents, steps)
-    put_back = None if sd.unet.inpaints and inpaint else latent_mask
+    put_back = latent_mask if not (sd.unet.inpaints and inpaint) else None
     state = None if generator is None else generator.clone_state()
     return Prepared(image, mask, edit, box, square, steps, trajectory, put_back, condition, source_pred, state)
 
@@ -153,11 +153,8 @@ def age_face(
 ) -> list[Image.Image] | Tensor:  # fmt: skip
     """Repaint a photograph towards each prompt where `mask` (L, the size of `image`) is not black; keep every other pixel.
 
-    The square around the mask is resized to the model's resolution, turned into noise as Edit.method says, denoised, decoded,
-    matched in colour and pasted back. After each step, the photograph is put back where the mask is black, and where it is grey
-    until the step that its value sets (Avrahami et al. 2023; Levin & Fried 2023). All prompts share the noise. Returns pictures
-    of the input's size, prompt by prompt, or latents of the square for output_type "latent". Raises ValueError as prepare() and
-    repaint() do.
+    This is prepare() and repaint(); all prompts share the noise. Returns pictures of the input's size, prompt by prompt, or latents
+    of the square for output_type "latent". Raises ValueError as the two do.
     """
     prepared = prepare(sd, image, mask, edit, sampling, num_images_per_prompt=num_images_per_prompt, generator=generator)
     targets = [prepared.edit.target(p) for p in repeated(prompt, 1)]

@@ -4,7 +4,7 @@ import argparse
 
 from ..diffusion.samplers import MOST_GUIDANCE, SCHEDULERS, Sampling
 from ..doors import arguments
-from ..doors.errors import InputError
+from ..doors.errors import blamed
 from .edit import LEAST_STRENGTH, METHODS, MOST_STRENGTH, PLAIN_STRENGTH, Edit
 
 AGES = (10, 30, 50, 70)  # painted unless others are given
@@ -30,10 +30,8 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
     """Return the Sampling of the flags. Raises InputError if they contradict each other."""
     names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "eta")
     interval = args.guidance_interval and tuple(args.guidance_interval)
-    try:
+    with blamed("--"):
         return Sampling(guidance_interval=interval, **{name: getattr(args, name) for name in names})
-    except ValueError as error:
-        raise InputError(f"--{error}") from None
 
 
 def add_edit_flags(parser: argparse.ArgumentParser) -> None:

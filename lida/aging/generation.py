@@ -1,7 +1,7 @@
 """Paint pictures from prompts."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from ..diffusion.samplers import SCHEDULERS, Sampling, StepRule, ddim_step, sample
-from ..diffusion.schedule import NoiseSchedule, randn_like
+from ..diffusion.schedule import randn_like
 from ..doors.errors import InputError
 from ..doors.pictures import to_images
 from ..photos.captions import Prompt
@@ -64,13 +64,9 @@ def generate(
 
 def step_rule(sampling: Sampling, generator: Generator | None, repeats: int = 1) -> StepRule:
     """Return the sampler's step rule. DDIM draws its noise from the generator; the batch's `repeats` parts share it."""
-    if sampling.scheduler != "ddim":
-        return SCHEDULERS[sampling.scheduler] if isinstance(sampling.scheduler, str) else sampling.scheduler
-
-    def ddim(schedule: NoiseSchedule, latents: Tensor, noise_pred: Tensor, t: int, t_prev: int) -> Tensor:
-        return ddim_step(schedule, latents, noise_pred, t, t_prev, sampling.eta, generator, repeats)
-
-    return ddim
+    if sampling.scheduler == "ddim":
+        return partial(ddim_step, eta=sampling.eta, generator=generator, repeats=repeats)
+    return SCHEDULERS[sampling.scheduler] if isinstance(sampling.scheduler, str) else sampling.scheduler
 
 
 def repeated(prompt: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:

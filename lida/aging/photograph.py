@@ -1,8 +1,7 @@
-"""What infer.py and the page share: open a photograph, repaint its faces, and save the pictures with their settings."""
+"""Open a photograph, repaint its faces, and save the pictures with their settings: for infer.py and the page."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image, ImageChops
 
 from .. import __version__
 from ..diffusion.samplers import Sampling
-from ..doors.errors import InputError
+from ..doors.errors import blamed
 from ..doors.files import file_hash
 from ..doors.pictures import open_photo
 from ..photos.ages import AgeEstimator
@@ -21,10 +20,9 @@ from ..photos.captions import Captioning
 from ..photos.marking import Encoding, save_marked
 from ..photos.masks import SOFT, Outline, read_masks
 from ..photos.squares import cut, largest_change_outside, not_black, sheet, square_about
-from .edit import Edit, Plan
+from .edit import Plan
 from .editing import repaint_all
 from .generation import Progress
-from .slider import fit_slider
 from .stable_diffusion import StableDiffusion
 
 SEED = 4  # default of infer.py and of the page
@@ -55,22 +53,13 @@ def open_photograph(
 
     `mask` is as for read_masks(), or a folder of masks that are named as the photographs. Raises InputError.
     """
-    image = open_photo(path)
-    if mask and Path(mask).is_dir():
+    image, given = open_photo(path), mask not in ("auto", "")
+    if given and Path(mask).is_dir():
         mask = str(Path(mask, f"{path.stem}.png"))
     masks = read_masks(mask, image, face_models, face, outline)
     ages = [estimator.of(image, one) if age is None and estimator else age for one in masks]
-    files = {str(file): file_hash(file) for file in (path, Path(mask)) if file.is_file()}
+    files = {str(file): file_hash(file) for file in (path, *[Path(mask)] * given) if file.is_file()}
     return Photograph(path, image, masks, ages, subject, files, encoding)
-
-
-@contextmanager
-def faults_named(path: Path) -> Iterator[None]:
-    """Turn a ValueError into an InputError that names the photograph."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def repaint_faces(
@@ -84,34 +73,13 @@ def repaint_faces(
     painted = [photo.image] * (len(plans[0].targets) * num_images_per_prompt)
     for mask, plan in zip(photo.masks, plans):
         generator, inside = torch.Generator().manual_seed(seed), not_black(mask)
-        with faults_named(photo.path):
+        with blamed(f"{photo.path}: "):
             pictures = repaint_all(
                 sd, photo.image, mask, plan, sampling, num_images_per_prompt=num_images_per_prompt, batch_size=batch_size,
                 generator=generator, progress=progress,
             )  # fmt: skip
         painted = [Image.composite(new, old, inside) for new, old in zip(pictures, painted)]
     return painted
-
-
-def ages_for(
-    sd: StableDiffusion, photo: Photograph, years: Sequence[float], estimator: AgeEstimator, edit: Edit, sampling: Sampling, *,
-    seed: int = SEED, batch_size: int | None = None, progress: Progress = list,
-) -> list[list[float]]:  # fmt: skip
-    """Return the ages to ask for so that each face looks so many `years` older or younger. Print which ages it will not look."""
-    asked = []
-    for mask, current in zip(photo.masks, photo.ages):
-        assert current is not None
-        with faults_named(photo.path):
-            slider = fit_slider(
-                sd, photo.image, mask, current, years, estimator, photo.subject, edit, sampling,
-                batch_size=batch_size, generator=torch.Generator().manual_seed(seed), progress=progress,
-            )  # fmt: skip
-        low, high = slider.reach
-        for age in (current + more for more in years):
-            if not low <= age <= high:
-                print(f"warning: {photo.path}: {age:.0f} years: it comes to look {low:.0f} to {high:.0f}", file=sys.stderr)
-        asked.append([slider.ask(current + more) for more in years])
-    return asked
 
 
 def warn_of_ages(photos: Sequence[Photograph], ages: Sequence[int], years: Sequence[int], captioning: Captioning) -> None:

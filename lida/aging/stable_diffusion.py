@@ -173,7 +173,7 @@ class StableDiffusion:
         return torch.einsum("bt,tmc->bmc", shares, hidden)
 
     def predictor(
-        self, prompts: Sequence[Prompt], negative_prompt: Prompt | list[Prompt] = "", sampling: Sampling = Sampling(),
+        self, prompts: Sequence[Prompt], negative_prompt: Prompt | list[Prompt] | tuple[Prompt, ...] = "", sampling: Sampling = Sampling(),
         condition: Tensor | None = None,
     ) -> NoisePrediction:  # fmt: skip
         """Return the guided noise prediction for these prompts, as a function of latents (B, C, h, w) and timesteps (B,).
@@ -182,28 +182,26 @@ class StableDiffusion:
         inpainting_condition(). The prompts are encoded now; the UNet has the weights that are merged when the prediction runs.
         Weights that depend on the timestep are merged at each call, and stay so; see painting().
         """
-        negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt] * len(prompts)
+        negative = [*negative_prompt] if isinstance(negative_prompt, list | tuple) else [negative_prompt] * len(prompts)
         if len(negative) != len(prompts):
             raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} pictures; give one, or one for each")
         cond = self.encode(prompts)  # (B, M, C)
         uncond = self.encode(negative) if sampling.guidance_scale > 1 else None
         low, high = sampling.guidance_interval or (0.0, math.inf)
-        contexts: dict[int, CachedContext] = {}  # guided() passes the same two tensors at every step
-        version = self.merger.version
+        contexts: dict[tuple[int, int], CachedContext] = {}  # guided() passes the same two tensors at every step
 
-        def unet(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-            nonlocal version
+        def merged_unet(latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
             self.merge_at(int(timesteps[0]))
-            if version != self.merger.version:  # the cached keys and values belong to other weights
+            key = id(encoder_hidden_states), self.merger.version
+            if key not in contexts:  # other weights have other keys and values
                 contexts.clear()
-                version = self.merger.version
-            context = contexts.setdefault(id(encoder_hidden_states), CachedContext(encoder_hidden_states))
+                contexts[key] = CachedContext(encoder_hidden_states)
             if condition is not None:
                 latents = torch.cat([latents, condition.expand(len(latents), -1, -1, -1)], dim=1)  # (B, 9, h, w)
-            return self.unet(latents, timesteps, context)
+            return self.unet(latents, timesteps, contexts[key])
 
         return guided(
-            unet, cond, uncond, sampling.guidance_scale, sampling.guidance_rescale,
+            merged_unet, cond, uncond, sampling.guidance_scale, sampling.guidance_rescale,
             lambda t: bool(low <= self.schedule.sigma(t) <= high),
         )  # fmt: skip
 

@@ -53,7 +53,7 @@ class Painter:
     def open(self, path: str, face: int | str = "all", subject: str = "person") -> Photograph:
         """Open a photograph and find its faces, the largest first, or one by its number. Raises InputError for no face."""
         photo, name = open_photograph(Path(path), subject, face=face, estimator=self.estimator), Path(path).name
-        return replace(photo, path=Path(name), files={name: photo.files[path]})
+        return replace(photo, path=Path(name), files={name: photo.files[str(Path(path))]})
 
     def merge(self, weights: Mapping[str, float], uploaded: str | None = None) -> list[str]:
         """Merge the adapters; an uploaded one replaces that of its role. Return them in the spelling of --adapter."""

@@ -1,13 +1,11 @@
 """The configs of a model's parts: foreign JSON, checked field by field before anything is built."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from ..diffusion.schedule import NoiseScheduleConfig
-from ..doors.errors import InputError, one_line
+from ..doors.errors import InputError
 from ..doors.json import SHORT, Range, typed
 from ..nn.unet import UNetConfig, Width
 from ..nn.vae import VAEConfig
@@ -68,12 +66,3 @@ def read_text_config(path: Path) -> TextConfig:
     if raw.get("model_type", "clip_text_model") != "clip_text_model":
         raise InputError(f"{path}: model_type is {SHORT.repr(raw['model_type'])}; SD1.5's text encoder is a clip_text_model")
     return typed(TextConfig, {field.name: raw[field.name] for field in fields(TextConfig) if field.name in raw}, path)
-
-
-@contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """Turn a constructor's error about its values into an InputError that names the file of the values."""
-    try:
-        yield
-    except Exception as error:  # transformers has its own classes of errors
-        raise InputError(f"{path}: {one_line(error)}") from error

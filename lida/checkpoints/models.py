@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..diffusion.schedule import NoiseSchedule, NoiseScheduleConfig
-from ..doors.errors import InputError
+from ..doors.errors import InputError, blamed
 from ..doors.tensors import check_finite, read_tensors
 from ..nn.text import TextEncoder
 from ..nn.unet import UNet, UNetConfig
 from ..nn.vae import VAE, VAEConfig
 from . import single_file as ldm
-from .configs import read_config, read_text_config, refusing
+from .configs import read_config, read_text_config
 from .sources import TEXT_WEIGHTS, is_single_file, local, weights_file
 from .tokenizers import check_tokenizer, load_tokenizer
 
@@ -35,7 +35,7 @@ Device = str | torch.device
 
 def build(kind: Callable[[Any], nn.Module], config: Any, path: Path) -> Any:
     """Return the model of a config on the meta device, where it takes no memory. Raises InputError if it cannot be built."""
-    with refusing(path), torch.device("meta"):
+    with blamed(f"{path}: ", Exception), torch.device("meta"):  # transformers has its own classes of errors
         return kind(config)
 
 
@@ -146,5 +146,5 @@ def load_schedule(source: str | Path) -> NoiseSchedule:
         return NoiseSchedule.from_config(ldm.SCHEDULE)
     path = local(source, "scheduler/*") / "scheduler" / "scheduler_config.json"
     config = read_config(NoiseScheduleConfig, path)
-    with refusing(path):
+    with blamed(f"{path}: ", Exception):
         return NoiseSchedule.from_config(config)

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..doors.arguments import Parser, age, text, whole
-from ..doors.errors import InputError, run
+from ..doors.errors import InputError, blamed, run
 from ..doors.files import folder_written_whole, regular_file, write_json, write_text
 from ..doors.pictures import open_image, save_image
 from ..photos.captions import CHILD, DEFAULT_TEMPLATE, OLD, Captioning
@@ -171,10 +171,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
-    try:
+    with blamed("--"):
         captioning = Captioning(args.template, child=args.children, old=args.old)
-    except InputError as error:
-        raise InputError(f"--{error}") from None
     faces = read_faces(args.aaf, args.split, args.ages)
     write_dataset(faces, args.output_dir, captioning, None if args.no_masks else args.aaf, args.resolution)
     print(write_overview(read_examples(args.output_dir), args.output_dir))

@@ -22,10 +22,9 @@ class Blend:
     trajectory: Trajectory
 
     def __call__(self, latents: Tensor, t: int, steps_left: float) -> Tensor:
-        """Return the latents (N B, C, h, w) of N paintings inside the mask, and the photograph at t outside it.
+        """Return the latents (N B, C, h, w) inside the mask, and the photograph at t outside it (Avrahami et al. 2022, algorithm 1).
 
-        This is Avrahami et al. 2022, algorithm 1. `steps_left` is the share of the steps to come: grey pixels above it count as
-        inside.
+        N paintings share the photograph. `steps_left` is the share of the steps to come.
         """
         photograph = self.trajectory[t].repeat(len(latents) // len(self.trajectory[t]), 1, 1, 1)
         return torch.where(self.mask > steps_left, latents, photograph)

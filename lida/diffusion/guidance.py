@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def guided(
-    unet: Callable[[Tensor, Tensor, Tensor], Tensor], cond: Tensor, uncond: Tensor | None, guidance_scale: float,
+    predict_noise: Callable[[Tensor, Tensor, Tensor], Tensor], cond: Tensor, uncond: Tensor | None, guidance_scale: float,
     rescale: float = 0.0, acts_at: Callable[[int], bool] = lambda t: True,
 ) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
     """Return eps_u + g (eps_c - eps_u) as a function of latents (B, C, h, w) and timesteps (B,).
 
-    `unet` takes latents, timesteps and encoder_hidden_states; `cond` and `uncond` are the encoded prompts (B, M, C_text). Both go through the network as one batch, the unconditional
-    first. At g <= 1, and at timesteps where guidance does not act (Kynkaanniemi et al. 2024), the result is the conditional
+    `predict_noise`, such as a UNet, takes latents, timesteps and encoder_hidden_states; `cond` and `uncond` are the encoded
+    prompts (B, M, C_text). Both go through the network as one batch, the unconditional first. At g <= 1, and at timesteps where guidance does not act (Kynkaanniemi et al. 2024), the result is the conditional
     prediction alone, at half the cost; at g <= 1 `uncond` may be None. `rescale` is the weight of the rescaled prediction; see
     rescaled().
     """
@@ -24,8 +24,8 @@ def guided(
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
         if both is None or not acts_at(int(timesteps[0])):
-            return unet(latents, timesteps, cond)
-        eps_u, eps_c = unet(torch.cat([latents] * 2), torch.cat([timesteps] * 2), both).chunk(2)
+            return predict_noise(latents, timesteps, cond)
+        eps_u, eps_c = predict_noise(torch.cat([latents] * 2), torch.cat([timesteps] * 2), both).chunk(2)
         eps = eps_u + guidance_scale * (eps_c - eps_u)
         return rescaled(eps, eps_c, rescale) if rescale else eps
 

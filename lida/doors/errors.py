@@ -5,7 +5,8 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -22,6 +23,15 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+@contextmanager
+def blamed(where: str, kind: type[Exception] = ValueError) -> Iterator[None]:
+    """Turn errors of this kind into an InputError whose line begins with `where`."""
+    try:
+        yield
+    except kind as error:
+        raise InputError(f"{where}{one_line(error)}") from error
 
 
 def run(main: Callable[[], None]) -> None:

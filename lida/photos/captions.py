@@ -15,7 +15,8 @@ FIELDS = ("subject", "gender", "decade", "age")
 CHILD, OLD = 13, 60  # below CHILD a man is a boy; from OLD on he is an old man
 CHILDREN = {"a man": "a boy", "a woman": "a girl", "a person": "a child"}
 NEAR, FAR = 20, 70  # ages of the young and the old person whose captions are mixed into a grown-up's
-FULL, MIDDLE = 65, 40  # where the old one's has the share 1; the age whose caption an old person is led away from
+FULL, MOST = 65, 1.5  # the age at which the old person's caption has the share 1, and its largest share
+SOON, MIDDLE, AWAY = 5, 40, 60  # years before the old noun; the caption to lead away from; years for which its share is -1
 Age = Annotated[int, Range(0, 120)]
 Prompt = str | Mapping[str, float]  # a prompt, or several with the shares by which their embeddings are mixed
 
@@ -42,12 +43,6 @@ def noun_of(subject: str, age: float, child: float = CHILD, old: float = OLD) ->
     if age < child:
         return f"{name} {CHILDREN[f'a {noun}'].removeprefix('a ')}"
     return f"{'an' if name == 'a' else name} old {noun}" if old and age >= old else subject
-
-
-def young_noun(subject: str) -> str:
-    """Return "a young man" for "a man", and "sks young man" for "sks man"; a subject without a name before its noun stays."""
-    name, _, noun = subject.rpartition(" ")
-    return f"{name} young {noun}" if name else subject
 
 
 @dataclass(frozen=True)
@@ -78,8 +73,8 @@ class Captioning:
     def prompt_from(self, subject: str, age: float, current: float) -> Prompt:
         """Return the prompt that leads a face from its current age to another.
 
-        It is the caption of that age. But between two ages of a grown-up, or of an old person, little more than the decade in the
-        caption changes, and the picture hardly changes: there other captions are mixed in, if training had such ages.
+        It is the caption of that age, but for a grown-up and for an old person other captions are mixed in, if training had their
+        ages: between two decades of a grown-up little else in the caption changes, and the picture hardly does.
         """
         if round(age) > round(current) and self.ages[1] >= FAR:
             return self.older(subject, age, current)
@@ -90,24 +85,26 @@ class Captioning:
     def older(self, subject: str, age: float, current: float) -> Prompt:
         """Return the prompt for an older age.
 
-        A grown-up's is the current caption, mixed with that of an old person of FAR. Its share is the square root of (age -
-        current) / (FULL - current), because that share itself ages too little (measured); beyond FULL it is more than 1. A person
-        who is old already is led away from the caption of MIDDLE.
+        A grown-up's mixes the current caption with that of an old person of FAR. The old person's share is the square root of
+        (age - current) / (FULL - current), because the ratio itself ages too little, and may be above 1, up to MOST: then the
+        current caption has a negative share. The caption of somebody who is old, or soon will be, is led away from that of MIDDLE
+        (all measured).
         """
-        now, old = (noun_of(subject, years, self.child, self.old) for years in (current, FAR))
-        if now == subject != old:
-            share = (age - current) / max(FULL - current, 10)
-            return mixed(self.prompt(subject, current), self.prompt(subject, FAR), share**0.5)
-        if now == old != subject:
-            return mixed(self.prompt(subject, age), self.prompt(subject, MIDDLE), (current - age) / 60)
+        now, soon, old = (noun_of(subject, round(years), self.child, self.old) for years in (current, current + SOON, FAR))
+        if now == soon == subject != old:
+            share = ((age - current) / (FULL - current)) ** 0.5
+            return mixed(self.prompt(subject, current), self.prompt(subject, FAR), min(share, MOST))
+        if soon == old != subject:
+            return mixed(self.prompt(subject, age), self.prompt(subject, MIDDLE), (current - age) / AWAY)
         return self.prompt(subject, age)
 
     def younger(self, subject: str, age: float, current: float) -> Prompt:
         """Return the prompt for a younger age: of a grown-up, the caption of a young person, or above NEAR a mixture with it."""
-        now, then, old = (noun_of(subject, years, self.child, self.old) for years in (current, age, FAR))
+        now, then, old = (noun_of(subject, round(years), self.child, self.old) for years in (current, age, FAR))
         if not now == then == subject != old:
             return self.prompt(subject, age)
-        young = young_noun(subject)
+        name, _, noun = subject.rpartition(" ")
+        young = f"{name} young {noun}"
         if age <= NEAR:
             return self.prompt(young, age)
         return mixed(self.prompt(subject, current), self.prompt(young, NEAR), (current - age) / (current - NEAR))

@@ -50,12 +50,19 @@ def test_for_an_older_age_of_a_grown_up_an_old_persons_caption_is_mixed_in():
     assert captioning.prompt_from("a man", 41.75, 34) == pytest.approx(halfway)  # a quarter of the way to 65, its root
     assert captioning.prompt_from("a man", 65, 30) == pytest.approx({now: 0, old: 1})
     assert captioning.prompt_from("a man", 80, 30) == pytest.approx({now: 1 - (10 / 7) ** 0.5, old: (10 / 7) ** 0.5})  # beyond
-    assert captioning.prompt_from("a man", 60, 59)["a portrait photo of an old man, age 70s"] < 0.4  # near 65 not at once
+    assert captioning.prompt_from("a man", 95, 54)[old] == 1.5  # not further
 
 
-def test_an_old_person_is_led_away_from_the_caption_of_one_who_is_not():
+def test_one_who_is_or_will_soon_be_old_is_led_away_from_the_caption_of_one_who_is_not():
     own, middle = (f"a portrait photo of {who}" for who in ("an old man, age 80s", "a man, age 40s"))
-    assert Captioning().prompt_from("a man", 80, 65) == pytest.approx({own: 1.25, middle: -0.25})
+    for current, share in ((65, 0.25), (55, 25 / 60), (54.6, 25.4 / 60)):
+        assert Captioning().prompt_from("a man", 80, current) == pytest.approx({own: 1 + share, middle: -share})
+
+
+def test_the_noun_is_that_of_the_rounded_age():
+    captioning = Captioning()
+    assert captioning.prompt_from("a man", 12.6, 40) == captioning.prompt_from("a man", 13, 40)
+    assert captioning.prompt_from("a man", 70, 59.6) == pytest.approx(captioning.prompt_from("a man", 70, 60), abs=0.01)
 
 
 def test_a_younger_age_of_a_grown_up_is_led_to_by_a_young_persons_caption():

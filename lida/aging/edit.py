@@ -18,10 +18,10 @@ class Edit:
 
     `method` says how: flow_edit integrates the difference of the predictions for the target and the source prompt,
     ddim_inversion takes DDIM's steps backwards first, inpaint draws noise (SDEdit, Meng et al. 2022). `strength`, above 0 and
-    up to 1, is the share of the steps to take. `detail`, 0 to 1, is the share of the detail lost in the autoencoder that is added back. `source_prompt`
-    describes the photograph; method inpaint ignores it. `negative_prompt` is the prompt of the unconditional prediction. Where
-    one of these four is None, plan_ages() sets it for the ages of a face, and without_age() for any other prompt. The square
-    around the mask is `context` times as long as the mask. Raises ValueError for a value out of range.
+    up to 1, is the share of the steps to take. `detail`, 0 to 1, is the share of the detail lost in the autoencoder that is added
+    back. `source_prompt` describes the photograph; method inpaint ignores it. `negative_prompt` is the prompt of the unconditional
+    prediction. Where one of these four is None, plan_ages() sets it for the ages of a face, and without_age() for any other
+    prompt. The square around the mask is `context` times as long as the mask. Raises ValueError for a value out of range.
     """
 
     method: str = "flow_edit"

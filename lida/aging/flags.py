@@ -42,9 +42,9 @@ def add_edit_flags(parser: argparse.ArgumentParser) -> None:
     help = f"share of the steps, above 0 and up to 1 (default: {LEAST_STRENGTH} to {MOST_STRENGTH}, by the difference in years; "
     help += f"{PLAIN_STRENGTH} with --prompt)"
     add("--strength", type=STRENGTH, help=help)
-    help = "share, 0 to 1, of the detail lost in the autoencoder that is added back where it fits (default: 1; 0 for inpaint and --prompt)"
-    add("--detail", type=arguments.share, help=help)
-    help = "what the photograph shows; method inpaint ignores it (default: the caption of the current age; without an age for --prompt)"
+    help = "share, 0 to 1, of the detail lost in the autoencoder that is added back where it fits"
+    add("--detail", type=arguments.share, help=f"{help} (default: 1; 0 for inpaint and --prompt)")
+    help = "what the photograph shows; inpaint ignores it (default: the caption of the current age; for --prompt without the age)"
     add("--source_prompt", type=arguments.text, help=help)
     help = "prompt that guidance leads away from (default: the caption of the current age; none for inpaint and for --prompt)"
     add("--negative_prompt", type=arguments.text, help=help)

@@ -47,7 +47,8 @@ class Photograph:
 
 def open_photograph(
     path: Path, subject: str = "person", mask: str = "auto", *, face: int | str | None = None, age: float | None = None,
-    estimator: AgeEstimator | None = None, outline: Outline = SOFT, face_models: str | None = None, encoding: Encoding = Encoding(),
+    estimator: AgeEstimator | None = None, outline: Outline = SOFT, face_models: str | None = None,
+    encoding: Encoding = Encoding(),
 ) -> Photograph:  # fmt: skip
     """Open a photograph and its masks. `age` is that of all its faces; if it is None, the estimator reads them, if there is one.
 

@@ -173,8 +173,8 @@ class StableDiffusion:
         return torch.einsum("bt,tmc->bmc", shares, hidden)
 
     def predictor(
-        self, prompts: Sequence[Prompt], negative_prompt: Prompt | list[Prompt] | tuple[Prompt, ...] = "", sampling: Sampling = Sampling(),
-        condition: Tensor | None = None,
+        self, prompts: Sequence[Prompt], negative_prompt: Prompt | list[Prompt] | tuple[Prompt, ...] = "",
+        sampling: Sampling = Sampling(), condition: Tensor | None = None,
     ) -> NoisePrediction:  # fmt: skip
         """Return the guided noise prediction for these prompts, as a function of latents (B, C, h, w) and timesteps (B,).
 

@@ -21,7 +21,8 @@ INDEX = {
     "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.38.0",  # which its inpainting pipeline asks for
     "feature_extractor": [None, None], "requires_safety_checker": False, "safety_checker": [None, None],
     "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+    "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
 }  # fmt: skip
 
 

@@ -13,5 +13,6 @@ from .schedule import NoiseSchedule, NoiseScheduleConfig
 
 __all__ = [
     "SCHEDULERS", "Blend", "NoiseSchedule", "NoiseScheduleConfig", "Sampling", "ddim_inverse_step", "ddim_invert", "ddim_step",
-    "dpmpp_2m_step", "euler_step", "flow_edit", "flow_source", "guided", "mask_to_latents", "mask_weights", "noise_prediction_loss", "sample",
+    "dpmpp_2m_step", "euler_step", "flow_edit", "flow_source", "guided", "mask_to_latents", "mask_weights",
+    "noise_prediction_loss", "sample",
 ]  # fmt: skip

@@ -13,9 +13,9 @@ def guided(
     """Return eps_u + g (eps_c - eps_u) as a function of latents (B, C, h, w) and timesteps (B,).
 
     `predict_noise`, such as a UNet, takes latents, timesteps and encoder_hidden_states; `cond` and `uncond` are the encoded
-    prompts (B, M, C_text). Both go through the network as one batch, the unconditional first. At g <= 1, and at timesteps where guidance does not act (Kynkaanniemi et al. 2024), the result is the conditional
-    prediction alone, at half the cost; at g <= 1 `uncond` may be None. `rescale` is the weight of the rescaled prediction; see
-    rescaled().
+    prompts (B, M, C_text). Both go through the network as one batch, the unconditional first. At g <= 1, and at timesteps where
+    guidance does not act (Kynkaanniemi et al. 2024), the result is the conditional prediction alone, at half the cost; at g <= 1
+    `uncond` may be None. `rescale` is the weight of the rescaled prediction; see rescaled().
     """
     both = None
     if not guidance_scale <= 1:

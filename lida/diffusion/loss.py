@@ -16,8 +16,8 @@ def noise_prediction_loss(
     """Compute the mean of || eps - eps_theta(x_t, t, c) ||^2 (Ho et al. 2020, equation 14).
 
     latents (B, C, h, w), encoder_hidden_states (B, M, C_text); noise like latents and timesteps (B,) are drawn unless given.
-    `snr_gamma` is min-SNR weighting: a sample counts min(snr, gamma) / snr, so nearly clean ones count less (Hang et al. 2023, section 3.4).
-    `pixel_weights` (B, 1, h, w) weigh the positions of a picture.
+    `snr_gamma` is min-SNR weighting: a sample counts min(snr, gamma) / snr, so nearly clean ones count less (Hang et al. 2023,
+    section 3.4). `pixel_weights` (B, 1, h, w) weigh the positions of a picture.
     """
     noise = torch.randn_like(latents) if noise is None else noise
     if timesteps is None:

@@ -80,7 +80,8 @@ def test_two_processes_paint_every_picture_once_and_one_goes_on(evaluated, call,
     for path, before in pictures.items():
         assert (path.stat().st_mtime_ns == times[path]) == (path not in lost)
         difference = np.abs(np.asarray(Image.open(path), dtype=int) - before)
-        assert difference.mean() < 0.5  # threads sum in another order: .12 was seen, where other settings differ by several levels
+        # Threads sum in another order: .12 was seen. Other settings differ by several levels.
+        assert difference.mean() < 0.5
     line = table_of(evaluated)["do nothing"]
     assert float(line["similarity_input"]) == pytest.approx(1) and float(line["age_error:grey_judges:ages"]) >= 0
     assert float(line["age_error_real"]) >= 0 and line["age_error_real:grey_judges:ages"] == ""  # nobody has measured it

@@ -71,7 +71,7 @@ def ages_for(
     sd: StableDiffusion, photo: Photograph, years: Sequence[float], estimator: AgeEstimator, edit: Edit, sampling: Sampling, *,
     seed: int = SEED, batch_size: int | None = None, progress: Progress = list,
 ) -> list[list[float]]:  # fmt: skip
-    """Return the ages to ask for so that each face looks so many `years` older or younger. Print the ages that none reaches."""
+    """Return the ages to ask for so that each face looks so many `years` older or younger. Print those that it does not reach."""
     asked = []
     for number, (mask, current) in enumerate(zip(photo.masks, photo.ages), 1):
         assert current is not None
@@ -83,6 +83,6 @@ def ages_for(
         for age in (current + more for more in years):
             if not slider.looks[0] <= age <= slider.looks[-1]:
                 nearest = slider.looks[0] if age < current else slider.looks[-1]
-                print(f"warning: {photo.path}, face {number}: {age:.0f} years: it looks {nearest:.0f}", file=sys.stderr)
+                print(f"warning: {photo.path}, face {number}: is to look {age:.0f}: it looks {nearest:.0f}", file=sys.stderr)
         asked.append([slider.ask(current + more) for more in years])
     return asked

@@ -244,7 +244,7 @@ def test_years_are_asked_for_by_the_slider_of_the_face(infer, photo, folder):
         told, asked = read_settings(f"outputs/anna-years{years:+03d}.png"), slider.ask(40 + years)
         (target,) = plan_ages(sd, [asked], 40).targets
         assert told["strength"] == pytest.approx(target.strength, abs=0.01)  # the decades were read to rounding
-    assert f"warning: {photo}, face 1: 85 years: it looks {slider.looks[-1]:.0f}" in err
+    assert f"warning: {photo}, face 1: is to look 85: it looks {slider.looks[-1]:.0f}" in err
 
 
 # Adapters and prompts ---------------------------------------------------------------------------------------------------

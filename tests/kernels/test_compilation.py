@@ -8,8 +8,8 @@ from conftest import ROOT, relative
 
 from lida.checkpoints import load_unet
 from lida.kernels import compiled, use_attention
-from lida.kernels.amx import compiler, has_amx
 from lida.kernels.compilation import UpsampleByRepeating
+from lida.kernels.flash_cpu import available, compiler
 from lida.nn import UNet, inject_lora, lora_parameters
 from lida.nn.layers import Upsample
 
@@ -32,7 +32,7 @@ def test_compiled_gradients_are_the_gradients():
     two |= {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}  # attention in the middle alone
     config = replace(load_unet(ROOT / "weights" / "lida-tiny").config, **two)
     unet = UNet(config).to(torch.bfloat16, memory_format=torch.channels_last)
-    use_attention(unet, "amx" if has_amx(torch.bfloat16, torch.device("cpu")) else "sdpa")
+    use_attention(unet, "flash_cpu" if available(torch.bfloat16, torch.device("cpu")) else "sdpa")
     layers = inject_lora(unet, 4, targets=["to_q", "to_k", "to_v", "to_out.0"])
     for layer in layers.values():
         torch.nn.init.normal_(layer.train().lora_up, std=0.1)

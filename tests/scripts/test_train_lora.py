@@ -247,8 +247,8 @@ def test_attention_runs_on_the_fastest_kernel_and_a_run_may_go_on_with_another(t
     (tmp_path / "b" / ADAPTER).unlink()
     train("b", *options, "--resume_from_checkpoint", "latest")
     assert lida.load_adapter(tmp_path / "b").metadata["training"]["attention"] == used
-    with pytest.raises(lida.InputError, match="attention amx: is for bfloat16 on the CPU, not float32"):
-        train("c", "--attention", "amx")
+    with pytest.raises(lida.InputError, match="attention flash_cpu: is for bfloat16 on the CPU, not float32"):
+        train("c", "--attention", "flash_cpu")
 
 
 def test_training_in_bf16_is_training_but_for_rounding(train, tmp_path):

@@ -1,4 +1,4 @@
-"""lida's own attention for CPUs with AMX: the equation's values and gradients, in bf16."""
+"""lida's own attention on the CPU: the equation's values and gradients, in bf16, on each kind of registers that are here."""
 
 import pytest
 import torch
@@ -6,11 +6,20 @@ import torch.nn.functional as F
 from conftest import relative
 
 import lida
-from lida.kernels import amx, use_attention
+from lida.kernels import flash_cpu, use_attention
 from lida.nn.layers import attention
 
 KIND = (torch.bfloat16, torch.device("cpu"))
-needs_amx = pytest.mark.skipif(not amx.has_amx(*KIND), reason="needs a CPU with AMX and a C++ compiler")
+on_each = pytest.mark.usefixtures("architecture")
+
+
+@pytest.fixture(params=flash_cpu.ARCHITECTURES.items(), ids="-".join)
+def architecture(request, monkeypatch):
+    """Let the kernel be one that was compiled for this architecture; skip where the CPU is none."""
+    word, name = request.param
+    if not (flash_cpu.cpu_has(word) and flash_cpu.available(*KIND)):
+        pytest.skip(f"needs a CPU with {word} and a C++ compiler")
+    monkeypatch.setattr(flash_cpu, "architecture", lambda: name)
 
 
 def heads(*shape: int) -> torch.Tensor:
@@ -28,13 +37,13 @@ def assert_near_the_equation(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
 
     exact = tuple(x.detach().double().requires_grad_() for x in (q, k, v))
     equation = found(attention(*exact), exact)
-    ours = found(amx.attention(q, k, v), (q, k, v))
+    ours = found(flash_cpu.attention(q, k, v), (q, k, v))
     theirs = found(F.scaled_dot_product_attention(q, k, v), (q, k, v))
     for a, b, c in zip(ours, theirs, equation):
         assert relative(a, c) <= max(2**-8, 1.1 * relative(b, c))
 
 
-@needs_amx
+@on_each
 @pytest.mark.parametrize(
     ("b", "h", "queries", "keys", "d"),
     [
@@ -46,13 +55,13 @@ def assert_near_the_equation(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
         (1, 1, 545, 1, 32),
     ],
 )
-def test_amx_equals_the_equation(b, h, queries, keys, d):
+def test_it_equals_the_equation(b, h, queries, keys, d):
     assert_near_the_equation(heads(b, h, queries, d), heads(b, h, keys, d), heads(b, h, keys, d))
 
 
-@needs_amx
+@on_each
 @pytest.mark.parametrize("score", [0.0, 477.0, -477.0])
-def test_amx_takes_scores_of_any_size(score):
+def test_it_takes_scores_of_any_size(score):
     """Where exp alone would be 0 or infinite, of the keys that are there or of the room beside them."""
     q, k, v = heads(1, 1, 32, 32), heads(1, 1, 65, 32), heads(1, 1, 65, 32)
     with torch.no_grad():
@@ -60,43 +69,43 @@ def test_amx_takes_scores_of_any_size(score):
     assert_near_the_equation(q, k, v)
 
 
-@needs_amx
+@on_each
 def test_what_is_not_a_number_stays_so():
     q, k, v = (torch.randn(1, 1, n, 32).bfloat16() for n in (32, 64, 64))
     k[0, 0, 5, 3] = torch.nan
-    assert amx.attention(q, k, v).isnan().all()
+    assert flash_cpu.attention(q, k, v).isnan().all()
 
 
-@needs_amx
-def test_amx_computes_the_same_on_any_number_of_threads():
+@on_each
+def test_it_computes_the_same_on_any_number_of_threads():
     """To the bit; otherwise a run could not be resumed exactly."""
     inputs, threads = [heads(1, 3, 99, 40) for _ in range(3)], torch.get_num_threads()
     found = []
     for count in (1, 2, 7):
         torch.set_num_threads(count)
-        out = amx.attention(*inputs)
+        out = flash_cpu.attention(*inputs)
         found.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
     torch.set_num_threads(threads)
     assert all(a.equal(b) for other in found[1:] for a, b in zip(found[0], other))
 
 
-@needs_amx
-def test_a_unet_on_amx_predicts_the_same_up_to_bf16(sd):
+@on_each
+def test_a_unet_on_it_predicts_the_same_up_to_bf16(sd):
     unet = sd.unet.bfloat16()
     inputs = torch.randn(1, 4, 16, 16).bfloat16(), torch.tensor([500]), torch.randn(1, 77, 48).bfloat16()
     with torch.no_grad():
         expected = unet(*inputs).float()
-        use_attention(unet, "amx")
+        use_attention(unet, "flash_cpu")
         found = unet(*inputs).float()
     assert not found.equal(expected)  # otherwise nothing ran on it
     assert relative(found, expected) <= 2**-5
 
 
-@needs_amx
+@on_each
 def test_a_float32_unet_has_the_kernel_under_autocast(sd):
     inputs = torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.randn(1, 77, 48)
     expected = sd.unet(*inputs)
-    use_attention(sd.unet, "amx", torch.bfloat16)
+    use_attention(sd.unet, "flash_cpu", torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         found = sd.unet(*inputs).float()
     assert relative(found, expected) <= 2**-5
@@ -109,33 +118,36 @@ def test_a_float32_unet_has_the_kernel_under_autocast(sd):
         (torch.ones(1, 2, 3, 4).bfloat16(), "do not fit"),
     ],
 )
-def test_amx_takes_nothing_that_it_would_misread(k, message):
+def test_it_takes_nothing_that_it_would_misread(k, message):
     q = torch.ones(1, 2, 5, 8).bfloat16()
     with pytest.raises(ValueError, match=message):
-        amx.attention(q, k, k)
+        flash_cpu.attention(q, k, k)
 
 
-def test_amx_is_refused_where_it_is_not(sd, monkeypatch):
+def test_it_is_refused_where_it_is_not(sd, monkeypatch):
     with pytest.raises(lida.InputError, match="is for bfloat16 on the CPU, not float32 on cpu"):
-        use_attention(sd.unet, "amx")
+        use_attention(sd.unet, "flash_cpu")
     unet = sd.unet.bfloat16()
     monkeypatch.setattr("platform.machine", lambda: "arm64")
-    with pytest.raises(lida.InputError, match="needs Linux on a CPU with AMX"):
-        use_attention(unet, "amx")
-    assert not amx.has_amx(*KIND)
+    with pytest.raises(lida.InputError, match="needs Linux on a CPU with AMX or AVX512-BF16"):
+        use_attention(unet, "flash_cpu")
+    assert not flash_cpu.available(*KIND)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("compiler", lambda: None, "needs a C.. compiler; install g"), ("FLAGS", ("-march=none",), r"cannot compile it \(.*none")],
+    [
+        ("compiler", lambda: None, "needs a C.. compiler; install g"),
+        ("architecture", lambda: "none", r"cannot compile it \(.*none"),
+    ],
 )
-@pytest.mark.skipif(amx.compiler() is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(flash_cpu.compiler() is None, reason="needs a C++ compiler")
 def test_a_kernel_that_cannot_be_compiled_is_refused_with_what_the_compiler_said(name, value, message, monkeypatch):
-    monkeypatch.setattr(amx, "cpu_has", lambda word: True)
-    monkeypatch.setattr(amx, name, value)
-    amx.library.cache_clear()
+    monkeypatch.setattr(flash_cpu, "architecture", lambda: "sapphirerapids")
+    monkeypatch.setattr(flash_cpu, name, value)
+    flash_cpu.compiled_for.cache_clear()
     with pytest.raises(lida.InputError, match=message):
-        amx.require_amx(*KIND)
+        flash_cpu.require(*KIND)
     with pytest.warns(UserWarning, match=message):
-        assert not amx.has_amx(*KIND)
-    amx.library.cache_clear()
+        assert not flash_cpu.available(*KIND)
+    flash_cpu.compiled_for.cache_clear()

@@ -1,8 +1,10 @@
-// softmax(q k^T scale) v and its gradients in bf16, on the matrix tiles of Intel's CPUs (AMX); amx.py compiles and calls it.
+// softmax(q k^T scale) v and its gradients in bf16; flash_cpu.py compiles and calls it. Products run on the matrix tiles of
+// Intel's CPUs (AMX), or on vectors of 512 bits (AVX512-BF16), which AMD's CPUs have from Zen 4 on.
 //
-// A tile instruction multiplies A (16 x 32 bf16) by B (32 x 16 bf16, its rows in pairs) onto C (16 x 16 float). All is computed
-// transposed, keys down and queries across: a softmax's sums then stand in the lanes of vectors, and what one product gives is
-// what the next one takes. Scores live a block at a time, in the cache (Dao 2023, FlashAttention-2).
+// A product multiplies A by B, whose rows lie in pairs, onto C in float: a tile instruction 16 x 32 by 32 x 16 numbers, a
+// vector instruction a pair of A by 2 x 16 of B. All is computed transposed, keys down and queries across: a softmax's sums then stand
+// in the lanes of vectors, and what one product gives is what the next one takes. Scores live a block at a time, in the cache
+// (Dao 2023, FlashAttention-2).
 
 #include <immintrin.h>
 #include <omp.h>
@@ -40,7 +42,17 @@ struct Heads {  // (batch, heads, tokens, d)
   Head at(long i, long heads) const { return {data + i / heads * batch + i % heads * head, token}; }
 };
 
-// --- Products of tiles
+// --- Products
+
+struct Left { const bf16* data; long row, step; };         // to its next row, and its next 32 columns
+struct Right { const bf16* data; long row, right, step; };  // to its next pair of rows, its next 16 columns, its next 32 rows
+struct Size { long rows, columns, sum; };                   // of C, and how many numbers each of its numbers sums
+
+#ifdef __AMX_BF16__
+constexpr long STEP = SIDE;  // features are filled up to a multiple of it: tiles are taken two by two
+
+// Ask Linux for the tile registers (arch_prctl, ARCH_REQ_XCOMP_PERM): 0 where it gives them
+static long registers() { return syscall(SYS_arch_prctl, 0x1023, 18); }
 
 // Before tiles are loaded: the compiler does not know what the instruction reads, and would write it later, or not at all
 static inline void write_now(const void* data) { asm volatile("" ::"r"(data) : "memory"); }
@@ -55,11 +67,8 @@ struct Tiles {  // a thread's tile registers: eight of 16 rows of 64 bytes
   ~Tiles() { _tile_release(); }
 };
 
-struct Left { const bf16* data; long row, step; };         // to its next row, and its next 32 columns
-struct Right { const bf16* data; long row, right, step; };  // to its next pair of rows, its next 16 columns, its next 32 rows
-
-// C (32 x 32) = A (32 x 32 steps) B (32 steps x 32), or that added to C
-static inline void product(float* c, long row, Left a, Right b, long steps, bool add) {
+// C = A B, or that added to C, of 32 x 32 numbers
+static inline void product(float* c, long row, Left a, Right b, Size size, bool add) {
   float* below = c + TILE * row;
   write_now(c);
   if (add) {
@@ -73,7 +82,7 @@ static inline void product(float* c, long row, Left a, Right b, long steps, bool
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (long s = 0; s < steps; s++, a.data += a.step, b.data += b.step) {
+  for (long s = 0; s < size.sum; s += 32, a.data += a.step, b.data += b.step) {
     _tile_loadd(4, a.data, 2 * a.row);
     _tile_loadd(6, b.data, 2 * b.row);
     _tile_dpbf16ps(0, 4, 6);
@@ -88,15 +97,50 @@ static inline void product(float* c, long row, Left a, Right b, long steps, bool
   _tile_stored(2, below, 4 * row);
   _tile_stored(3, below + TILE, 4 * row);
 }
+#else
+constexpr long STEP = TILE;  // features are filled up to a multiple of it: whole vectors
 
-// --- The layouts that products take, of one head's tokens (n, d), with zeros up to (N, D), multiples of 32
+static long registers() { return 0; }
 
-static inline long whole(long x) { return (x + SIDE - 1) / SIDE * SIDE; }
+struct Tiles {};  // there are none
+
+static inline __m512bh pairs(const bf16* data) { return (__m512bh)_mm512_loadu_si512(data); }
+
+static inline __m512bh one_pair(const bf16* data) {
+  int32_t pair;
+  std::memcpy(&pair, data, 4);
+  return (__m512bh)_mm512_set1_epi32(pair);
+}
+
+// C = A B, or that added to C: 16 of its rows in as many registers at a time
+static inline void product(float* c, long row, Left a, Right b, Size size, bool add) {
+  for (long i = 0; i < size.rows; i += TILE)
+    for (long j = 0; j < size.columns; j += TILE) {
+      __m512 sums[TILE];
+      for (long r = 0; r < TILE; r++) sums[r] = add ? _mm512_loadu_ps(c + (i + r) * row + j) : _mm512_setzero_ps();
+      for (long s = 0; s < size.sum; s += 32) {
+        const bf16 *left = a.data + i * a.row + s / 32 * a.step, *right = b.data + j / TILE * b.right + s / 32 * b.step;
+        for (long k = 0; k < std::min(32L, size.sum - s); k += 2, left += 2, right += b.row) {
+          const __m512bh two_rows = pairs(right);
+#pragma GCC unroll 16
+          for (long r = 0; r < TILE; r++) sums[r] = _mm512_dpbf16_ps(sums[r], one_pair(left + r * a.row), two_rows);
+        }
+      }
+      for (long r = 0; r < TILE; r++) _mm512_storeu_ps(c + (i + r) * row + j, sums[r]);
+    }
+}
+#endif
+
+// --- The layouts that products take, of one head's tokens (n, d), with zeros up to (N, D), multiples of SIDE and of STEP
+
+static inline long whole(long x, long unit = SIDE) { return (x + unit - 1) / unit * unit; }
+
+static inline long part_of(long D, long c) { return std::min(SIDE, D - c); }  // the features from c on that one product takes
 
 struct Packed {
   const long n, d, D;
   Buffer<bf16> data;
-  Packed(long n, long d) : n(n), d(d), D(whole(d)), data(whole(n) * D) { std::fill_n(data.data, whole(n) * D, 0); }
+  Packed(long n, long d) : n(n), d(d), D(whole(d, STEP)), data(whole(n) * D) { std::fill_n(data.data, whole(n) * D, 0); }
   template <class At> void fill(Head x, At at) {
     for (long i = 0; i < n; i++) {
       const bf16* row = x[i];
@@ -239,14 +283,15 @@ static inline void changes(const float* s, const float* dp, const float* lse, co
 
 extern "C" {
 
-// Ask Linux for the registers, once a process (arch_prctl, ARCH_REQ_XCOMP_PERM); 0 where it gives them
-long amx_ready() { return syscall(SYS_arch_prctl, 0x1023, 18); }
+// Make the registers ready, once a process: 0 if they are
+long ready() { return registers(); }
 
 // out = softmax(q k^T scale) v, and lse (batch heads, n), the log of each query's sum of exp, for the way back
 void attention_forward(Heads q_, Heads k_, Heads v_, Heads out_, float* lse_, long batch, long heads, long n, long m, long d) {
-  const long D = whole(d), parts = std::max(1L, omp_get_max_threads() / (batch * heads));
+  const long D = whole(d, STEP), parts = std::max(1L, omp_get_max_threads() / (batch * heads));
   const long part = (whole(n) / SIDE + parts - 1) / parts * SIDE;  // of a head's queries, where there are threads to spare
   const float scale = LOG2_E / std::sqrt(float(d));                // scores for powers of 2
+  const Size scores = {SIDE, SIDE, whole(d, 2)};
 #pragma omp parallel
   {
     const Tiles tiles;
@@ -263,10 +308,10 @@ void attention_forward(Heads q_, Heads k_, Heads v_, Heads out_, float* lse_, lo
           std::fill_n(most.data, SIDE, -1e30f), std::fill_n(sum.data, SIDE, 0), std::fill_n(o.data, D * SIDE, 0);
           for (long j0 = 0; j0 < m; j0 += BLOCK) {
             const long keys = std::min(BLOCK, m - j0), js = whole(keys);
-            for (long j = 0; j < js; j += SIDE) product(&s[j * SIDE], SIDE, k(j0 + j), q(i), D / 32, false);
+            for (long j = 0; j < js; j += SIDE) product(&s[j * SIDE], SIDE, k(j0 + j), q(i), scores, false);
             exponentials(s.data, p.data, o.data, most.data, sum.data, keys, D, scale);
             for (long c = 0; c < D; c += SIDE)
-              product(&o[c * SIDE], SIDE, v(c, j0), {p.data, 2 * SIDE, SIDE, SIDE * SIDE}, js / 32, true);
+              product(&o[c * SIDE], SIDE, v(c, j0), {p.data, 2 * SIDE, SIDE, SIDE * SIDE}, {part_of(D, c), SIDE, js}, true);
           }
           for (long c = 0; c < std::min(SIDE, n - i); c++) lse_[h * n + i + c] = most[c] / LOG2_E + std::log(sum[c]);
           for (long c = 0; c < SIDE; c++) sum[c] = 1 / sum[c];
@@ -280,8 +325,9 @@ void attention_forward(Heads q_, Heads k_, Heads v_, Heads out_, float* lse_, lo
 // dq = scale dS k and dk = scale dS^T q (Dao 2023, sections 2.2 and 3.1.2). A head is one thread's
 void attention_backward(Heads q_, Heads k_, Heads v_, Heads out_, Heads do_, Heads dq_, Heads dk_, Heads dv_, const float* lse_,
                         long batch, long heads, long n, long m, long d) {
-  const long D = whole(d), N = whole(n);
+  const long D = whole(d, STEP), N = whole(n);
   const float scale = 1 / std::sqrt(float(d));
+  const Size scores = {SIDE, SIDE, whole(d, 2)};
 #pragma omp parallel
   {
     const Tiles tiles;
@@ -309,21 +355,21 @@ void attention_backward(Heads q_, Heads k_, Heads v_, Heads out_, Heads do_, Hea
           const long is = std::min(BLOCK, N - i0);
           for (long j = 0; j < js; j += SIDE)
             for (long i = 0; i < is; i += SIDE) {
-              product(s.data, SIDE, k(j0 + j), q(i0 + i), D / 32, false);
-              product(dp.data, SIDE, v(j0 + j), g(i0 + i), D / 32, false);
+              product(s.data, SIDE, k(j0 + j), q(i0 + i), scores, false);
+              product(dp.data, SIDE, v(j0 + j), g(i0 + i), scores, false);
               const long at = j * BLOCK + i, pairs = i * BLOCK + j * SIDE, rest = keys - j;
               changes(s.data, dp.data, &lse[i0 + i], &mean[i0 + i], &p[at], &ds[at], &ds_pairs[pairs], rest, LOG2_E * scale);
             }
           for (long j = 0; j < js; j += SIDE)
             for (long c = 0; c < D; c += SIDE)
-              product(&dv[j * D + c], D, {&p[j * BLOCK], BLOCK, 32}, g_tokens(i0, c), is / 32, i0 > 0);
+              product(&dv[j * D + c], D, {&p[j * BLOCK], BLOCK, 32}, g_tokens(i0, c), {SIDE, part_of(D, c), is}, i0 > 0);
           for (long j = 0; j < js; j += SIDE)
             for (long c = 0; c < D; c += SIDE)
-              product(&dk[j * D + c], D, {&ds[j * BLOCK], BLOCK, 32}, q_tokens(i0, c), is / 32, i0 > 0);
+              product(&dk[j * D + c], D, {&ds[j * BLOCK], BLOCK, 32}, q_tokens(i0, c), {SIDE, part_of(D, c), is}, i0 > 0);
           for (long i = 0; i < is; i += SIDE)
             for (long c = 0; c < D; c += SIDE) {  // transposed, (N / 32, D, 32)
               const Right pairs = {&ds_pairs[i * BLOCK], 2 * SIDE, SIDE, SIDE * SIDE};
-              product(&dq[(i0 + i) * D + c * SIDE], SIDE, k_columns(c, j0), pairs, js / 32, j0 > 0);
+              product(&dq[(i0 + i) * D + c * SIDE], SIDE, k_columns(c, j0), pairs, {part_of(D, c), SIDE, js}, j0 > 0);
             }
         }
         for (long j = 0; j < keys; j++) {

@@ -1,6 +1,7 @@
-"""Attention in bf16 on the matrix tiles of Intel's server CPUs (AMX, from Sapphire Rapids on), forward and backward.
+"""FlashAttention-2 (Dao 2023) in bf16 on the CPU, forward and backward.
 
-The kernel is amx.cpp; the first use compiles it, in about a second.
+The kernel is flash_cpu.cpp; the first use compiles it, in about a second, for the matrix tiles of Intel's server CPUs (AMX, from
+Sapphire Rapids on) or for vectors with products of bf16 (AVX512-BF16, as AMD's CPUs have them from Zen 4 on).
 """
 
 import ctypes
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from ..doors.errors import InputError
 
-FLAGS = ("-O3", "-march=sapphirerapids", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+ARCHITECTURES = {"amx_bf16": "sapphirerapids", "avx512_bf16": "cooperlake"}  # Linux's word about the CPU: the compiler's -march
 
 
 class Heads(ctypes.Structure):
-    """amx.cpp's view of a tensor (B, heads, tokens, d) whose last axis is contiguous."""
+    """flash_cpu.cpp's view of a tensor (B, heads, tokens, d) whose last axis is contiguous."""
 
     _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_long), ("head", ctypes.c_long), ("token", ctypes.c_long)]
 
@@ -42,24 +44,29 @@ def cpu_has(word: str) -> bool:
     return platform.machine() == "x86_64" and cpuinfo.exists() and word in cpuinfo.read_text()
 
 
+def architecture() -> str | None:
+    """Return the compiler's name of the best architecture that this CPU has and the kernel is written for, or None."""
+    return next((name for word, name in ARCHITECTURES.items() if cpu_has(word)), None)
+
+
 def require_kind(dtype: torch.dtype, device: torch.device) -> None:
     """Raise InputError (a ValueError) unless the numbers are bfloat16 on the CPU; the kernel would misread others."""
     if dtype != torch.bfloat16 or device.type != "cpu":
         kind = f"{str(dtype).removeprefix('torch.')} on {device.type}"
-        raise InputError(f"attention amx: is for bfloat16 on the CPU, not {kind}; use sdpa")
+        raise InputError(f"attention flash_cpu: is for bfloat16 on the CPU, not {kind}; use sdpa")
 
 
-def require_amx(dtype: torch.dtype, device: torch.device) -> None:
+def require(dtype: torch.dtype, device: torch.device) -> None:
     """Raise InputError if a model of this dtype and device cannot use the kernel."""
     require_kind(dtype, device)
-    if not cpu_has("amx_bf16"):
-        raise InputError("attention amx: needs Linux on a CPU with AMX (Sapphire Rapids or later); use sdpa")
+    if architecture() is None:
+        raise InputError("attention flash_cpu: needs Linux on a CPU with AMX or AVX512-BF16; use sdpa")
     library()
 
 
-def has_amx(dtype: torch.dtype, device: torch.device) -> bool:
+def available(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether a model of this dtype and device can use the kernel. Warns if only the compilation fails."""
-    if dtype != torch.bfloat16 or device.type != "cpu" or not cpu_has("amx_bf16"):
+    if dtype != torch.bfloat16 or device.type != "cpu" or architecture() is None:
         return False
     try:
         library()
@@ -69,24 +76,32 @@ def has_amx(dtype: torch.dtype, device: torch.device) -> bool:
     return True
 
 
-@cache
 def library() -> ctypes.CDLL:
-    """Return amx.cpp, compiled. Raises InputError with the compiler's error."""
+    """Return the kernel for this CPU. Raises InputError with the compiler's error."""
+    return compiled_for(architecture() or "native")
+
+
+@cache
+def compiled_for(architecture: str) -> ctypes.CDLL:
+    """Return flash_cpu.cpp, compiled for an architecture. Raises InputError with the compiler's error."""
     if (program := compiler()) is None:
-        raise InputError("attention amx: needs a C++ compiler; install g++, or use sdpa, which is slower")
+        raise InputError("attention flash_cpu: needs a C++ compiler; install g++, or use sdpa, which is slower")
     with TemporaryDirectory() as place:
-        built = Path(place, "amx.so")
-        command = [program, *FLAGS, str(Path(__file__).with_suffix(".cpp")), "-o", str(built)]
+        built = Path(place, "flash_cpu.so")
+        source = Path(__file__).with_suffix(".cpp")
+        command = [program, *FLAGS, f"-march={architecture}", str(source), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise InputError(f"attention amx: {command[0]} cannot compile it ({said}); install g++ 11 or later, or use sdpa")
+            cure = "install g++ 11 or later, or use sdpa"
+            raise InputError(f"attention flash_cpu: {command[0]} cannot compile it ({said}); {cure}")
         try:
             kernel = ctypes.CDLL(str(built))
         except OSError as error:
-            raise InputError(f"attention amx: what was compiled cannot be loaded ({error}); set TMPDIR, or use sdpa") from None
-    if kernel.amx_ready():
-        raise InputError("attention amx: the system gives this process no AMX registers; use sdpa")
+            cure = "set TMPDIR, or use sdpa"
+            raise InputError(f"attention flash_cpu: what was compiled cannot be loaded ({error}); {cure}") from None
+    if kernel.ready():
+        raise InputError("attention flash_cpu: the system gives this process no AMX registers; use sdpa")
     return kernel
 
 
@@ -97,14 +112,14 @@ def like(x: Tensor) -> Tensor:
 
 
 def call(name: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], lse: Tensor) -> None:
-    """Call one of amx.cpp's two functions. The first two inputs are queries and keys."""
+    """Call one of flash_cpu.cpp's two functions. The first two inputs are queries and keys."""
     inputs = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in inputs)
     q, k = inputs[:2]
     sizes = map(ctypes.c_long, (*q.shape[:3], k.shape[2], q.shape[3]))
     getattr(library(), name)(*map(Heads.of, (*inputs, *outputs)), ctypes.c_void_p(lse.data_ptr()), *sizes)
 
 
-@torch.library.custom_op("lida::amx_attention", mutates_args=(), tags=torch.Tag.flexible_layout)
+@torch.library.custom_op("lida::flash_cpu", mutates_args=(), tags=torch.Tag.flexible_layout)
 def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return the attention of q, k and v (B, heads, tokens, d), and its log-sum-exp (B, heads, tokens) in float32."""
     out, lse = like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -112,7 +127,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-@torch.library.custom_op("lida::amx_attention_backward", mutates_args=(), tags=torch.Tag.flexible_layout)
+@torch.library.custom_op("lida::flash_cpu_backward", mutates_args=(), tags=torch.Tag.flexible_layout)
 def backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v."""
     changes = like(q), like(k), like(v)
@@ -141,5 +156,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for x in (q, k, v):
         require_kind(x.dtype, x.device)
     if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
-        raise ValueError(f"attention amx: {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} do not fit together")
+        raise ValueError(f"attention flash_cpu: {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} do not fit together")
     return forward(q, k, v)[0]

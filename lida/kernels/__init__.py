@@ -2,8 +2,9 @@
 
 `use_attention(model, name)` chooses the kernel of every attention layer, and `fastest_attention` names the best one.
 `use_few_pixels_convolutions` turns frozen convolutions of few pixels into matrix products. `use_fastest(model, tokens)` prepares
-a model for sampling with both, and with the feed-forward network in blocks. `compiled` is torch.compile. Tests hold each equal to
-the plain form; docs/speed.md has the gains.
+a model for sampling: the best attention and memory layout, and such products with the feed-forward network in blocks, or on AMD's
+CPUs in float32 linear layers as convolutions. `compiled` is torch.compile. Tests hold each equal to the plain form; docs/speed.md
+has the gains.
 """
 
 from .attention import ATTENTION, fastest_attention, use_attention, use_fastest

@@ -12,6 +12,7 @@ from ..nn.layers import Attention
 from . import flash_cpu
 from .convolution import use_few_pixels_convolutions
 from .feed_forward import use_blocked_feed_forward
+from .linear import use_convolution_linear
 
 
 def einsum_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -75,7 +76,9 @@ def use_fastest(model: nn.Module, tokens: int) -> None:
     for module in model.modules():
         if isinstance(module, nn.SiLU):
             module.inplace = True  # nothing else reads what the norm before it returns
-    if weight.device.type == "cpu":
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and flash_cpu.cpu_has("AuthenticAMD"):
+        use_convolution_linear(model)
+    elif weight.device.type == "cpu":
         use_few_pixels_convolutions(model)
         use_blocked_feed_forward(model)
     if weight.dtype != torch.float32 or weight.device.type == "cpu":

@@ -3,7 +3,8 @@
     python tests/benchmarks/speed.py                      lida-tiny
     python tests/benchmarks/speed.py --model PATH --size 64 --device cuda
 
-A sampling step has the adapter merged in lida and live in peft; a training step has it live in both.
+A sampling step has the adapter merged in lida and live in peft; a training step has it live in both. lida's models are prepared
+as infer.py and train_lora.py prepare them; the peer's is channels_last for training.
 """
 
 from argparse import Namespace
@@ -14,10 +15,14 @@ import diffusers
 import peft
 import torch
 from comparison import WEIGHTS, Row, by_turns, command
-from torch import nn
+from torch import Tensor, nn
 
 import lida
+from lida.kernels import fastest_attention, use_attention, use_fastest, use_few_pixels_convolutions
 from lida.nn.lora import CROSS_ATTENTION, lora_parameters
+from lida.nn.unet import UNetConfig
+
+RANK = 8
 
 
 def flags(parser) -> None:
@@ -27,44 +32,57 @@ def flags(parser) -> None:
     add("--batch", type=int, default=16, help="of a training step; sampling has 2 (default: 16)")
 
 
-def measure(args: Namespace) -> list[Row]:
-    torch.manual_seed(0)
-    sd = lida.StableDiffusion.load(args.model, device=args.device)
-    unet = diffusers.UNet2DConditionModel.from_pretrained(args.model, subfolder="unet", torch_dtype=torch.float32)
-    unet.to(args.device).requires_grad_(False)
-    unet.add_adapter(peft.LoraConfig(r=8, lora_alpha=8, target_modules=list(CROSS_ATTENTION)))
+def peer(args: Namespace, dtype: torch.dtype) -> nn.Module:
+    """diffusers' UNet with an adapter of peft, whose parameters are float32."""
+    unet = diffusers.UNet2DConditionModel.from_pretrained(args.model, subfolder="unet", dtype=dtype).to(args.device)
+    unet.requires_grad_(False).add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(CROSS_ATTENTION)))
+    diffusers.training_utils.cast_training_params(unet, dtype=torch.float32)
+    return unet
 
-    def latents_of(batch: int) -> torch.Tensor:
-        return torch.randn(batch, sd.unet.config.in_channels, args.size, args.size, device=args.device)
 
-    def inputs(batch: int) -> tuple:
-        timesteps = torch.randint(1000, (batch,), device=args.device)
-        return latents_of(batch), timesteps, torch.randn(batch, 77, sd.unet.config.cross_attention_dim, device=args.device)
+def inputs(args: Namespace, config: UNetConfig, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, timesteps and prompts."""
+    latents = torch.randn(batch, config.in_channels, args.size, args.size, dtype=dtype, device=args.device)
+    text = torch.randn(batch, 77, config.cross_attention_dim, dtype=dtype, device=args.device)
+    return latents, torch.randint(1000, (batch,), device=args.device), text
 
-    x, rows = inputs(2), []
-    layers = lida.inject_lora(lida.StableDiffusion.load(args.model).unet, 8)
-    sd.load_adapter("age", lida.Adapter.of(layers))
+
+@torch.no_grad()
+def sampling(args: Namespace) -> Row:
+    sd, theirs = lida.StableDiffusion.load(args.model, device=args.device), peer(args, torch.float32)
+    sd.load_adapter("age", lida.Adapter.of(lida.inject_lora(lida.StableDiffusion.load(args.model).unet, RANK)))
     sd.set_adapters(["age"], [1.0])
-    with torch.no_grad():
-        times = by_turns([lambda: sd.unet(*x), lambda: unet(*x)], 3 * args.pairs, warm_up=2)
-    rows.append(Row("one guided step of lida-tiny, adapter merged", *times))
+    use_fastest(sd.unet, args.size**2)
+    x = inputs(args, sd.unet.config, 2, torch.float32)
+    runs = [lambda: sd.unet(*x), lambda: theirs(*x)]
+    return Row("one guided step of lida-tiny, adapter merged", *by_turns(runs, 3 * args.pairs, warm_up=2))
 
-    sd.set_adapters([], [])
-    y, noise = inputs(args.batch), latents_of(args.batch)
-    ours = lora_parameters(lida.inject_lora(sd.unet, 8).values())
-    theirs = [p for p in unet.parameters() if p.requires_grad]
-    optimizers = [torch.optim.AdamW(parameters, lr=1e-4) for parameters in (ours, theirs)]
 
-    def step(predict: Callable, optimizer: torch.optim.Optimizer) -> None:
-        nn.functional.mse_loss(predict(), noise).backward()
+def training(args: Namespace, dtype: torch.dtype) -> Row:
+    ours = lida.StableDiffusion.load(args.model, dtype, args.device).unet.to(memory_format=torch.channels_last)
+    use_attention(ours, fastest_attention(dtype, args.device, args.size**2))
+    use_few_pixels_convolutions(ours)
+    theirs = peer(args, dtype).to(memory_format=torch.channels_last)
+    x = inputs(args, ours.config, args.batch, dtype)
+    noise = torch.randn_like(x[0])
+    trained = [lora_parameters(lida.inject_lora(ours, RANK).values()), [p for p in theirs.parameters() if p.requires_grad]]
+    optimizers = [torch.optim.AdamW(parameters, lr=1e-4) for parameters in trained]
+
+    def step(predict: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
+        with torch.autocast(torch.device(args.device).type, dtype, enabled=dtype != torch.float32):
+            loss = nn.functional.mse_loss(predict(), noise)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    steps = [lambda: step(lambda: sd.unet(*y), optimizers[0]), lambda: step(lambda: unet(*y).sample, optimizers[1])]
-    rows.append(Row(f"a training step of {args.batch}", *by_turns(steps, 3 * args.pairs, warm_up=2)))
-    with torch.autocast(torch.device(args.device).type, torch.bfloat16):
-        rows.append(Row(f"a training step of {args.batch}, bf16", *by_turns(steps, 3 * args.pairs, warm_up=2)))
-    return rows
+    steps = [lambda: step(lambda: ours(*x), optimizers[0]), lambda: step(lambda: theirs(*x).sample, optimizers[1])]
+    name = str(dtype).removeprefix("torch.")
+    return Row(f"a training step of {args.batch} on lida-tiny, {name}", *by_turns(steps, 3 * args.pairs, warm_up=2))
+
+
+def measure(args: Namespace) -> list[Row]:
+    torch.manual_seed(0)
+    return [sampling(args), *(training(args, dtype) for dtype in (torch.float32, torch.bfloat16))]
 
 
 if __name__ == "__main__":

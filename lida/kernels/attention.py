@@ -57,8 +57,8 @@ def use_attention(model: nn.Module, name: str, dtype: torch.dtype | None = None)
 def fastest_attention(dtype: torch.dtype, device: str | torch.device, tokens: int) -> str:
     """Return the name of the fastest kernel with `tokens` pixels in the largest layer.
 
-    In bfloat16 on the CPU, the backward pass of torch's kernel takes three times as long as that of the equation. The equation
-    keeps all scores, so it is chosen up to 1,024 tokens only.
+    That is flash_cpu where it runs. Elsewhere, in bfloat16 on the CPU, the backward pass of torch's kernel takes three times as
+    long as that of the equation. The equation keeps all scores, so it is chosen up to 1,024 tokens only.
     """
     device = torch.device(device)
     if flash_cpu.available(dtype, device):
@@ -70,8 +70,9 @@ def use_fastest(model: nn.Module, tokens: int) -> None:
     """Prepare a UNet or a VAE for sampling, with `tokens` pixels in its largest layer of attention."""
     weight = next(model.parameters())
     name = fastest_attention(weight.dtype, weight.device, tokens)
-    if flash_cpu.cpu_has("amx_bf16") and any(module.heads == 1 for module in model.modules() if isinstance(module, Attention)):
-        name = "sdpa"  # for the one wide head of a VAE, torch is faster where it has tiles, too
+    one_head = any(module.heads == 1 for module in model.modules() if isinstance(module, Attention))
+    if name == "flash_cpu" and one_head and flash_cpu.cpu_has("amx_bf16"):
+        name = "sdpa"  # with AMX, torch's kernel is faster for the one wide head of a VAE
     use_attention(model, name)
     for module in model.modules():
         if isinstance(module, nn.SiLU):

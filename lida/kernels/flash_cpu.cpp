@@ -2,9 +2,9 @@
 // Intel's CPUs (AMX), or on vectors of 512 bits (AVX512-BF16), which AMD's CPUs have from Zen 4 on.
 //
 // A product multiplies A by B, whose rows lie in pairs, onto C in float: a tile instruction 16 x 32 by 32 x 16 numbers, a
-// vector instruction a pair of A by 2 x 16 of B. All is computed transposed, keys down and queries across: a softmax's sums then stand
-// in the lanes of vectors, and what one product gives is what the next one takes. Scores live a block at a time, in the cache
-// (Dao 2023, FlashAttention-2).
+// vector instruction a pair of A by 2 x 16 of B. All is computed transposed, keys down and queries across: a softmax's sums then
+// stand in the lanes of vectors, and what one product gives is what the next one takes. Scores live a block at a time, in the
+// cache (Dao 2023, FlashAttention-2).
 
 #include <immintrin.h>
 #include <omp.h>
@@ -67,7 +67,7 @@ struct Tiles {  // a thread's tile registers: eight of 16 rows of 64 bytes
   ~Tiles() { _tile_release(); }
 };
 
-// C = A B, or that added to C, of 32 x 32 numbers
+// C = A B, or that added to C: always 32 x 32 numbers, and sums of whole steps, for the rest is zeros
 static inline void product(float* c, long row, Left a, Right b, Size size, bool add) {
   float* below = c + TILE * row;
   write_now(c);
@@ -288,13 +288,13 @@ long ready() { return registers(); }
 
 // out = softmax(q k^T scale) v, and lse (batch heads, n), the log of each query's sum of exp, for the way back
 void attention_forward(Heads q_, Heads k_, Heads v_, Heads out_, float* lse_, long batch, long heads, long n, long m, long d) {
-  const long D = whole(d, STEP), parts = std::max(1L, omp_get_max_threads() / (batch * heads));
+  const long D = whole(d, STEP), parts = std::max(1L, omp_get_max_threads() / std::max(1L, batch * heads));
   const long part = (whole(n) / SIDE + parts - 1) / parts * SIDE;  // of a head's queries, where there are threads to spare
   const float scale = LOG2_E / std::sqrt(float(d));                // scores for powers of 2
   const Size scores = {SIDE, SIDE, whole(d, 2)};
 #pragma omp parallel
   {
-    const Tiles tiles;
+    [[maybe_unused]] const Tiles tiles;
     Features q(n, d);
     Rows k(m, d);
     Columns v(m, d);
@@ -330,7 +330,7 @@ void attention_backward(Heads q_, Heads k_, Heads v_, Heads out_, Heads do_, Hea
   const Size scores = {SIDE, SIDE, whole(d, 2)};
 #pragma omp parallel
   {
-    const Tiles tiles;
+    [[maybe_unused]] const Tiles tiles;
     Features q(n, d), g(n, d);
     Tokens q_tokens(n, d), g_tokens(n, d);
     Rows k(m, d), v(m, d);

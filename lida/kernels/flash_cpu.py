@@ -1,7 +1,7 @@
 """FlashAttention-2 (Dao 2023) in bf16 on the CPU, forward and backward.
 
-The kernel is flash_cpu.cpp; the first use compiles it, in about a second, for the matrix tiles of Intel's server CPUs (AMX, from
-Sapphire Rapids on) or for vectors with products of bf16 (AVX512-BF16, as AMD's CPUs have them from Zen 4 on).
+The kernel is flash_cpu.cpp; the first use compiles it, in about a second, for the matrix tiles of Intel's server CPUs (AMX,
+from Sapphire Rapids on) or for vectors with products of bf16 (AVX512-BF16, as AMD's CPUs have them from Zen 4 on).
 """
 
 import ctypes
@@ -38,15 +38,21 @@ def compiler() -> str | None:
     return shutil.which("c++") or shutil.which("g++")
 
 
+@cache
+def cpu_words() -> frozenset[str]:
+    """Return the words of Linux's report about the CPU; none on other systems."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return frozenset(cpuinfo.read_text().split() if cpuinfo.exists() else ())
+
+
 def cpu_has(word: str) -> bool:
     """Return whether Linux on x86-64 reports this about the CPU, such as "amx_bf16" or "AuthenticAMD"."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return platform.machine() == "x86_64" and cpuinfo.exists() and word in cpuinfo.read_text()
+    return platform.machine() == "x86_64" and word in cpu_words()
 
 
-def architecture() -> str | None:
-    """Return the compiler's name of the best architecture that this CPU has and the kernel is written for, or None."""
-    return next((name for word, name in ARCHITECTURES.items() if cpu_has(word)), None)
+def architectures() -> list[str]:
+    """Return the compiler's names of the architectures that this CPU has and the kernel is written for, the best first."""
+    return [name for word, name in ARCHITECTURES.items() if cpu_has(word)]
 
 
 def require_kind(dtype: torch.dtype, device: torch.device) -> None:
@@ -59,14 +65,12 @@ def require_kind(dtype: torch.dtype, device: torch.device) -> None:
 def require(dtype: torch.dtype, device: torch.device) -> None:
     """Raise InputError if a model of this dtype and device cannot use the kernel."""
     require_kind(dtype, device)
-    if architecture() is None:
-        raise InputError("attention flash_cpu: needs Linux on a CPU with AMX or AVX512-BF16; use sdpa")
     library()
 
 
 def available(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether a model of this dtype and device can use the kernel. Warns if only the compilation fails."""
-    if dtype != torch.bfloat16 or device.type != "cpu" or architecture() is None:
+    if dtype != torch.bfloat16 or device.type != "cpu" or not architectures():
         return False
     try:
         library()
@@ -76,12 +80,18 @@ def available(dtype: torch.dtype, device: torch.device) -> bool:
     return True
 
 
-def library() -> ctypes.CDLL:
-    """Return the kernel for this CPU. Raises InputError with the compiler's error."""
-    return compiled_for(architecture() or "native")
-
-
 @cache
+def library() -> ctypes.CDLL:
+    """Return the kernel for the best architecture for which it runs here. Raises InputError with the last error if it is none."""
+    error = InputError("attention flash_cpu: needs Linux on a CPU with AMX or AVX512-BF16; use sdpa")
+    for architecture in architectures():
+        try:
+            return compiled_for(architecture)
+        except InputError as reason:
+            error = reason
+    raise error
+
+
 def compiled_for(architecture: str) -> ctypes.CDLL:
     """Return flash_cpu.cpp, compiled for an architecture. Raises InputError with the compiler's error."""
     if (program := compiler()) is None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ConvolutionLinear(nn.Linear):
-    """The same layer on (..., in), whose rows are the pixels of a channels_last picture."""
+    """The same layer on (..., in), whose rows, one or more, are the pixels of a channels_last picture."""
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # (1, in, rows, 1)

@@ -3,8 +3,9 @@
     python tests/benchmarks/row.py
 
 lida: one batch of five prompts, 20 steps of DPM-Solver++. The peer: StableDiffusionImg2ImgPipeline with the Age-LoRA through
-peft, 50 steps of DDIM for each age, pasted in the mask; diffusers' inpainting pipeline refuses latents of eight channels. Both
-repaint the same square at the same strength and guidance; times are medians of runs by turns; ages are read by the shipped estimator from pictures of several seeds.
+peft, 50 steps of DDIM for each age, pasted through the mask; diffusers' inpainting pipeline refuses latents of eight channels.
+Both repaint the same square at the same strength and guidance; times are medians of runs by turns; ages are read by the shipped
+estimator from pictures of several seeds.
 """
 
 from argparse import Namespace

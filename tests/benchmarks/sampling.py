@@ -2,10 +2,10 @@
 
     python tests/benchmarks/sampling.py --folder DIR        writes 4 GB of random weights there if it is empty
 
-The peer's forwards run in torch's layout and in channels_last; the faster of the two counts, and its whole jobs run in it. The aged
-photograph, from pixels to pixels, is the same job in both, with two adapters live and the photograph blended back outside of the mask: lida's FlowEdit, and the peer's DDIM
-inversion and guided DDIM, which take as many forwards a step. lida runs its default steps; the peer runs --peer_steps, diffusers'
-default of 50.
+The peer's forwards run in torch's layout and in channels_last; the faster of the two counts. For its whole jobs, the UNet stays in
+the faster layout, and the VAE in that of the faster decoding. The aged photograph, from pixels to pixels, is the same job in both,
+with two adapters live and the photograph blended back outside of the mask: lida's FlowEdit, and the peer's DDIM inversion and
+guided DDIM, which take as many forwards a step. lida runs its default steps; the peer runs --peer_steps, diffusers' default of 50.
 """
 
 from argparse import Namespace
@@ -40,7 +40,7 @@ def flags(parser) -> None:
 
 @torch.no_grad()
 def forwards(sd: lida.StableDiffusion, pipe, dtype: torch.dtype, args: Namespace) -> list[Row]:
-    """A guided pair through the UNet, encoding and decoding, each beside the peer's faster layout, in which its UNet and VAE stay."""
+    """A guided pair through the UNet, encoding and decoding, each beside the peer's faster layout. Its models stay in it."""
     side = args.resolution // 8
     latents = torch.randn(2, 4, side, side, dtype=dtype, device=args.device)
     t, text = torch.tensor([500, 500], device=args.device), torch.randn(2, 77, 768, dtype=dtype, device=args.device)

@@ -49,16 +49,18 @@ def inputs(args: Namespace, config: UNetConfig, batch: int, dtype: torch.dtype) 
 
 @torch.no_grad()
 def sampling(args: Namespace) -> Row:
+    """A guided step, float32."""
     sd, theirs = lida.StableDiffusion.load(args.model, device=args.device), peer(args, torch.float32)
     sd.load_adapter("age", lida.Adapter.of(lida.inject_lora(lida.StableDiffusion.load(args.model).unet, RANK)))
     sd.set_adapters(["age"], [1.0])
     use_fastest(sd.unet, args.size**2)
     x = inputs(args, sd.unet.config, 2, torch.float32)
     runs = [lambda: sd.unet(*x), lambda: theirs(*x)]
-    return Row("one guided step of lida-tiny, adapter merged", *by_turns(runs, 3 * args.pairs, warm_up=2))
+    return Row(f"one guided step of {args.model.name}, adapter merged", *by_turns(runs, 3 * args.pairs, warm_up=2))
 
 
 def training(args: Namespace, dtype: torch.dtype) -> Row:
+    """A step of AdamW; in bfloat16 under autocast, as both scripts have it."""
     ours = lida.StableDiffusion.load(args.model, dtype, args.device).unet.to(memory_format=torch.channels_last)
     use_attention(ours, fastest_attention(dtype, args.device, args.size**2))
     use_few_pixels_convolutions(ours)
@@ -77,7 +79,7 @@ def training(args: Namespace, dtype: torch.dtype) -> Row:
 
     steps = [lambda: step(lambda: ours(*x), optimizers[0]), lambda: step(lambda: theirs(*x).sample, optimizers[1])]
     name = str(dtype).removeprefix("torch.")
-    return Row(f"a training step of {args.batch} on lida-tiny, {name}", *by_turns(steps, 3 * args.pairs, warm_up=2))
+    return Row(f"a training step of {args.batch} on {args.model.name}, {name}", *by_turns(steps, 3 * args.pairs, warm_up=2))
 
 
 def measure(args: Namespace) -> list[Row]:

@@ -8,6 +8,9 @@ from conftest import prediction, relative
 
 import lida
 from lida.kernels import ATTENTION, fastest_attention, flash_cpu, use_attention, use_fastest
+from lida.kernels.convolution import FewPixelsConv2d
+from lida.kernels.feed_forward import BlockedFeedForward
+from lida.kernels.linear import ConvolutionLinear
 from lida.nn.layers import Attention, attention
 
 
@@ -53,6 +56,22 @@ def test_a_model_ready_for_sampling_predicts_the_same(sd, dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 0.05  # each of the layers rounds to bf16's steps of 2^-8
     assert relative(sd.unet(latents, t, context).float(), expected.float()) <= tolerance
     assert relative(sd.vae.decode(latents).float(), decoded.float()) <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cpu", ["amx_bf16", "AuthenticAMD", "another"])
+def test_the_layers_follow_the_cpu(sd, cpu, dtype, monkeypatch):
+    monkeypatch.setattr(flash_cpu, "cpu_has", lambda word: word == cpu)
+    monkeypatch.setattr(flash_cpu, "available", lambda dtype, device: dtype == torch.bfloat16 and cpu != "another")
+    for model in (sd.unet.to(dtype), sd.vae.to(dtype)):
+        use_fastest(model, 4096)
+    kinds = {type(module) for module in sd.unet.modules()}
+    convolutions = cpu == "AuthenticAMD" and dtype == torch.float32
+    assert (ConvolutionLinear in kinds) == convolutions
+    assert (FewPixelsConv2d in kinds) == (BlockedFeedForward in kinds) == (not convolutions)
+    flash = dtype == torch.bfloat16 and cpu != "another"
+    assert kernels_of(sd.unet) == {ATTENTION["flash_cpu" if flash else "sdpa"]}
+    assert kernels_of(sd.vae) == {ATTENTION["flash_cpu" if flash and cpu == "AuthenticAMD" else "sdpa"]}
 
 
 @pytest.mark.skipif(not (torch.cuda.is_available() and find_spec("xformers")), reason="needs a GPU and xformers")

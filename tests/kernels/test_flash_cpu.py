@@ -10,6 +10,7 @@ from lida.kernels import flash_cpu, use_attention
 from lida.nn.layers import attention
 
 KIND = (torch.bfloat16, torch.device("cpu"))
+KERNELS: dict = {}  # by architecture
 on_each = pytest.mark.usefixtures("architecture")
 
 
@@ -17,9 +18,19 @@ on_each = pytest.mark.usefixtures("architecture")
 def architecture(request, monkeypatch):
     """Let the kernel be one that was compiled for this architecture; skip where the CPU is none."""
     word, name = request.param
-    if not (flash_cpu.cpu_has(word) and flash_cpu.available(*KIND)):
+    if not (flash_cpu.cpu_has(word) and flash_cpu.compiler()):
         pytest.skip(f"needs a CPU with {word} and a C++ compiler")
-    monkeypatch.setattr(flash_cpu, "architecture", lambda: name)
+    if name not in KERNELS:
+        KERNELS[name] = flash_cpu.compiled_for(name)
+    monkeypatch.setattr(flash_cpu, "library", lambda: KERNELS[name])
+
+
+@pytest.fixture
+def uncompiled():
+    """Let the kernel be looked for in this test, and again after it."""
+    flash_cpu.library.cache_clear()
+    yield
+    flash_cpu.library.cache_clear()
 
 
 def heads(*shape: int) -> torch.Tensor:
@@ -51,7 +62,9 @@ def assert_near_the_equation(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
         (2, 3, 256, 256, 80),
         (1, 2, 64, 64, 160),
         (2, 2, 144, 77, 28),  # lida-tiny's tokens and a prompt's: no multiples of a tile's sides
-        (1, 1, 1, 545, 21),  # more keys than a block holds
+        (1, 2, 33, 17, 7),
+        (1, 1, 300, 270, 21),  # more queries and keys than a block holds
+        (1, 1, 1, 545, 21),
         (1, 1, 545, 1, 32),
     ],
 )
@@ -124,7 +137,7 @@ def test_it_takes_nothing_that_it_would_misread(k, message):
         flash_cpu.attention(q, k, k)
 
 
-def test_it_is_refused_where_it_is_not(sd, monkeypatch):
+def test_it_is_refused_where_it_is_not(sd, monkeypatch, uncompiled):
     with pytest.raises(lida.InputError, match="is for bfloat16 on the CPU, not float32 on cpu"):
         use_attention(sd.unet, "flash_cpu")
     unet = sd.unet.bfloat16()
@@ -138,16 +151,21 @@ def test_it_is_refused_where_it_is_not(sd, monkeypatch):
     ("name", "value", "message"),
     [
         ("compiler", lambda: None, "needs a C.. compiler; install g"),
-        ("architecture", lambda: "none", r"cannot compile it \(.*none"),
+        ("ARCHITECTURES", {"fpu": "none"}, r"cannot compile it \(.*none"),
     ],
 )
 @pytest.mark.skipif(flash_cpu.compiler() is None, reason="needs a C++ compiler")
-def test_a_kernel_that_cannot_be_compiled_is_refused_with_what_the_compiler_said(name, value, message, monkeypatch):
-    monkeypatch.setattr(flash_cpu, "architecture", lambda: "sapphirerapids")
+def test_a_kernel_that_cannot_be_compiled_is_refused_with_what_the_compiler_said(name, value, message, monkeypatch, uncompiled):
+    monkeypatch.setattr(flash_cpu, "cpu_has", lambda word: True)
     monkeypatch.setattr(flash_cpu, name, value)
-    flash_cpu.compiled_for.cache_clear()
     with pytest.raises(lida.InputError, match=message):
         flash_cpu.require(*KIND)
     with pytest.warns(UserWarning, match=message):
         assert not flash_cpu.available(*KIND)
-    flash_cpu.compiled_for.cache_clear()
+
+
+@pytest.mark.skipif(flash_cpu.compiler() is None, reason="needs a C++ compiler")
+def test_a_worse_architecture_is_taken_where_the_best_cannot_be(monkeypatch, uncompiled):
+    monkeypatch.setattr(flash_cpu, "cpu_has", lambda word: True)
+    monkeypatch.setattr(flash_cpu, "ARCHITECTURES", {"amx_bf16": "none", "avx512_bf16": "cooperlake"})
+    assert flash_cpu.available(*KIND)  # it is compiled and loaded, and not called

@@ -18,9 +18,9 @@ def test_a_convolution_computes_the_linear_layer(shape, bias):
     found, expected = ours(x), plain(x)
     assert type(ours) is ConvolutionLinear and found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    for a, b in zip(
-        *(torch.autograd.grad(out.square().sum(), (x, *layer.parameters())) for out, layer in ((found, ours), (expected, plain)))
-    ):
+    pairs = ((found, ours), (expected, plain))
+    gradients = [torch.autograd.grad(out.square().sum(), (x, *layer.parameters())) for out, layer in pairs]
+    for a, b in zip(*gradients):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks on lida-tiny run beside diffusers + peft, and write what they measured."""
+"""The benchmarks on lida-tiny run to the end beside diffusers + peft, and write what they measured."""
 
 import json
 import subprocess

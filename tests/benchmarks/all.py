@@ -21,7 +21,7 @@ BENCHMARKS = (
     ("switching.py", False, ["--pairs", "2"]),
     ("row.py", False, ["--pairs", "1", "--seeds", "2"]),
     ("load.py", True, ["--pairs", "1"]),
-    ("sampling.py", True, ["--pairs", "1", "--resolution", "256", "--peer_steps", "10"]),
+    ("sampling.py", True, ["--pairs", "1", "--resolution", "256", "--jobs", "photograph"]),
     ("train.py", True, ["--pairs", "3", "--resolution", "256"]),
 )
 

@@ -9,6 +9,7 @@ guided DDIM, which take as many forwards a step. lida runs its default steps; th
 """
 
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def measure(args: Namespace) -> list[Row]:
     for name in args.dtype:
         dtype = DTYPES[name]
         sd = lida.StableDiffusion.load(args.folder, dtype, args.device)
+        sd.unet.config = replace(sd.unet.config, sample_size=args.resolution // sd.vae.factor)  # of the square that is repainted
         for model in (sd.unet, sd.vae):
             use_fastest(model, (args.resolution // sd.vae.factor) ** 2)
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(args.folder, safety_checker=None, dtype=dtype).to(args.device)

@@ -51,8 +51,8 @@ struct Size { long rows, columns, sum; };                   // of C, and how man
 #ifdef __AMX_BF16__
 constexpr long STEP = SIDE;  // features are filled up to a multiple of it: tiles are taken two by two
 
-// Ask Linux for the tile registers (arch_prctl, ARCH_REQ_XCOMP_PERM): 0 where it gives them
-static long registers() { return syscall(SYS_arch_prctl, 0x1023, 18); }
+// Ask Linux for the tile registers, once a process (arch_prctl, ARCH_REQ_XCOMP_PERM): 0 where it gives them
+extern "C" long ready() { return syscall(SYS_arch_prctl, 0x1023, 18); }
 
 // Before tiles are loaded: the compiler does not know what the instruction reads, and would write it later, or not at all
 static inline void write_now(const void* data) { asm volatile("" ::"r"(data) : "memory"); }
@@ -100,11 +100,9 @@ static inline void product(float* c, long row, Left a, Right b, Size size, bool 
 #else
 constexpr long STEP = TILE;  // features are filled up to a multiple of it: whole vectors
 
-static long registers() { return 0; }
+extern "C" long ready() { return 0; }  // vectors need no permission
 
 struct Tiles {};  // there are none
-
-static inline __m512bh pairs(const bf16* data) { return (__m512bh)_mm512_loadu_si512(data); }
 
 static inline __m512bh one_pair(const bf16* data) {
   int32_t pair;
@@ -121,7 +119,7 @@ static inline void product(float* c, long row, Left a, Right b, Size size, bool 
       for (long s = 0; s < size.sum; s += 32) {
         const bf16 *left = a.data + i * a.row + s / 32 * a.step, *right = b.data + j / TILE * b.right + s / 32 * b.step;
         for (long k = 0; k < std::min(32L, size.sum - s); k += 2, left += 2, right += b.row) {
-          const __m512bh two_rows = pairs(right);
+          const __m512bh two_rows = (__m512bh)_mm512_loadu_si512(right);
 #pragma GCC unroll 16
           for (long r = 0; r < TILE; r++) sums[r] = _mm512_dpbf16_ps(sums[r], one_pair(left + r * a.row), two_rows);
         }
@@ -282,9 +280,6 @@ static inline void changes(const float* s, const float* dp, const float* lse, co
 // --- Attention of n queries to m keys of d numbers. What is beyond m is no key; beyond n, queries that nobody asked
 
 extern "C" {
-
-// Make the registers ready, once a process: 0 if they are
-long ready() { return registers(); }
 
 // out = softmax(q k^T scale) v, and lse (batch heads, n), the log of each query's sum of exp, for the way back
 void attention_forward(Heads q_, Heads k_, Heads v_, Heads out_, float* lse_, long batch, long heads, long n, long m, long d) {
